@@ -1,0 +1,37 @@
+"""`posduif config`: show or make the configuration."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posduif_cli import config
+from posduif_cli.cli.context import Noun, app_of
+
+app = Noun(help="Show or make the configuration.")
+
+
+@app.verb("show", example="posduif config show --origin")
+def show(
+    ctx: typer.Context,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value came from.")] = False,
+) -> None:
+    """Print every setting in force; secrets are masked."""
+    from posduif_cli.models import Setting
+
+    app = app_of(ctx)
+    settings = [Setting(e.key, e.value, e.origin) for e in app.config.entries]
+    out = app.out
+    if not origin and not out.fields:
+        out = out.only("key", "value")
+    out.list(settings, Setting)
+
+
+@app.verb("init", example="posduif config init")
+def init(ctx: typer.Context) -> None:
+    """Write a commented configuration file, to --config or the user's usual place; never over one that exists."""
+    app = app_of(ctx)
+    path = Path(app.options.pop("config", None) or config.user_file())
+    config.init(path)
+    app.out.say(f"written: {path}")
+    app.out.text(str(path)) if not app.out.machine else app.out.show({"path": str(path), "changed": True})

@@ -1,0 +1,239 @@
+"""What every command gets: the global options, and what they lead to, made when it is first asked for."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from posduif_cli import config as configuration
+from posduif_cli.config import Config
+from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError
+from posduif_cli.models import Server
+
+if TYPE_CHECKING:
+    from posduif_cli.core.fleet import Fleet
+    from posduif_cli.db.connect import Session
+    from posduif_cli.render.output import Output
+
+GLOBAL_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("--server",), {"metavar": "NAME", "help": "Only this server (POSDUIF_SERVER)."}),
+    (
+        ("--dsn",),
+        {"metavar": "DSN", "help": "This server, in libpq's words and without a password (POSDUIF_DSN)."},
+    ),
+    (("--config",), {"metavar": "FILE", "help": "Configuration file (POSDUIF_CONFIG)."}),
+    (("-o", "--output"), {"metavar": "FORMAT", "help": "table, tsv, json or jsonl (POSDUIF_OUTPUT)."}),
+    (("--fields",), {"metavar": "A,B", "help": "Only these fields, in this order."}),
+    (("--color",), {"metavar": "WHEN", "help": "auto, always or never (POSDUIF_COLOR)."}),
+    (("--data-dir",), {"metavar": "DIR", "help": "Folder of the embedded server (POSDUIF_DATA_DIR)."}),
+    (("-q", "--quiet"), {"is_flag": True, "help": "No chatter on stderr; the result stays."}),
+    (("--debug",), {"is_flag": True, "help": "Show a traceback for an error."}),
+)
+
+
+def _remember(context: Any, parameter: Any, value: Any) -> None:
+    if value is not None and value is not False:
+        context.find_object(App).options[parameter.name] = value
+
+
+def global_options() -> list[Any]:
+    """Make the global options, which work before and after the subcommand."""
+    return [
+        TyperOption(param_decls=list(names), expose_value=False, callback=_remember, **settings)
+        for names, settings in GLOBAL_OPTIONS
+    ]
+
+
+class Command(TyperCommand):
+    """A command that takes the global options behind its own."""
+
+    def __init__(self, *args: Any, params: list[Any] | None = None, **kwargs: Any) -> None:
+        own = [name for parameter in params or [] for name in parameter.opts]
+        extra = [option for option in global_options() if not set(option.opts) & set(own)]
+        super().__init__(*args, params=[*(params or []), *extra], **kwargs)
+        self.own_params = params or []
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Show the command's own arguments and options, then the global ones as a group."""
+        everything = self.params
+        own = {id(parameter) for parameter in self.own_params}
+        self.params = [p for p in everything if id(p) in own]
+        try:
+            super().format_options(ctx, formatter)
+        finally:
+            self.params = everything
+        rows = [record for p in everything if id(p) not in own and (record := p.get_help_record(ctx))]
+        with formatter.section("Global options"):
+            formatter.write_dl(rows)
+
+
+class Group(TyperGroup):
+    """A noun's group of verbs, which takes the global options too."""
+
+    def __init__(self, *args: Any, params: list[Any] | None = None, **kwargs: Any) -> None:
+        hidden = global_options()
+        for option in hidden:
+            option.hidden = True
+        super().__init__(*args, params=[*(params or []), *hidden], **kwargs)
+
+
+class Noun(typer.Typer):
+    """A noun of the command tree; its commands take the global options."""
+
+    def __init__(self, help: str = "") -> None:
+        super().__init__(
+            cls=Group,
+            help=help,
+            no_args_is_help=True,
+            add_completion=False,
+            rich_markup_mode=None,
+            pretty_exceptions_enable=False,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+
+    def verb(self, name: str, *, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Register a command; *example* stands in its help and is run by a test."""
+        return self.command(
+            name,
+            cls=Command,
+            epilog=f"Example: {example}",
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+
+
+class App:
+    """One run of posduif: options as given, and everything that follows from them, lazily."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.command = ""
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration; raises ConfigurationError or UsageError."""
+        keys = ("server", "dsn", "config", "output", "color", "data_dir")
+        return configuration.load({key: self.options.get(key) for key in keys})
+
+    @cached_property
+    def out(self) -> "Output":
+        """Where results and messages go."""
+        from posduif_cli.render.output import Output
+
+        chosen = self.config.output or ("table" if sys.stdout.isatty() else "tsv")
+        fields = tuple(name.strip() for name in self.options.get("fields", "").split(",") if name.strip())
+        return Output(chosen, fields, bool(self.options.get("quiet")), self.config.terminal.color)
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person can be asked: stdin and stderr are terminals."""
+        return sys.stdin.isatty() and sys.stderr.isatty()
+
+    @cached_property
+    def fleet(self) -> "Fleet":
+        """The servers to work on; starts the embedded one where nothing else is configured.
+
+        Raises NoServer.
+        """
+        servers = tuple(
+            Server(
+                name=s.name,
+                dsn=s.dsn,
+                origin=s.origin,
+                url=s.url,
+                max_connections=s.max_connections,
+                protected=s.protected,
+                engine=s.engine,
+            )
+            for s in self.config.servers
+        )
+        return self.fleet_of(servers or (self._embedded(),))
+
+    def fleet_of(self, servers: Sequence[Server]) -> "Fleet":
+        """Make the fleet of some servers, with the configured migrations."""
+        from posduif_cli.core.fleet import Fleet
+        from posduif_cli.core.migrations import Folders
+
+        folders = Folders(self.config.migration_paths, self.config.lock_timeout, self.config.statement_timeout)
+        return Fleet(tuple(servers), self.command, folders, self.config.default_server)
+
+    def _embedded(self) -> Server:
+        from posduif_cli.core import servers
+
+        server, started = servers.embedded(self.config.data_dir, self.config.bin_dir)
+        if server is None:
+            raise NoServer(
+                "no PostgreSQL server is configured",
+                why="none is named by --server, --dsn, POSDUIF_SERVER, POSDUIF_DSN, a configuration file or "
+                "libpq's variables (PGHOST, PGSERVICE), and no embedded server was made",
+                hint=[
+                    "posduif config init",
+                    "posduif quickstart",
+                    'posduif tenant list --dsn "host=... user=..."',
+                ],
+            )
+        self.out.say(f"{'started' if started else 'using'} the embedded server in {self.config.data_dir}")
+        return server
+
+    @contextmanager
+    def tenant(self, name: str) -> "Iterator[Session]":
+        """Open a session in a tenant's database."""
+        with self.fleet.open(name) as conn:
+            yield conn
+
+    def report_missing(self, errors: dict[str, PosduifError]) -> None:
+        """Name on stderr the servers that a listing lacks, and raise PartialFailure if there are any."""
+        for name, error in errors.items():
+            self.out.warn(f"server {name} could not be asked: {error.why or error.message}")
+        self.report_unreachable(list(errors))
+
+    def report_unreachable(self, servers: Sequence[str]) -> None:
+        """Raise PartialFailure if an answer lacks servers."""
+        if servers:
+            raise PartialFailure(
+                f"the answer lacks {len(servers)} server{'s' if len(servers) > 1 else ''}: {', '.join(servers)}",
+                hint="posduif server list",
+            )
+
+    def report_failed(self, errors: dict[str, PosduifError], *, among: Sequence[str] | None) -> None:
+        """Name what failed on stderr and raise: a single named tenant's own error, else PartialFailure."""
+        if not errors:
+            return
+        if among is not None and len(among) == 1:
+            raise next(iter(errors.values()))
+        for name, error in errors.items():
+            self.out.warn(f"{name}: {error.message}" + (f": {error.why}" if error.why else ""))
+        raise PartialFailure(f"{len(errors)} failed: {', '.join(list(errors)[:10])}", hint="posduif health")
+
+    def confirm(self, expected: str, given: str | None, danger: str) -> None:
+        """Have a destructive command confirmed by the name of what it destroys.
+
+        Asked for on a terminal; raises ConfirmationMissing where nobody can be asked or the name differs.
+        """
+        if given is None and self.interactive and not self.out.machine:
+            sys.stderr.write(f"{danger}\nType {expected} to go on: ")
+            sys.stderr.flush()
+            given = sys.stdin.readline().strip()
+        if given != expected:
+            raise ConfirmationMissing(
+                f"refused: {danger}",
+                why="nothing was changed"
+                + (f"; --confirm names {given}, not {expected}" if given else "; --confirm is missing"),
+                hint=f"add --confirm {expected}",
+            )
+
+    def duration(self, text: str | None, fallback: timedelta) -> timedelta:
+        """Read a duration option; raises InvalidDuration."""
+        return fallback if text is None else configuration.duration(text)
+
+
+def app_of(context: typer.Context) -> App:
+    """Return the App of a command's context."""
+    app = context.find_object(App)
+    assert app is not None
+    app.command = context.command_path.partition(" ")[2]
+    return app

@@ -1,0 +1,37 @@
+"""`posduif enroll`: complete an enrollment, as a phone would."""
+
+from typing import Annotated
+
+import typer
+
+from posduif_cli.cli import options
+from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.cli.token import read_secret
+
+app = Noun(help="Complete an enrollment, as a phone would.")
+
+
+@app.callback()
+def enroll() -> None:
+    """Complete an enrollment, as a phone would."""
+
+
+@app.verb(
+    "complete",
+    example="posduif enroll complete acme 5f3759df-0000-4000-8000-000000000000 --device phone-1 --username Mia",
+)
+def complete(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    token: options.TokenText,
+    device: Annotated[str, typer.Option("--device", metavar="ID", help="Id of the phone.")],
+    username: Annotated[str, typer.Option("--username", metavar="NAME", help="Name of the new mobile user.")],
+) -> None:
+    """Spend a token and make the mobile user, all or nothing; never takes a user or a device over."""
+    from posduif_cli.core import enrollments
+
+    app = app_of(ctx)
+    with app.tenant(tenant) as conn:
+        enrollment = enrollments.complete(conn, token=read_secret(token), device=device, username=username)
+    app.out.say(f"{username} enrolled device {device} in tenant {tenant}")
+    app.out.show(enrollment, changed=True)

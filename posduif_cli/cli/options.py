@@ -1,0 +1,51 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posduif_cli import config
+from posduif_cli.errors import NoTargets, UsageError
+
+Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.", show_default=False)]
+Tenants = Annotated[
+    list[str] | None, typer.Argument(metavar="[TENANT]...", help="Names of tenants.", show_default=False)
+]
+All = Annotated[bool, typer.Option("--all", help="Every tenant of the configured servers.")]
+DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done; change nothing.")]
+Confirm = Annotated[
+    str | None, typer.Option("--confirm", metavar="NAME", help="Confirm by the name of what is destroyed.")
+]
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed when it exists and does not differ.")]
+EngineConfig = Annotated[
+    Path | None,
+    typer.Option("--engine-config", metavar="FILE", help="Write the sync engine's configuration here (mode 0600)."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to this file instead of stdout.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="ORIGIN", help="Origin that phones reach the tenant by: https://host[:port]."),
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many.")]
+Offset = Annotated[int, typer.Option("--offset", min=0, help="Skip this many.")]
+TokenText = Annotated[
+    str,
+    typer.Argument(metavar="TOKEN", help="The token, its id, or the enrollment URL.", show_default=False),
+]
+
+
+def url(text: str | None) -> str | None:
+    """Check an --url; raises UsageError."""
+    if text is not None and "{" in text:
+        raise UsageError(f'"{text}" is not an origin', hint="https://acme.example.com")
+    return None if text is None else config.origin(text.rstrip("/"))
+
+
+def targets(tenants: list[str] | None, everyone: bool, command: str) -> list[str] | None:
+    """Return the named tenants, or None for --all; raises NoTargets or UsageError."""
+    if tenants and everyone:
+        raise UsageError("--all and tenants by name exclude each other", hint=f"posduif {command} --all")
+    if not tenants and not everyone:
+        raise NoTargets("no tenants are named", hint=[f"posduif {command} TENANT...", f"posduif {command} --all"])
+    return list(dict.fromkeys(tenants)) if tenants else None

@@ -1,0 +1,56 @@
+"""`posduif server`: the PostgreSQL servers, and the embedded one."""
+
+import typer
+
+from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.errors import ServerUnreachable
+
+app = Noun(help="The PostgreSQL servers, and the embedded one.")
+
+
+@app.verb("list", example="posduif server list")
+def list_(ctx: typer.Context) -> None:
+    """List the configured servers and how they are."""
+    from posduif_cli.core import servers
+    from posduif_cli.models import ServerInfo
+
+    app = app_of(ctx)
+    found = servers.list_all(app.fleet)
+    app.out.list(found, ServerInfo)
+    if not any(server.reachable for server in found):
+        raise ServerUnreachable("no server can be reached", hint="posduif config show --origin")
+    app.report_unreachable([server.server for server in found if not server.reachable])
+
+
+@app.verb("start", example="posduif server start")
+def start(ctx: typer.Context) -> None:
+    """Start the embedded server, made first if there is none. It goes on after the command."""
+    from posduif_cli.core import servers
+
+    app = app_of(ctx)
+    _, started = servers.start(app.config.data_dir, app.config.bin_dir)
+    app.out.say("started" if started else "already running")
+    app.out.show(servers.status(app.config.data_dir, changed=started))
+
+
+@app.verb("stop", example="posduif server stop")
+def stop(ctx: typer.Context) -> None:
+    """Stop the embedded server; its data stays."""
+    from posduif_cli.core import servers
+
+    app = app_of(ctx)
+    stopped = servers.stop(app.config.data_dir)
+    app.out.say("stopped" if stopped else "it was not running")
+    app.out.show(servers.status(app.config.data_dir, changed=stopped))
+
+
+@app.verb("status", example="posduif server status")
+def status(ctx: typer.Context) -> None:
+    """Show whether the embedded server runs; exits with 1 when it does not."""
+    from posduif_cli.core import servers
+
+    app = app_of(ctx)
+    found = servers.status(app.config.data_dir)
+    app.out.show(found)
+    if not found.running:
+        raise typer.Exit(1)

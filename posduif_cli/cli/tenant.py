@@ -1,0 +1,209 @@
+"""`posduif tenant`: create, list, show, change and drop tenants."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posduif_cli.cli import options
+from posduif_cli.cli.context import App, Noun, app_of
+from posduif_cli.errors import UsageError
+
+app = Noun(help="Create, list, show, change and drop tenants.")
+
+
+class Keeper:
+    """Takes an engine's new password before its role gets it: into a file, or to be shown once afterwards."""
+
+    def __init__(self, tenant: str, file: Path | None) -> None:
+        self.file = file
+        self.password: str | None = None
+        if file:
+            from posduif_cli.render import engine_config
+
+            engine_config.check(file, tenant)
+
+    def __call__(self, password: str, settings: dict[str, Any]) -> None:
+        """Keep the password; raises FileExists or ConfigurationError."""
+        if self.file is None:
+            self.password = password
+            return
+        from posduif_cli.render import engine_config
+
+        engine_config.write(self.file, settings)
+
+    def tell(self, app: App, tenant: str) -> None:
+        """Say where the password is, or show it this once."""
+        if self.file is not None:
+            app.out.say(f"engine configuration with the password: {self.file}")
+        elif self.password is not None:
+            app.out.say(f"password of {tenant}_engine, shown this once: {self.password}")
+
+
+def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
+    """Return who takes the password: nobody where it could only go into a pipe or JSON."""
+    import sys
+
+    shown = app.out.format == "table" and not app.out.quiet and sys.stdout.isatty() and sys.stderr.isatty()
+    return Keeper(tenant, file) if file or shown else None
+
+
+@app.verb("create", example="posduif tenant create acme --url https://acme.example.com --if-not-exists")
+def create(
+    ctx: typer.Context,
+    name: options.Tenant,
+    url: options.Url = None,
+    web_user: Annotated[
+        str | None,
+        typer.Option("--web-user", metavar="NAME", help="Make this first web user, who creates tokens."),
+    ] = None,
+    engine_config: options.EngineConfig = None,
+    if_not_exists: options.IfNotExists = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Create a tenant: its database, its engine's role, its schema. Run again, it finishes what was interrupted."""
+    from posduif_cli.core import tenants
+
+    app = app_of(ctx)
+    origin = options.url(url)
+    asked: dict[str, Any] = {
+        "name": name,
+        "url": origin,
+        "web_user": web_user,
+        "if_not_exists": if_not_exists,
+    }
+    if dry_run:
+        show_plan(app, tenants.plan_create(app.fleet, **asked))
+        return
+    keep = keeper(app, name, engine_config)
+    created = tenants.create(app.fleet, **asked, keep=keep)
+    server = created.tenant.server
+    app.out.say(f"tenant {name} {'created' if created.changed else 'exists, unchanged,'} on server {server}")
+    if keep and created.changed:
+        keep.tell(app, name)
+    app.out.show(created.tenant, changed=created.changed)
+    if created.changed and keep is None:
+        app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
+
+
+def show_plan(app: App, plan: Any) -> None:
+    """Show what a command would do."""
+    from posduif_cli.models import Step
+
+    if app.out.machine:
+        app.out.show(plan)
+    else:
+        app.out.list(plan.steps, Step, empty="nothing to do")
+        app.out.say("dry run: nothing was changed")
+
+
+@app.verb("list", example="posduif tenant list")
+def list_(
+    ctx: typer.Context,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Ask for each database's size, too.")] = False,
+) -> None:
+    """List the tenants of all servers, from one query a server."""
+    from posduif_cli.models import Tenant
+
+    app = app_of(ctx)
+    found, errors = app.fleet.tenants(sizes=sizes)
+    app.out.list(found, Tenant, empty="no tenants yet: posduif tenant create NAME")
+    app.report_missing(errors)
+
+
+@app.verb("show", example="posduif tenant show acme")
+def show(
+    ctx: typer.Context,
+    name: options.Tenant,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Ask for the database's size, too.")] = False,
+) -> None:
+    """Show one tenant."""
+    app = app_of(ctx)
+    _, tenant = app.fleet.find(name, sizes=sizes)
+    app.out.show(tenant)
+
+
+@app.verb("set", example="posduif tenant set acme --url https://acme.example.com")
+def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> None:
+    """Change a tenant's url."""
+    from posduif_cli.core import tenants
+
+    app = app_of(ctx)
+    origin = options.url(url)
+    if origin is None:
+        raise UsageError("nothing to set", hint=f"posduif tenant set {name} --url https://{name}.example.com")
+    changed = tenants.set_url(app.fleet, name=name, url=origin)
+    _, tenant = app.fleet.find(name)
+    app.out.say(f"tenant {name}: {'url set' if changed else 'unchanged'}")
+    app.out.show(tenant, changed=changed)
+
+
+@app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
+def rotate_password(
+    ctx: typer.Context,
+    name: options.Tenant,
+    engine_config: options.EngineConfig = None,
+    confirm: options.Confirm = None,
+) -> None:
+    """Give a tenant's engine a new password; sessions that are connected stay so."""
+    from posduif_cli.core import tenants
+
+    app = app_of(ctx)
+    keep = keeper(app, name, engine_config)
+    if keep is None:
+        raise UsageError(
+            "there is nowhere to put the new password",
+            why="it is never written into a pipe or JSON",
+            hint=f"posduif tenant rotate-password {name} --engine-config FILE",
+        )
+    server, tenant = app.fleet.find(name)
+    if server.protected:
+        app.confirm(name, confirm, f"rotate the password of {name} on the protected server {server.name}")
+    tenants.rotate_password(app.fleet, name=name, keep=keep)
+    app.out.say(f"tenant {name}: the engine's password was changed; restart the engine with it")
+    keep.tell(app, name)
+    app.out.show(tenant, changed=True)
+
+
+@app.verb("engine-config", example="posduif tenant engine-config acme")
+def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = None) -> None:
+    """Print the YAML file that a tenant's sync engine reads, with a placeholder for the password."""
+    from posduif_cli.core import tenants
+    from posduif_cli.render import engine_config as render
+
+    app = app_of(ctx)
+    settings = tenants.engine_config(app.fleet, name=name)
+    if out is not None:
+        if out.exists():
+            raise UsageError(f"{out} exists", hint=f"posduif tenant rotate-password {name} --engine-config {out}")
+        render.write(out, settings)
+        app.out.say(f"written: {out}")
+    elif app.out.machine:
+        app.out.show(settings)
+    else:
+        app.out.text(render.text(settings))
+    app.out.say(f"the password in it is a placeholder: posduif tenant rotate-password {name} --engine-config FILE")
+
+
+@app.verb("drop", example="posduif tenant drop acme --confirm acme")
+def drop(
+    ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
+) -> None:
+    """Drop a tenant: its engine's sessions, its database with everything in it, its role."""
+    from posduif_cli.core import tenants
+
+    app = app_of(ctx)
+    if dry_run:
+        show_plan(app, tenants.plan_drop(app.fleet, name=name))
+        return
+    loss = tenants.loss(app.fleet, name=name)
+    last = f", last activity {loss.last_activity:%Y-%m-%d %H:%M UTC}" if loss.last_activity else ""
+    app.confirm(
+        name,
+        confirm,
+        f"drop tenant {name} on server {loss.server} with {loss.users} users, {loss.devices} devices, "
+        f"{loss.messages} messages{last}",
+    )
+    tenants.drop(app.fleet, name=name)
+    app.out.say(f"tenant {name} dropped from server {loss.server}")
+    app.out.show(loss, changed=True)

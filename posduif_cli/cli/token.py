@@ -1,0 +1,174 @@
+"""`posduif token`: enrollment tokens and their QR codes."""
+
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posduif_cli.cli import options
+from posduif_cli.cli.context import App, Noun, app_of
+from posduif_cli.errors import ConfigurationError, UsageError
+from posduif_cli.models import IssuedToken
+
+app = Noun(help="Enrollment tokens and their QR codes.")
+
+
+class Qr(StrEnum):
+    """How to draw the QR code."""
+
+    AUTO = "auto"
+    COMPACT = "compact"
+    LARGE = "large"
+    ALWAYS = "always"
+    NEVER = "never"
+    PLAIN = "plain"
+    PLAIN_INVERTED = "plain-inverted"
+
+
+@app.verb("create", example="posduif token create acme --for 'Mia, phone 2' --ttl 30m")
+def create(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="USER", help="Web user who creates it; needed if there are several."),
+    ] = None,
+    label: Annotated[str | None, typer.Option("--for", metavar="LABEL", help="Whose phone it is for.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", metavar="DURATION", help="How long it lives: 30m, 1h, 7d.")
+    ] = None,
+    qr: Annotated[Qr, typer.Option("--qr", help="How to draw the code.")] = Qr.AUTO,
+    qr_file: Annotated[
+        Path | None, typer.Option("--qr-file", metavar="FILE", help="Write the code to FILE.png or FILE.svg.")
+    ] = None,
+) -> None:
+    """Create an enrollment token and show its QR code; into a pipe, the bare enrollment URL."""
+    from posduif_cli.core import tokens
+
+    app = app_of(ctx)
+    if qr_file is not None:
+        check_qr_file(qr_file)
+    lifetime = app.duration(ttl, min(app.config.enrollment_ttl, app.config.enrollment_max_ttl))
+    with app.tenant(tenant) as conn:
+        issued = tokens.create(conn, by=by, label=label, ttl=lifetime, max_ttl=app.config.enrollment_max_ttl)
+    if qr_file is not None:
+        write_qr(app, issued, qr_file)
+    present(app, issued, qr)
+
+
+def check_qr_file(path: Path) -> None:
+    """Raise UsageError or ConfigurationError before a token is made that could not be written."""
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"{path} is neither .png nor .svg", hint="--qr-file token.png")
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written", why=f"{path.absolute().parent} is not a folder")
+
+
+def write_qr(app: App, issued: IssuedToken, path: Path) -> None:
+    """Write the code as a picture that only its owner can read: it is a credential."""
+    from posduif_cli.render import files, qr
+
+    picture = qr.png(issued.enrollment_url) if path.suffix == ".png" else qr.svg(issued.enrollment_url).encode()
+    files.write_private(path, picture)
+    app.out.say(f"QR code: {path}")
+
+
+def present(app: App, issued: IssuedToken, style: Qr, *, note: str | None = None) -> None:
+    """Show a new token: the code and the facts on a terminal, the bare URL into a pipe, JSON if asked."""
+    from posduif_cli.render import tables
+    from posduif_cli.render.output import write
+
+    out = app.out
+    if out.machine or (out.format == "tsv" and app.config.output == "tsv") or out.fields:
+        out.show(issued, changed=True)
+        return
+    drawn = (out.format == "table" and sys.stdout.isatty()) or style is Qr.ALWAYS
+    if not drawn:
+        write(issued.enrollment_url + "\n")
+        return
+    from posduif_cli.render import qr
+
+    terminal = app.config.terminal
+    screen = qr.screen_of(sys.stdout, term=terminal.term, utf8_locale=terminal.utf8)
+    picture = qr.picture(issued.enrollment_url, screen, qr.Style(style.value))
+    token = issued.details
+    out.say(
+        f"token {token.id} of tenant {token.tenant}" + (f" for {tables.visible(token.label)}" if token.label else "")
+    )
+    out.say(f"created by {tables.visible(token.created_by)}, expires {tables.cell(token.expires_at)}")
+    if note:
+        out.say(note)
+    if picture.text:
+        write(picture.text)
+    write(issued.enrollment_url + "\n")
+    if picture.advice:
+        out.say(picture.advice)
+    elif picture.text and style in (Qr.AUTO, Qr.COMPACT):
+        out.say("does not scan?  --qr large  or  --qr-file FILE.png")
+
+
+@app.verb("list", example="posduif token list acme")
+def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 1000, offset: options.Offset = 0) -> None:
+    """List the tokens of a tenant, the newest first; never their secrets."""
+    from posduif_cli.core import tokens
+    from posduif_cli.models import Token
+
+    app = app_of(ctx)
+    with app.tenant(tenant) as conn:
+        found = tokens.find_all(conn, limit=limit, offset=offset)
+    app.out.list(found, Token, empty=f"no tokens: posduif token create {tenant}")
+
+
+@app.verb("show", example="posduif token show acme 5f3759df-0000-4000-8000-000000000000")
+def show(ctx: typer.Context, tenant: options.Tenant, token: options.TokenText) -> None:
+    """Show one token, by its id or by what the phone's owner has; never its secret."""
+    from posduif_cli.core import tokens
+
+    app = app_of(ctx)
+    with app.tenant(tenant) as conn:
+        found = tokens.find(conn, token=read_secret(token))
+    app.out.show(found)
+
+
+def read_secret(text: str) -> str:
+    """Return what was given for a token; `-` reads it from stdin."""
+    return sys.stdin.readline() if text == "-" else text
+
+
+@app.verb("revoke", example="posduif token revoke acme 5f3759df-0000-4000-8000-000000000000")
+def revoke(ctx: typer.Context, tenant: options.Tenant, token: options.TokenText) -> None:
+    """End a token at once."""
+    from posduif_cli.core import tokens
+
+    app = app_of(ctx)
+    with app.tenant(tenant) as conn:
+        found, changed = tokens.revoke(conn, token=read_secret(token))
+    app.out.say(f"token {found.id} {'revoked' if changed else 'was revoked already'}")
+    app.out.show(found, changed=changed)
+
+
+@app.verb("purge", example="posduif token purge --all --older-than 7d")
+def purge(
+    ctx: typer.Context,
+    tenant: options.Tenants = None,
+    everyone: options.All = False,
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="DURATION", help="Expired or revoked at least this long ago."),
+    ] = "7d",
+    dry_run: options.DryRun = False,
+) -> None:
+    """Delete unused tokens that expired or were revoked a while ago; used ones stay. Made for cron."""
+    from posduif_cli.core import tokens
+    from posduif_cli.models import Purged
+
+    app = app_of(ctx)
+    names = options.targets(tenant, everyone, "token purge")
+    age = app.duration(older_than, timedelta(days=7))
+    results, errors = tokens.purge_fleet(app.fleet, tenants=names, older_than=age, dry_run=dry_run)
+    if results or app.out.machine:
+        app.out.list(results, Purged)
+    app.report_failed(errors, among=names)

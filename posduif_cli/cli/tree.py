@@ -1,0 +1,139 @@
+"""The root of the command tree: it knows every noun by its one line, and loads one when it is typed."""
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from posduif_cli.cli.context import App, Group
+from posduif_cli.errors import Interrupted, PosduifError, UsageError, scrub
+
+NOUNS = {
+    "quickstart": "A whole tenant on an embedded server, from nothing.",
+    "tenant": "Create, list, show, change and drop tenants.",
+    "migrate": "Bring tenants to the newest schema, and see who is where.",
+    "user": "The web and mobile users of a tenant.",
+    "token": "Enrollment tokens and their QR codes.",
+    "enroll": "Complete an enrollment, as a phone would.",
+    "device": "The phones that enrolled.",
+    "message": "Send, read and mark messages.",
+    "health": "Report what is wrong with servers and tenants.",
+    "server": "The PostgreSQL servers, and the embedded one.",
+    "config": "Show or make the configuration.",
+    "completion": "Completion of commands by the shell.",
+    "version": "Print the version.",
+}
+HELP = """Administer the tenant databases of the Posduif messaging service.
+
+Each tenant is one PostgreSQL database. Kill a command anywhere and type it again: it goes on."""
+EPILOG = "Start with: posduif quickstart"
+
+
+class Root(Group):
+    """The root; its listing loads no noun."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the nouns in the order in which people meet them."""
+        return list(NOUNS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load the noun that was typed."""
+        return load(cmd_name) if cmd_name in NOUNS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the nouns by their one line."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(NOUNS.items()))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Show the global options, which hide on the nouns."""
+        for parameter in self.params:
+            if hasattr(parameter, "hidden"):
+                parameter.hidden = False
+        super().format_options(ctx, formatter)
+
+
+def load(noun: str) -> Any:
+    """Import one noun's module and return its command."""
+    module = importlib.import_module(f"posduif_cli.cli.{noun}")
+    command = typer.main.get_command(module.app)
+    command.name = noun
+    return command
+
+
+def root() -> TyperGroup:
+    """Make the root command."""
+    return Root(
+        name="posduif",
+        help=HELP,
+        epilog=EPILOG,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Run one command: the single place where an error becomes a message and an exit code."""
+    app = App()
+    try:
+        result = root().main(argv, prog_name="posduif", standalone_mode=False, obj=app)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; nothing is wrong with us.
+        sys.stdout = open(__import__("os").devnull, "w")  # noqa: SIM115
+        return 0
+    except PosduifError as error:
+        return _fail(app, argv, error)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(app, argv, Interrupted("interrupted", hint="run the same command again: it goes on"))
+    except typer.TyperException as error:
+        return _usage(app, argv, error)
+    except Exception as error:
+        return _fail(app, argv, _bug(error))
+
+
+def _usage(app: App, argv: list[str], error: typer.TyperException) -> int:
+    context: Any = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(context.get_help() + "\n")
+        return 2
+    message = error.format_message().strip().rstrip(".")
+    path = context.command_path if context else "posduif"
+    return _fail(app, argv, UsageError(message[:1].lower() + message[1:], hint=f"{path} --help"))
+
+
+def _bug(error: Exception) -> PosduifError:
+    return PosduifError(
+        f"a bug in posduif: {type(error).__name__}",
+        why=scrub(str(error).splitlines()[0][:200]) if str(error) else None,
+        hint="run it again with --debug and report what it prints",
+    )
+
+
+def _fail(app: App, argv: list[str], error: PosduifError) -> int:
+    if app.options.get("debug") or "--debug" in argv:
+        import traceback
+
+        sys.stderr.write(scrub(traceback.format_exc()))
+    from posduif_cli.render.output import Output
+
+    try:
+        out = app.out
+    except PosduifError:
+        out = Output("json" if _wants_json(argv) else "table")
+    out = Output("json", color=out.color) if out.machine or _wants_json(argv) else out
+    out.error(error)
+    return error.exit_code
+
+
+def _wants_json(argv: list[str]) -> bool:
+    """Whether argv asks for JSON, for errors that arise before it is parsed."""
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
+    asked = [value for word, value in pairs if word in ("-o", "--output")]
+    asked += [word.partition("=")[2] for word in argv if word.startswith("--output=")]
+    asked += [word[2:] for word in argv if word.startswith("-o") and not word.startswith("--")]
+    return any(value in ("json", "jsonl") for value in asked)

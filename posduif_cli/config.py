@@ -1,0 +1,498 @@
+"""One Config from flags, environment, YAML file and defaults, in this order; the only reader of the environment."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from posduif_cli.errors import ConfigurationError, InvalidDuration, NoServer, UsageError
+
+UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+LONGEST = timedelta(days=3650)
+
+
+def duration(text: str) -> timedelta:
+    """Read a duration such as `300ms 90s 30m 1h 7d 2w`.
+
+    Raises InvalidDuration unless it is one number and one unit, above zero and at most ten years.
+
+    >>> duration("90s")
+    datetime.timedelta(seconds=90)
+    """
+    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h|d|w)", text)
+    if match is None:
+        raise InvalidDuration(
+            f'"{text}" is not a duration',
+            why="a duration is a number and a unit",
+            hint="300ms 90s 30m 1h 7d 2w",
+        )
+    seconds = int(match[1]) * UNITS[match[2]]
+    if not 0 < seconds <= LONGEST.total_seconds():
+        raise InvalidDuration(f'the duration "{text}" is out of range', why="it must be above 0 and at most 3650d")
+    return timedelta(seconds=seconds)
+
+
+def spell(span: timedelta) -> str:
+    """Write a duration in its largest whole unit, so that `duration` reads it again.
+
+    >>> spell(timedelta(hours=36))
+    '36h'
+    """
+    milliseconds = round(span.total_seconds() * 1000)
+    for unit, seconds in reversed(UNITS.items()):
+        if milliseconds % round(seconds * 1000) == 0:
+            return f"{milliseconds // round(seconds * 1000)}{unit}"
+    raise AssertionError("every whole number of milliseconds has a unit")
+
+
+def origin(text: str) -> str:
+    """Check that *text* is an origin, `https://host[:port]` without a path, and return it.
+
+    Raises UsageError. The phone keeps the origin of what it scans and nothing behind it.
+    """
+    if re.fullmatch(r"https?://[A-Za-z0-9._{}-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", text):
+        return text
+    raise UsageError(
+        f'"{text}" is not an origin',
+        why="phones use the scheme, host and port of what they scan, and no path",
+        hint="https://acme.example.com or https://acme.example.com:8443",
+    )
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """One entry of `servers:`; *engine* holds what `engine-config` fills in."""
+
+    name: str
+    dsn: str = field(repr=False)
+    origin: str
+    url: str | None = None
+    max_connections: int = 8
+    protected: bool = False
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting, for `config show`."""
+
+    key: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What the environment says about the terminal."""
+
+    color: str
+    term: str
+    utf8: bool
+    shell: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that is configured; *servers* is empty when no server was named anywhere."""
+
+    path: Path | None
+    servers: tuple[ServerSettings, ...]
+    default_server: str | None
+    enrollment_ttl: timedelta
+    enrollment_max_ttl: timedelta
+    migration_paths: tuple[Path, ...]
+    lock_timeout: timedelta
+    statement_timeout: timedelta
+    data_dir: Path
+    bin_dir: Path | None
+    output: str | None
+    terminal: Terminal
+    entries: tuple[Entry, ...]
+
+
+Reader = Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 100_000:
+        raise ValueError("must be a whole number above 0")
+    return value
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 100_000:
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _span(value: Any) -> timedelta:
+    try:
+        return duration(_text(value))
+    except InvalidDuration as error:
+        raise ValueError(f"{error.message} (300ms 90s 30m 1h 7d 2w)") from None
+
+
+def _origin(value: Any) -> str:
+    try:
+        return origin(_text(value))
+    except UsageError as error:
+        raise ValueError(error.message) from None
+
+
+def _path(value: Any) -> Path | None:
+    return None if value is None else Path(_text(value)).expanduser()
+
+
+def _paths(value: Any) -> tuple[Path, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of folders")
+    return tuple(Path(_text(item)).expanduser() for item in value)
+
+
+SCHEMA: dict[str, Reader] = {
+    "servers.*.dsn": _text,
+    "servers.*.url": _origin,
+    "servers.*.max_connections": _count,
+    "servers.*.protected": _flag,
+    "servers.*.engine.host": _text,
+    "servers.*.engine.port": _count,
+    "servers.*.engine.ssl_mode": _text,
+    "servers.*.engine.max_connections": _count,
+    "servers.*.engine.sse_port": _count,
+    "servers.*.engine.jwt_secret": _text,
+    "servers.*.engine.redis.host": _text,
+    "servers.*.engine.redis.port": _count,
+    "servers.*.engine.redis.password": _text,
+    "servers.*.engine.redis.db": _number,
+    "default_server": _text,
+    "enrollment.ttl": _span,
+    "enrollment.max_ttl": _span,
+    "migrations.paths": _paths,
+    "migrations.lock_timeout": _span,
+    "migrations.statement_timeout": _span,
+    "embedded.data_dir": _path,
+    "embedded.bin_dir": _path,
+}
+DEFAULTS: dict[str, Any] = {
+    "default_server": None,
+    "enrollment.ttl": timedelta(hours=1),
+    "enrollment.max_ttl": timedelta(days=7),
+    "migrations.paths": (),
+    "migrations.lock_timeout": timedelta(seconds=2),
+    "migrations.statement_timeout": timedelta(minutes=5),
+    "embedded.data_dir": None,
+    "embedded.bin_dir": None,
+}
+SECRET_KEYS = ("password", "jwt_secret")
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """Build the Config for one command.
+
+    *flags* holds the global options that were given, by their names. Raises ConfigurationError for a
+    malformed or missing file, NoServer for a server that is not configured, UsageError for options that
+    fight.
+    """
+    env = os.environ if environ is None else environ
+    given = {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items() if value is not None}
+    for key in ("config", "server", "dsn", "output", "color", "data_dir"):
+        name = f"POSDUIF_{key.upper()}"
+        if key not in given and env.get(name):
+            given[key] = (env[name], name)
+    _check_choice(given, "output", ("table", "tsv", "json", "jsonl"))
+    _check_choice(given, "color", ("auto", "always", "never"))
+
+    path = _file(given, env)
+    values, lines = read(path) if path else ({}, {})
+    servers = _choose(given, _servers(values, path), env)
+    for key in ("server", "dsn", "output", "color"):
+        if key in given:
+            values[key], lines[key] = given[key]
+    if "data_dir" in given:
+        values["embedded.data_dir"] = Path(given["data_dir"][0])
+        lines["embedded.data_dir"] = given["data_dir"][1]
+    get = {**DEFAULTS, **values}.__getitem__
+    data_dir = get("embedded.data_dir") or _default_data_dir(env)
+    return Config(
+        path=path,
+        servers=servers,
+        default_server=_default_server(get("default_server"), servers, path),
+        enrollment_ttl=get("enrollment.ttl"),
+        enrollment_max_ttl=get("enrollment.max_ttl"),
+        migration_paths=get("migrations.paths"),
+        lock_timeout=get("migrations.lock_timeout"),
+        statement_timeout=get("migrations.statement_timeout"),
+        data_dir=data_dir.absolute(),
+        bin_dir=get("embedded.bin_dir"),
+        output=given.get("output", (None,))[0],
+        terminal=terminal(given.get("color", ("auto",))[0], env),
+        entries=_entries({**DEFAULTS, **values, "embedded.data_dir": data_dir}, lines, path),
+    )
+
+
+def terminal(color: str, environ: Mapping[str, str] | None = None) -> Terminal:
+    """Judge the terminal; colour follows NO_COLOR and CLICOLOR_FORCE unless *color* decides it."""
+    env = os.environ if environ is None else environ
+    if color == "auto" and env.get("NO_COLOR"):
+        color = "never"
+    elif color == "auto" and env.get("CLICOLOR_FORCE", "0") != "0":
+        color = "always"
+    locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
+    return Terminal(
+        color=color,
+        term=env.get("TERM", ""),
+        utf8=bool(re.search(r"utf-?8", locale, re.IGNORECASE)),
+        shell=Path(env.get("SHELL", "")).name,
+    )
+
+
+def _check_choice(given: Mapping[str, tuple[Any, str]], key: str, choices: tuple[str, ...]) -> None:
+    value, source = given.get(key, (choices[0], ""))
+    if value not in choices:
+        raise UsageError(f'{source}: "{value}" is not one of {", ".join(choices)}')
+
+
+def _file(given: Mapping[str, tuple[Any, str]], env: Mapping[str, str]) -> Path | None:
+    if "config" in given:
+        value, source = given["config"]
+        path = Path(value).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(
+                f"configuration file {path} does not exist",
+                why=f"{source} names it",
+                hint=f"posduif config init --config {path}",
+            )
+        return path
+    places = (user_file(env), Path("/etc/posduif/config.yaml"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def user_file(environ: Mapping[str, str] | None = None) -> Path:
+    """Where `config init` puts the file: `$XDG_CONFIG_HOME/posduif/config.yaml`."""
+    env = os.environ if environ is None else environ
+    return _base(env, "XDG_CONFIG_HOME", ".config") / "posduif" / "config.yaml"
+
+
+def user_data_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Where this user's programs keep data: `$XDG_DATA_HOME`."""
+    return _base(os.environ if environ is None else environ, "XDG_DATA_HOME", ".local/share")
+
+
+def user_config_home() -> Path:
+    """Where this user's programs keep their configuration: `$XDG_CONFIG_HOME`."""
+    return _base(os.environ, "XDG_CONFIG_HOME", ".config")
+
+
+def _base(env: Mapping[str, str], variable: str, fallback: str) -> Path:
+    value = env.get(variable, "")
+    return Path(value) if value.startswith("/") else Path(env.get("HOME") or Path.home()) / fallback
+
+
+def _default_data_dir(env: Mapping[str, str]) -> Path:
+    return Path("/var/lib/posduif") if os.geteuid() == 0 else user_data_home(env) / "posduif"
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a configuration file into dotted keys with their values and their places.
+
+    Raises ConfigurationError naming file, line, key and reason.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"{path}: cannot be read", why=reason) from None
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        values: dict[str, Any] = {}
+        lines: dict[str, str] = {}
+        if node is not None:
+            _walk(node, "", path, loader, values, lines)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigurationError(
+            f"{where}: not valid YAML", why=getattr(error, "problem", None) or "it cannot be parsed"
+        ) from None
+    return values, lines
+
+
+def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any], lines: dict[str, str]) -> None:
+    import yaml
+
+    def fail(at: Any, key: str, reason: str, hint: str | tuple[()] = ()) -> ConfigurationError:
+        return ConfigurationError(f"{path}:{at.start_mark.line + 1}: {key}: {reason}", hint=hint)
+
+    if not isinstance(node, yaml.MappingNode):
+        raise fail(node, prefix.rstrip(".") or "the file", "must hold `key: value` lines")
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        name = str(key_node.value)
+        key = prefix + name
+        if name in seen:
+            raise fail(key_node, key, "stands here a second time")
+        seen.add(name)
+        if prefix == "servers." and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+            raise fail(key_node, key, "a server's name is made of a-z, 0-9, _ and -")
+        pattern = re.sub(r"^servers\.[^.]+", "servers.*", key)
+        if pattern in SCHEMA:
+            lines[key] = f"{path}:{key_node.start_mark.line + 1}"
+            try:
+                values[key] = SCHEMA[pattern](loader.construct_object(value_node, deep=True))
+            except (ValueError, yaml.YAMLError) as error:
+                raise fail(value_node, key, str(error)) from None
+        elif pattern == "servers" or any(known.startswith(f"{pattern}.") for known in SCHEMA):
+            if value_node.tag != "tag:yaml.org,2002:null":
+                _walk(value_node, f"{key}.", path, loader, values, lines)
+        else:
+            siblings = {known[len(prefix_of) :].split(".")[0] for prefix_of, known in _siblings(pattern)}
+            near = difflib.get_close_matches(name, siblings, 1)
+            raise fail(key_node, key, "unknown key", f'did you mean "{near[0]}"?' if near else ())
+
+
+def _siblings(pattern: str) -> list[tuple[str, str]]:
+    prefix = pattern.rpartition(".")[0]
+    prefix = f"{prefix}." if prefix else ""
+    return [(prefix, known) for known in SCHEMA if known.startswith(prefix)]
+
+
+def _servers(values: Mapping[str, Any], path: Path | None) -> dict[str, ServerSettings]:
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        if key.startswith("servers."):
+            name, _, rest = key.removeprefix("servers.").partition(".")
+            where = found.setdefault(name, {})
+            *groups, leaf = rest.split(".")
+            for group in groups:
+                where = where.setdefault(group, {})
+            where[leaf] = value
+    for name, settings in found.items():
+        if "dsn" not in settings:
+            raise ConfigurationError(
+                f"{path}: servers.{name}.dsn: is missing",
+                hint=f'add  dsn: "host=... user=..."  below servers.{name}',
+            )
+    return {name: ServerSettings(name=name, origin=str(path), **found[name]) for name in found}
+
+
+def _choose(
+    given: Mapping[str, tuple[Any, str]], configured: Mapping[str, ServerSettings], env: Mapping[str, str]
+) -> tuple[ServerSettings, ...]:
+    server, server_source = given.get("server", (None, ""))
+    dsn, dsn_source = given.get("dsn", (None, ""))
+    if server and dsn:
+        if server_source.startswith("--") == dsn_source.startswith("--"):
+            raise UsageError(f"{server_source} and {dsn_source} both name a server", hint="give one of the two")
+        if dsn_source.startswith("--"):
+            server = None
+        else:
+            dsn = None
+    if dsn:
+        return (ServerSettings(name="dsn", dsn=dsn, origin=dsn_source),)
+    if server == "embedded" and "embedded" not in configured:
+        return ()
+    if server and server not in configured:
+        raise NoServer(
+            f'server "{server}" is not configured',
+            why=f"{server_source} names it; configured are: {', '.join(configured) or 'none'}",
+            hint="posduif config show",
+        )
+    if server:
+        return (configured[server],)
+    if configured:
+        return tuple(configured.values())
+    named = [name for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE") if env.get(name)]
+    return (ServerSettings(name="libpq", dsn="", origin=named[0]),) if named else ()
+
+
+def _default_server(name: str | None, servers: tuple[ServerSettings, ...], path: Path | None) -> str | None:
+    narrowed = len(servers) <= 1
+    if name in (None, "emptiest") or narrowed or any(server.name == name for server in servers):
+        return name
+    raise ConfigurationError(f'{path}: default_server: no server is called "{name}"')
+
+
+def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | None) -> tuple[Entry, ...]:
+    from posduif_cli.errors import scrub
+
+    def show(key: str, value: Any) -> str:
+        if key.rsplit(".", 1)[-1] in SECRET_KEYS:
+            return "****"
+        if value is None:
+            return ""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, timedelta):
+            return spell(value)
+        if isinstance(value, tuple):
+            return ", ".join(map(str, value))
+        return scrub(str(value))
+
+    entries = [Entry(key, show(key, value), lines.get(key, "default")) for key, value in values.items()]
+    return (Entry("config", str(path or ""), "found there" if path else "no file found"), *entries)
+
+
+TEMPLATE = """\
+# Configuration of posduif. Every key is optional; what stands here commented out is the default or an example.
+
+# The PostgreSQL servers that hold tenants. Passwords belong into ~/.pgpass or a service file.
+servers:
+{servers}
+# Where `tenant create` puts a tenant when there are several servers.
+# default_server: eu1
+
+# enrollment:
+#   ttl: 1h
+#   max_ttl: 7d
+
+# migrations:
+#   paths: []
+#   lock_timeout: 2s
+#   statement_timeout: 5m
+
+# embedded:
+#   data_dir: null
+#   bin_dir: null
+"""
+EXAMPLE_SERVER = """\
+#   eu1:
+#     dsn: "host=db1.internal user=alice sslmode=verify-full"
+#     url: "https://{tenant}.sync.example.com"
+#     max_connections: 8
+#     protected: true
+#     engine: {host: db1.internal, redis: {host: redis1}, max_connections: 5}
+"""
+
+
+def init(path: Path) -> None:
+    """Write a commented configuration file (mode 0600).
+
+    Raises ConfigurationError when it exists or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(TEMPLATE.format(servers=EXAMPLE_SERVER))
+    except FileExistsError:
+        raise ConfigurationError(f"{path} exists", why="it is left as it is", hint="posduif config show") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written", why=error.strerror) from None

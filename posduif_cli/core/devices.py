@@ -1,0 +1,22 @@
+"""Devices: the phones that enrolled."""
+
+from posduif_cli.db import queries
+from posduif_cli.db.connect import Session
+from posduif_cli.errors import DeviceNotFound
+from posduif_cli.models import Device
+
+
+def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> list[Device]:
+    """Return the devices of a tenant, by the names of their users."""
+    return conn.rows(Device, queries.load("devices")["list_devices"], device=None, limit=limit, offset=offset)
+
+
+def find(conn: Session, *, device: str) -> Device:
+    """Return one device; raises DeviceNotFound."""
+    found = conn.row(Device, queries.load("devices")["list_devices"], device=device, limit=1, offset=0)
+    if found is None:
+        raise DeviceNotFound(
+            f'device "{device}" is not enrolled in tenant {conn.database}',
+            hint=f"posduif device list {conn.database}",
+        )
+    return found

@@ -1,0 +1,234 @@
+"""The fleet: all tenants on all configured servers; find one, open one, ask many."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from posduif_cli.core import names
+from posduif_cli.core.migrations import Folders
+from posduif_cli.db import connect, queries, record
+from posduif_cli.db.connect import MAINTENANCE, Session
+from posduif_cli.errors import (
+    AmbiguousTenant,
+    NoServer,
+    PosduifError,
+    ServerError,
+    ServerUnreachable,
+    TenantNotFound,
+    WrongState,
+)
+from posduif_cli.models import Server, State, Tenant
+
+T = TypeVar("T")
+
+NEXT_STEP = {
+    State.PROVISIONING: "posduif tenant create {name}",
+    State.DROPPING: "posduif tenant drop {name} --confirm {name}",
+    State.LOST: "posduif tenant drop {name} --confirm {name}",
+}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The servers that a command works on; *command* shows in `application_name`."""
+
+    servers: tuple[Server, ...]
+    command: str
+    folders: Folders = field(default_factory=Folders)
+    default_server: str | None = None
+
+    def maintenance(self, server: Server) -> Session:
+        """Open a session in the server's maintenance database."""
+        return connect.connect(server, MAINTENANCE, command=self.command)
+
+    def ask(self, question: Callable[[Session], T]) -> dict[str, T | PosduifError]:
+        """Put a question to every server, in parallel; an answer or an error a server, by name."""
+
+        def one(server: Server) -> T | PosduifError:
+            try:
+                with self.maintenance(server) as session:
+                    return question(session)
+            except PosduifError as error:
+                return error
+
+        if len(self.servers) == 1:
+            return {self.servers[0].name: one(self.servers[0])}
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(len(self.servers), 16)) as pool:
+            return dict(zip([s.name for s in self.servers], pool.map(one, self.servers), strict=True))
+
+    def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], dict[str, PosduifError]]:
+        """Return all tenants, by name, and the servers that could not be asked.
+
+        Raises what the servers said when none of them answered.
+        """
+        answers = self.ask(lambda session: self.list_on(session, sizes=sizes))
+        errors = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
+        if errors and len(errors) == len(answers):
+            raise all_unreachable(errors)
+        found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
+        return sorted(found, key=lambda tenant: (tenant.tenant, tenant.server)), errors
+
+    def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
+        """Return the tenants of the server that *session* is on, by name; all, or the one of a name."""
+        rows = session.dicts(queries.load("tenants")["list_tenants"], name=name, sizes=sizes)
+        return [tenant for row in rows if (tenant := self.judge(row, session.server)) is not None]
+
+    def judge(self, row: Mapping[str, Any], server: Server) -> Tenant | None:
+        """Make a Tenant of what the catalog says of a name; None when it is not ours."""
+        name = row["tenant"]
+        noted = record.parse(row["record"]) if row["ours"] else None
+        intent = record.parse_intent(row["intent"])
+        if intent is not None and intent.tenant != name:
+            intent = None
+        if noted is not None:
+            state = State.DROPPING if row["connection_limit"] == -2 else noted.state
+        elif intent is not None:
+            state = intent.state if intent.state in (State.PROVISIONING, State.DROPPING) else State.LOST
+        else:
+            return None
+        schema, applied = (noted.schema, noted.applied) if noted else (None, None)
+        return Tenant(
+            tenant=name,
+            server=server.name,
+            state=state,
+            schema_version=schema,
+            latest_version=self.folders.latest,
+            pending=self.folders.pending(schema, applied),
+            url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
+            created_at=noted.created if noted else None,
+            error=noted.failed if noted else None,
+            engine_connected=row["engine_connected"],
+            size_bytes=row["size_bytes"],
+        )
+
+    def look(self, session: Session, name: str) -> Tenant | None:
+        """Return the tenant as one server knows it, or None."""
+        return next(iter(self.list_on(session, name=name)), None)
+
+    def find(self, name: str, *, sizes: bool = False) -> tuple[Server, Tenant]:
+        """Find a tenant on whichever server has it.
+
+        Raises InvalidName, TenantNotFound with the nearest name, AmbiguousTenant, or the error of a server
+        that could not be asked when no other has the tenant.
+        """
+        names.tenant(name)
+        answers = self.ask(lambda session: self.list_on(session, name=name, sizes=sizes))
+        found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
+        live = [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
+        if len(live) > 1:
+            raise AmbiguousTenant(
+                f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in live)}',
+                hint=f"add --server {live[0].server}",
+            )
+        if live:
+            return self.server(live[0].server), live[0]
+        errors = {server: answer for server, answer in answers.items() if isinstance(answer, PosduifError)}
+        if errors:
+            raise all_unreachable(errors)
+        raise self._not_found(name)
+
+    def _not_found(self, name: str) -> TenantNotFound:
+        known = [tenant.tenant for tenant in self.tenants()[0]]
+        near = names.nearest(name, known)
+        where = ", ".join(server.name for server in self.servers)
+        return TenantNotFound(
+            f'tenant "{name}" not found on server{"s" if len(self.servers) > 1 else ""} {where}',
+            why="no tenant has this id" + (f'; the nearest is "{near}"' if near else ""),
+            hint=f"posduif tenant show {near}" if near else "posduif tenant list",
+        )
+
+    def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
+        """Return the tenants of the given names, or all with the servers that could not be asked.
+
+        Raises as `find` for a name.
+        """
+        if wanted is None:
+            return self.tenants()
+        return [self.find(name)[1] for name in wanted], {}
+
+    def each(
+        self, tenants: Sequence[Tenant], work: Callable[[Session], T], *, jobs: int = 4
+    ) -> list[tuple[Tenant, T | PosduifError]]:
+        """Do something in the database of each tenant, several at once; a result or an error a tenant."""
+
+        def one(tenant: Tenant) -> T | PosduifError:
+            try:
+                with self.enter(self.server(tenant.server), tenant.tenant) as session:
+                    return work(session)
+            except PosduifError as error:
+                return error
+
+        if len(tenants) <= 1:
+            return [(tenant, one(tenant)) for tenant in tenants]
+        from concurrent.futures import ThreadPoolExecutor
+
+        limit = min(jobs, len(tenants), *(server.max_connections for server in self.servers))
+        with ThreadPoolExecutor(limit) as pool:
+            return list(zip(tenants, pool.map(one, tenants), strict=True))
+
+    def server(self, name: str) -> Server:
+        """Return a server by name; raises NoServer."""
+        for server in self.servers:
+            if server.name == name:
+                return server
+        raise NoServer(f'server "{name}" is not configured', hint="posduif config show")
+
+    def server_for_new(self) -> Server:
+        """Return the server that a new tenant goes to; raises NoServer when the choice is open."""
+        if len(self.servers) == 1:
+            return self.servers[0]
+        if self.default_server and self.default_server != "emptiest":
+            return self.server(self.default_server)
+        raise NoServer(
+            "several servers are configured and none is the default",
+            why=f"configured are: {', '.join(server.name for server in self.servers)}",
+            hint=["add --server NAME", "set default_server in the configuration"],
+        )
+
+    @contextmanager
+    def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Session]:
+        """Open a session in a tenant's database.
+
+        Raises as `find`, and WrongState unless the tenant is in one of *states*.
+        """
+        server, tenant = self.find(name)
+        if tenant.state not in states:
+            raise wrong_state(name, tenant.state)
+        with self.enter(server, name) as session:
+            yield session
+
+    def enter(self, server: Server, name: str) -> Session:
+        """Connect to a tenant's database; TenantNotFound when it was dropped since it was found."""
+        try:
+            return connect.connect(server, name, command=self.command)
+        except ServerError:
+            self.find(name)
+            raise
+
+
+def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
+    """Make one error of the errors of several servers."""
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    return ServerUnreachable(
+        f"servers {', '.join(errors)} could not be asked",
+        why="; ".join(error.why or error.message for error in errors.values()),
+        hint="posduif server list",
+    )
+
+
+def wrong_state(name: str, state: State) -> WrongState:
+    """Say that a tenant's state forbids what was asked, and what would change it."""
+    step = NEXT_STEP.get(state, "posduif tenant show {name}")
+    return WrongState(
+        f"tenant {name} is {state}",
+        why={
+            State.PROVISIONING: "its creation was interrupted",
+            State.DROPPING: "its removal was interrupted",
+            State.LOST: "its engine's role exists, but its database does not, or lost its record",
+        }.get(state),
+        hint=step.format(name=name),
+    )

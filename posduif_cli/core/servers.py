@@ -1,0 +1,73 @@
+"""Servers: what is configured, and the embedded one."""
+
+from pathlib import Path
+from typing import Any
+
+from posduif_cli.core.fleet import Fleet
+from posduif_cli.db import embedded as starter
+from posduif_cli.db import queries
+from posduif_cli.db.connect import Session
+from posduif_cli.errors import PosduifError
+from posduif_cli.models import EmbeddedStatus, Server, ServerInfo
+
+NAME = "embedded"
+
+
+def list_all(fleet: Fleet) -> list[ServerInfo]:
+    """Ask every server how it is; one that cannot be asked is in the list with its error."""
+
+    def describe(session: Session) -> dict[str, Any]:
+        return session.dicts(queries.load("servers")["describe_server"])[0]
+
+    answers = fleet.ask(describe)
+    return [_info(server, answers[server.name]) for server in fleet.servers]
+
+
+def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
+    if isinstance(answer, PosduifError):
+        reason = answer.why or answer.message
+        return ServerInfo(server.name, False, None, None, None, None, None, server.origin, reason)
+    return ServerInfo(server=server.name, reachable=True, source=server.origin, **answer)
+
+
+def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]:
+    """Return the embedded server, started if need be, and whether it was; None if none was ever made.
+
+    Raises EmbeddedServerFailed.
+    """
+    if not starter.exists(data_dir):
+        return None, False
+    return start(data_dir, bin_dir)
+
+
+def start(data_dir: Path, bin_dir: Path | None) -> tuple[Server, bool]:
+    """Make the embedded server if there is none, start it, and return whether it had to be started.
+
+    Raises ConfigurationError without PostgreSQL binaries, EmbeddedServerFailed.
+    """
+    _, started = starter.start(data_dir, bin_dir=bin_dir)
+    # No phone can reach an address of this machine alone, but a token needs one, and a try-out has no other.
+    return Server(NAME, starter.dsn(data_dir), origin="the embedded server", url="http://localhost:8080"), started
+
+
+def status(data_dir: Path, *, changed: bool | None = None) -> EmbeddedStatus:
+    """Return how the embedded server stands."""
+    found = starter.status(data_dir)
+    return EmbeddedStatus(
+        running=found.running,
+        pid=found.pid,
+        version=found.version,
+        data_dir=data_dir,
+        dsn=starter.dsn(data_dir) if found.running else None,
+        changed=changed,
+    )
+
+
+def stop(data_dir: Path) -> bool:
+    """Stop the embedded server; return whether it was running."""
+    return starter.stop(data_dir)
+
+
+def remove(data_dir: Path) -> bool:
+    """Stop the embedded server and delete its data; return whether there was one."""
+    return starter.remove(data_dir)

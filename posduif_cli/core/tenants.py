@@ -1,0 +1,385 @@
+"""Tenants: create, show, change and drop them, so that a kill at any moment leaves what a re-run finishes.
+
+The order of steps is the protocol: the intent (a comment on the engine's role) comes before CREATE DATABASE,
+which cannot join a transaction, and outlives DROP DATABASE, which cannot either.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from posduif_cli.core import migrations, names, users
+from posduif_cli.core.fleet import Fleet, wrong_state
+from posduif_cli.db import admin, connect, queries, record
+from posduif_cli.db.connect import ADMIN_ROLE, Session
+from posduif_cli.db.record import Intent, Record
+from posduif_cli.errors import AccessDenied, Busy, NotOurs, QueryFailed, TenantExists
+from posduif_cli.models import CreatedTenant, Loss, Plan, Server, State, Step, Tenant
+
+Keep = Callable[[str, dict[str, Any]], None]
+PLACEHOLDER = "REPLACE_ME"
+DUPLICATE_DATABASE = ("42P04", "23505")
+
+
+@dataclass(frozen=True)
+class _Traces:
+    """What stands under a tenant's name on one server."""
+
+    owner: str | None
+    record: str | None
+    open: bool | None
+    connection_limit: int | None
+    has_role: bool | None
+    intent: str | None
+
+
+def _traces(session: Session, name: str) -> _Traces:
+    found = session.row(_Traces, queries.load("tenants")["find_traces"], name=name, role=admin.engine_role(name))
+    assert found is not None
+    return found
+
+
+def create(
+    fleet: Fleet,
+    *,
+    name: str,
+    url: str | None = None,
+    web_user: str | None = None,
+    if_not_exists: bool = False,
+    keep: Keep | None = None,
+) -> CreatedTenant:
+    """Create a tenant, or finish one whose creation was interrupted.
+
+    *keep* is called with the engine's new password and settings before the role gets that password; without
+    it the role has none. Raises InvalidName, TenantExists, NotOurs, Busy, or the server's error; whatever was
+    begun is finished by the same call.
+    """
+    names.tenant(name)
+    if web_user is not None:
+        names.username(web_user)
+    server = fleet.server_for_new()
+    with fleet.maintenance(server) as session:
+        admin.ensure_roles(session)
+        with session.lock(name):
+            existing = fleet.look(session, name)
+            if existing is not None and existing.state not in (State.PROVISIONING,):
+                _unchanged(existing, url, if_not_exists)
+                _require_web_user(fleet, server, name, web_user)
+                return CreatedTenant(existing, changed=False)
+            _provision(session, name, url or (server.url and server.url.replace("{tenant}", name)))
+            with fleet.enter(server, name) as inside:
+                _fill(inside, fleet, url, web_user, keep)
+            created = fleet.look(session, name)
+            assert created is not None
+            return CreatedTenant(created, changed=True)
+
+
+def plan_create(fleet: Fleet, *, name: str, url: str | None, web_user: str | None, if_not_exists: bool) -> Plan:
+    """Say what `create` would do, having asked the server and changed nothing; raises as `create`."""
+    names.tenant(name)
+    if web_user is not None:
+        names.username(web_user)
+    server = fleet.server_for_new()
+    role = admin.engine_role(name)
+    with fleet.maintenance(server) as session:
+        existing = fleet.look(session, name)
+        if existing is not None and existing.state is not State.PROVISIONING:
+            _unchanged(existing, url, if_not_exists)
+            return Plan(())
+        _require_free(_traces(session, name), name, None)
+    steps = [
+        Step("create role", role, f"CREATE ROLE {role} LOGIN"),
+        Step(
+            "create database",
+            name,
+            f"CREATE DATABASE {name} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'",
+        ),
+        Step("close to public", name, f"REVOKE ALL ON DATABASE {name} FROM PUBLIC"),
+        *(Step("migrate", f"{file.version}_{file.name}", file.up.strip()) for file in fleet.folders.files),
+    ]
+    if web_user:
+        steps.append(Step("create web user", web_user))
+    return Plan(tuple(steps))
+
+
+def _unchanged(existing: Tenant, url: str | None, if_not_exists: bool) -> None:
+    """Judge a tenant that exists; raises TenantExists unless it is as it was asked for."""
+    name = existing.tenant
+    if existing.state is not State.ACTIVE:
+        raise wrong_state(name, existing.state)
+    if not if_not_exists:
+        raise TenantExists(
+            f"tenant {name} exists on server {existing.server}",
+            hint=[f"posduif tenant show {name}", "add --if-not-exists to take it as it is"],
+        )
+    if url is not None and url != existing.url:
+        raise TenantExists(
+            f"tenant {name} exists and differs",
+            why=f"its url is {existing.url or 'not set'}, not {url}",
+            hint=f"posduif tenant set {name} --url {url}",
+        )
+
+
+def _require_web_user(fleet: Fleet, server: Server, name: str, web_user: str | None) -> None:
+    """Raise TenantExists when an existing tenant lacks the web user that was asked for."""
+    if web_user is None:
+        return
+    with fleet.enter(server, name) as conn:
+        found = users.look(conn, web_user)
+    if found is None or found.user_type != "web":
+        raise TenantExists(
+            f"tenant {name} exists and differs",
+            why=f'it has no web user "{web_user}"',
+            hint=f"posduif user create {name} {web_user} --type web",
+        )
+
+
+def _require_free(traces: _Traces, name: str, intent: Intent | None) -> None:
+    """Raise NotOurs when a database or role of this name is someone else's."""
+    role = admin.engine_role(name)
+    if traces.has_role and intent is None and record.parse_intent(traces.intent) is None:
+        raise NotOurs(
+            f"role {role} exists and is not posduif's",
+            why="it lacks posduif's comment, so it is left alone",
+            hint=f"choose another name for the tenant, or a superuser types: DROP ROLE {role};",
+        )
+    made_by_us = (
+        intent is not None
+        and traces.owner == ADMIN_ROLE
+        and (traces.connection_limit == intent.nonce or record.parse(traces.record) is not None)
+    )
+    if traces.owner is not None and not made_by_us:
+        raise NotOurs(
+            f"database {name} exists and is not posduif's",
+            why=f"it belongs to {traces.owner} and has no record; it was not touched",
+            hint="choose another name for the tenant",
+        )
+
+
+def _provision(session: Session, name: str, url: str | None) -> None:
+    """Bring role and database up to the record `provisioning`, from wherever an earlier try stopped."""
+    intent = _intend(session, name)
+    traces = _traces(session, name)
+    _require_free(traces, name, intent)
+    if traces.owner is None:
+        try:
+            admin.create_database(session, intent)
+        except QueryFailed as error:
+            # An orphan of an earlier try may have finished its CREATE DATABASE in this moment.
+            if error.sqlstate not in DUPLICATE_DATABASE:
+                raise
+        traces = _traces(session, name)
+        _require_free(traces, name, intent)
+    if record.parse(traces.record) is None:
+        with session.transaction():
+            admin.join_groups(session, name)
+            admin.open_database(session, name)
+            record.put(session, name, Record(State.PROVISIONING, url=url, created=datetime.now(UTC)))
+
+
+def _intend(session: Session, name: str) -> Intent:
+    traces = _traces(session, name)
+    intent = record.parse_intent(traces.intent)
+    if intent is not None and intent.tenant == name:
+        return intent
+    _require_free(traces, name, None)
+    intent = Intent(name, State.PROVISIONING, admin.new_nonce())
+    admin.create_engine_role(session, intent)
+    return intent
+
+
+def _fill(conn: Session, fleet: Fleet, url: str | None, web_user: str | None, keep: Keep | None) -> None:
+    """Migrate a provisioned database and make it active, all that `active` promises in one transaction."""
+    name = conn.database
+    migrations.up(conn, folders=fleet.folders, states=(State.PROVISIONING,))
+    with conn.lock(name):
+        password = admin.new_password() if keep else None
+        if keep and password:
+            keep(password, engine_settings(conn, password))
+        with conn.transaction():
+            current = record.read(conn)
+            if web_user is not None:
+                users.ensure_web(conn, username=web_user)
+            if password:
+                admin.set_password(conn, name, password)
+            _write_both(conn, replace(current, state=State.ACTIVE, url=url or current.url))
+
+
+def _write_both(conn: Session, changed: Record) -> None:
+    """Write record and intent, in the transaction under way, from the tenant's own database."""
+    record.write(conn, changed)
+    traces = _traces(conn, conn.database)
+    intent = record.parse_intent(traces.intent)
+    if intent is not None:
+        record.put_intent(conn, admin.engine_role(conn.database), replace(intent, state=changed.state))
+
+
+@contextmanager
+def changing(fleet: Fleet, name: str, *states: State) -> Iterator[tuple[Session, Record]]:
+    """Hold a tenant's lock in one transaction for a change of its record; raises WrongState, Busy."""
+    server, tenant = fleet.find(name)
+    if tenant.state not in states:
+        raise wrong_state(name, tenant.state)
+    with fleet.enter(server, name) as conn:
+        conn.require_admin()
+        with conn.lock(name), conn.transaction():
+            current = record.read(conn)
+            if current.state not in states:
+                raise wrong_state(name, current.state)
+            yield conn, current
+
+
+def set_url(fleet: Fleet, *, name: str, url: str) -> bool:
+    """Set the origin that phones reach the tenant by; return whether that changed anything."""
+    with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
+        if current.url == url:
+            return False
+        record.write(conn, replace(current, url=url))
+        return True
+
+
+def rotate_password(fleet: Fleet, *, name: str, keep: Keep) -> None:
+    """Give the engine's role a new password; *keep* is called with it and the settings first."""
+    with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, _):
+        password = admin.new_password()
+        keep(password, engine_settings(conn, password))
+        admin.set_password(conn, name, password)
+
+
+def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
+    """Return the settings of a tenant's sync engine, with a placeholder for the password."""
+    with fleet.open(name) as conn:
+        return engine_settings(conn, PLACEHOLDER)
+
+
+def engine_settings(conn: Session, password: str) -> dict[str, Any]:
+    """Fill in what the sync engine reads, from the server's configuration where it says so.
+
+    WAL mode stays off: the engine's is a stub that delivers nothing and whose slot pins the server's WAL.
+    """
+    configured = conn.server.engine
+    redis = {"host": "localhost", "port": 6379, "db": 0, **configured.get("redis", {})}
+    host, port = connect.address(conn)
+    return {
+        "postgres": {
+            "host": configured.get("host", host),
+            "port": configured.get("port", port),
+            "user": admin.engine_role(conn.database),
+            "password": password,
+            "db": conn.database,
+            "ssl_mode": configured.get("ssl_mode", "disable" if host.startswith("/") else "prefer"),
+            "max_connections": configured.get("max_connections", 5),
+        },
+        "redis": {**redis, "streams": {"enabled": True, "max_length": 10000}},
+        "sse": {"port": configured.get("sse_port", 8080)},
+        "sync": {"wal": {"enabled": False}},
+        "auth": {
+            "jwt_secret": configured.get("jwt_secret") or secrets.token_urlsafe(32),
+            "jwt_expiration": 3600,
+        },
+    }
+
+
+def loss(fleet: Fleet, *, name: str) -> Loss:
+    """Count what dropping a tenant would destroy; zeros for a tenant that was never whole.
+
+    Raises as Fleet.find.
+    """
+    server, tenant = fleet.find(name)
+    if tenant.state in (State.PROVISIONING, State.DROPPING, State.LOST) or tenant.schema_version is None:
+        return Loss(name, server.name, 0, 0, 0, None)
+    with fleet.enter(server, name) as conn:
+        counts = conn.dicts(queries.load("tenants")["count_loss"])[0]
+    return Loss(name, server.name, **counts)
+
+
+def plan_drop(fleet: Fleet, *, name: str) -> Plan:
+    """Say what `drop` would do; changes nothing and raises as `Fleet.find`."""
+    fleet.find(name)
+    role = admin.engine_role(name)
+    return Plan(
+        (
+            Step(
+                "end sessions",
+                name,
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+            ),
+            Step("drop database", name, f"DROP DATABASE {name} WITH (FORCE)"),
+            Step("drop role", role, f"DROP ROLE {role}"),
+        )
+    )
+
+
+def drop(fleet: Fleet, *, name: str) -> None:
+    """Drop a tenant's database, slots and role, or finish a drop that was interrupted.
+
+    Raises as Fleet.find; NotOurs when the database of a lost tenant belongs to someone else; Busy, naming
+    the sessions that posduif may not end.
+    """
+    server, _ = fleet.find(name)
+    with fleet.maintenance(server) as session:
+        session.require_admin()
+        with session.lock(name):
+            tenant = fleet.look(session, name)
+            if tenant is None:
+                return
+            traces = _traces(session, name)
+            if traces.owner is not None and traces.owner != ADMIN_ROLE:
+                raise NotOurs(
+                    f"database {name} belongs to {traces.owner}",
+                    why="only the role of a lost tenant is posduif's",
+                )
+            _announce_drop(session, fleet, server, tenant, traces)
+            if traces.owner is not None:
+                _end_sessions(session, name)
+                _drop_database(session, name)
+            intent = record.parse_intent(_traces(session, name).intent)
+            if intent is not None and intent.tenant == name:
+                admin.drop_role(session, name)
+
+
+def _announce_drop(session: Session, fleet: Fleet, server: Server, tenant: Tenant, traces: _Traces) -> None:
+    """Write `dropping` into both comments and shut the engine out, once no other command works on the tenant."""
+    name = tenant.tenant
+    with ExitStack() as stack:
+        if traces.open and traces.connection_limit != -2:
+            inside = stack.enter_context(fleet.enter(server, name))
+            stack.enter_context(inside.lock(name))
+        intent = record.parse_intent(traces.intent)
+        noted = record.parse(traces.record)
+        stack.enter_context(session.transaction())
+        if noted is not None and traces.connection_limit != -2:
+            record.put(session, name, replace(noted, state=State.DROPPING))
+        if intent is not None and intent.tenant == name:
+            record.put_intent(session, admin.engine_role(name), replace(intent, state=State.DROPPING))
+            admin.close_role(session, name)
+
+
+def _end_sessions(session: Session, name: str) -> None:
+    """End the tenant's sessions; a slot's reader first, or it keeps DROP DATABASE from working."""
+    named = queries.load("tenants")
+    for slot in session.dicts(named["find_slots"], database=name):
+        if slot["pid"] is not None:
+            session.value(named["end_session"], pid=slot["pid"])
+    role = admin.engine_role(name)
+    for found in session.dicts(named["find_sessions"], database=name, role=role):
+        if found["role"] == role:
+            session.value(named["end_session"], pid=found["pid"])
+
+
+def _drop_database(session: Session, name: str) -> None:
+    try:
+        admin.drop_database(session, name)
+    except (AccessDenied, Busy, QueryFailed) as error:
+        found = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=admin.engine_role(name))
+        if not found:
+            raise
+        who = ", ".join(f"pid {s['pid']} ({s['role']}, {s['application'] or 'no name'}, {s['state']})" for s in found)
+        raise Busy(
+            f"database {name} is in use by sessions that posduif may not end",
+            why=who,
+            hint=["ask their owners to disconnect", f"posduif tenant drop {name} --confirm {name}"],
+        ) from error

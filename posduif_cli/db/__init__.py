@@ -1,0 +1,1 @@
+"""Everything that talks to PostgreSQL; the only layer that imports psycopg."""

@@ -1,0 +1,154 @@
+"""Roles and databases: the statements that PostgreSQL wants composed, because names cannot be parameters."""
+
+import secrets
+import string
+
+from posduif_cli.db.connect import ADMIN_ROLE, Session, compose, identifier, literal
+from posduif_cli.db.record import Intent, put_intent
+from posduif_cli.errors import AccessDenied, UnsafeServer
+
+ENGINE_GROUP = "posduif_engine"
+ROLE_COMMENTS = {
+    ADMIN_ROLE: "posduif: owns every tenant database and its objects",
+    ENGINE_GROUP: "posduif: what a sync engine may do inside its tenant's database",
+}
+PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
+
+
+def engine_role(tenant: str) -> str:
+    """Name the login role of a tenant's sync engine."""
+    return f"{tenant}_engine"
+
+
+def new_password() -> str:
+    """Make an engine's password: 32 characters that the engine's unquoted connection string survives."""
+    return "".join(secrets.choice(PASSWORD_ALPHABET) for _ in range(32))
+
+
+def new_nonce() -> int:
+    """Make the connection limit that marks a database under construction as ours."""
+    return 1_000_000 + secrets.randbelow(2_000_000_000)
+
+
+def ensure_roles(session: Session) -> None:
+    """Make `posduif_admin` and `posduif_engine` where they do not exist, and become the former.
+
+    Raises AccessDenied when the login may not, StandbyServer on a standby.
+    """
+    if session.member is None and not session.standby:
+        _make_admin(session)
+    session.require_admin()
+    if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ENGINE_GROUP):
+        with session.lock(ENGINE_GROUP), session.transaction():
+            if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ENGINE_GROUP):
+                session.execute(compose("CREATE ROLE {role} NOLOGIN", role=identifier(ENGINE_GROUP)))
+                _describe(session, ENGINE_GROUP)
+
+
+def _make_admin(session: Session) -> None:
+    may = session.value("SELECT rolsuper OR (rolcreatedb AND rolcreaterole) FROM pg_roles WHERE rolname = session_user")
+    if not may:
+        raise AccessDenied(
+            f"{session.login} may not create databases and roles on server {session.server.name}",
+            why=f"{ADMIN_ROLE} does not exist there yet, and making it takes CREATEDB and CREATEROLE",
+            hint=f"a superuser types: ALTER ROLE {session.login} CREATEDB CREATEROLE;",
+        )
+    with session.lock(ADMIN_ROLE), session.transaction():
+        if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ADMIN_ROLE):
+            session.execute(compose("CREATE ROLE {role} NOLOGIN CREATEDB CREATEROLE", role=identifier(ADMIN_ROLE)))
+            _describe(session, ADMIN_ROLE)
+            grant = "GRANT {role} TO {login}" + (" WITH INHERIT TRUE, SET TRUE" if session.version >= 160000 else "")
+            session.execute(compose(grant, role=identifier(ADMIN_ROLE), login=identifier(session.login)))
+            session.member = True
+    if not session.member:
+        session.member = session.value(
+            "SELECT pg_has_role(session_user, 'posduif_admin', 'MEMBER') FROM pg_roles WHERE rolname = 'posduif_admin'"
+        )
+    if session.member:
+        session.execute("SET ROLE posduif_admin")
+
+
+def _describe(session: Session, role: str) -> None:
+    session.execute(
+        compose("COMMENT ON ROLE {role} IS {text}", role=identifier(role), text=literal(ROLE_COMMENTS[role]))
+    )
+
+
+def create_engine_role(session: Session, intent: Intent) -> None:
+    """Make a tenant's engine role together with its intent, in one transaction."""
+    role = engine_role(intent.tenant)
+    with session.transaction():
+        session.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
+        put_intent(session, role, intent)
+
+
+def join_groups(session: Session, tenant: str) -> None:
+    """Let the engine's role use its group's rights, and posduif see and end the engine's sessions."""
+    role = identifier(engine_role(tenant))
+    options = " WITH INHERIT TRUE, SET FALSE" if session.version >= 160000 else ""
+    session.execute(compose("GRANT {group} TO {role}", group=identifier(ENGINE_GROUP), role=role))
+    session.execute(compose("GRANT {role} TO {admin}" + options, role=role, admin=identifier(ADMIN_ROLE)))
+
+
+def create_database(session: Session, intent: Intent) -> None:
+    """Create a tenant's database, closed and marked with the intent's nonce."""
+    session.execute(
+        compose(
+            """CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'
+               ALLOW_CONNECTIONS false CONNECTION LIMIT {nonce}""",
+            name=identifier(intent.tenant),
+            owner=identifier(ADMIN_ROLE),
+            nonce=literal(intent.nonce),
+        )
+    )
+
+
+def open_database(session: Session, tenant: str) -> None:
+    """Close a new database to PUBLIC, pin it to UTC and open it to its engine; part of a transaction."""
+    name, role = identifier(tenant), identifier(engine_role(tenant))
+    session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=name))
+    session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
+    session.execute(compose("ALTER DATABASE {name} SET timezone = 'UTC'", name=name))
+    session.execute(compose("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'", role=role, name=name))
+    session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
+
+
+def require_private_schema(session: Session, tenant: str) -> None:
+    """Raise UnsafeServer when the engine's role could create objects in its database.
+
+    A non-superuser's REVOKE on a schema that someone else owns is a mere warning (clusters that were upgraded
+    from before PostgreSQL 15), so the effect is what counts.
+    """
+    if session.value("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=engine_role(tenant)):
+        raise UnsafeServer(
+            f"in database {tenant} every role may create objects",
+            why="schema public still grants CREATE to PUBLIC, and posduif_admin does not own it",
+            hint=f"a superuser types, in {tenant}: REVOKE CREATE ON SCHEMA public FROM PUBLIC;",
+        )
+
+
+def set_password(session: Session, tenant: str, password: str) -> None:
+    """Give the engine's role a password, sent as a SCRAM verifier; part of a transaction if one is open."""
+    role = engine_role(tenant)
+    session.execute(
+        compose(
+            "ALTER ROLE {role} PASSWORD {verifier}",
+            role=identifier(role),
+            verifier=literal(session.scram(password, role)),
+        )
+    )
+
+
+def close_role(session: Session, tenant: str) -> None:
+    """Forbid the engine's role to log in; part of a transaction."""
+    session.execute(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant))))
+
+
+def drop_database(session: Session, tenant: str) -> None:
+    """Drop a tenant's database with the sessions in it that posduif may end."""
+    session.execute(compose("DROP DATABASE IF EXISTS {name} WITH (FORCE)", name=identifier(tenant)))
+
+
+def drop_role(session: Session, tenant: str) -> None:
+    """Drop the engine's role."""
+    session.execute(compose("DROP ROLE IF EXISTS {role}", role=identifier(engine_role(tenant))))

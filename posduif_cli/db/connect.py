@@ -1,0 +1,326 @@
+"""The only place that connects to PostgreSQL and the only one that meets its errors."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import args_row, class_row, dict_row
+
+from posduif_cli.errors import (
+    AccessDenied,
+    Busy,
+    InvalidDsn,
+    PoolerInBetween,
+    PosduifError,
+    QueryFailed,
+    ServerError,
+    ServerUnreachable,
+    StandbyServer,
+    scrub,
+)
+from posduif_cli.models import Server
+
+T = TypeVar("T")
+Query = LiteralString | sql.SQL | sql.Composed
+
+MAINTENANCE = "postgres"
+ADMIN_ROLE = "posduif_admin"
+CONNECT_TIMEOUT = 10
+LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
+
+SETUP: LiteralString = """
+SELECT set_config('TimeZone', 'UTC', false),
+       set_config('search_path', 'public', false),
+       set_config('idle_session_timeout', '0', false),
+       set_config('lock_timeout', '0', false),
+       set_config('statement_timeout', '0', false),
+       set_config('default_transaction_read_only', 'off', false),
+       pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int, session_user::text,
+       (SELECT pg_has_role(session_user, oid,
+                           CASE WHEN current_setting('server_version_num')::int >= 160000
+                                THEN 'SET' ELSE 'MEMBER' END)
+        FROM pg_roles WHERE rolname = 'posduif_admin')
+"""
+
+
+class Session:
+    """One connection to one database of one server: autocommit, UTC, as `posduif_admin` where the login may.
+
+    Every method raises what `translate` makes of PostgreSQL's errors.
+    """
+
+    def __init__(self, raw: psycopg.Connection[Any], *, server: Server, database: str) -> None:
+        self.raw = raw
+        self.server = server
+        self.database = database
+        with translated(self):
+            row = raw.execute(SETUP).fetchone()
+            assert row is not None
+            self.pid, self.standby, self.version, self.login, self.member = row[6:]
+            if raw.info.backend_pid != self.pid:
+                raise PoolerInBetween(
+                    f"a connection pooler stands before server {server.name}",
+                    why="it would keep locks and roles for other people's sessions",
+                    hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
+                )
+            if self.member:
+                raw.execute("SET ROLE posduif_admin")
+        if not self.standby:
+            # Not offered on every operating system; without it an orphaned backend only lives longer.
+            with suppress(psycopg.Error):
+                raw.execute("SET client_connection_check_interval = '500ms'")
+
+    def close(self) -> None:
+        """End the session; a broken one too."""
+        self.raw.close()
+
+    def __enter__(self) -> "Session":
+        """Return the session itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the session."""
+        self.close()
+
+    def require_admin(self) -> None:
+        """Raise unless this session may change tenants: StandbyServer or AccessDenied."""
+        if self.standby:
+            raise StandbyServer(
+                f"server {self.server.name} is a standby",
+                why="it takes no changes",
+                hint="point the dsn at the primary, or add target_session_attrs=primary to it",
+            )
+        if not self.member:
+            raise AccessDenied(
+                f"{self.login} is not a member of {ADMIN_ROLE} on server {self.server.name}",
+                hint=f"a superuser or another administrator types: GRANT {ADMIN_ROLE} TO {quoted(self.login)};",
+            )
+
+    @contextmanager
+    def transaction(
+        self,
+        *,
+        read_only: bool = False,
+        rollback: bool = False,
+        lock_timeout: timedelta | None = None,
+        statement_timeout: timedelta | None = None,
+    ) -> Iterator[None]:
+        """Run the block in one transaction, with time limits that hold for it alone."""
+        with translated(self), self.raw.transaction(force_rollback=rollback):
+            if read_only:
+                self.raw.execute("SET TRANSACTION READ ONLY")
+            for name, limit in (("lock_timeout", lock_timeout), ("statement_timeout", statement_timeout)):
+                if limit is not None:
+                    milliseconds = str(round(limit.total_seconds() * 1000))
+                    self.raw.execute("SELECT set_config(%s, %s, true)", (name, milliseconds))
+            yield
+
+    def execute(self, query: Query, **params: Any) -> int:
+        """Run one statement and return how many rows it touched."""
+        with translated(self):
+            return self.raw.execute(query, params or None).rowcount
+
+    def script(self, text: str) -> None:
+        """Run SQL text as it stands, several statements at once; QueryFailed.position counts from 1."""
+        with translated(self):
+            self.raw.execute(text, prepare=False)
+
+    def rows(self, model: type[T], query: Query, **params: Any) -> list[T]:
+        """Return every row as *model*, columns by name."""
+        with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
+            return cursor.execute(query, params or None).fetchall()
+
+    def row(self, model: type[T], query: Query, **params: Any) -> T | None:
+        """Return the first row as *model*, or None."""
+        with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
+            return cursor.execute(query, params or None).fetchone()
+
+    def dicts(self, query: Query, **params: Any) -> list[dict[str, Any]]:
+        """Return every row as a dictionary."""
+        with translated(self), self.raw.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(query, params or None).fetchall()
+
+    def tuples(self, query: Query, **params: Any) -> list[tuple[Any, ...]]:
+        """Return every row as a tuple."""
+        with translated(self), self.raw.cursor(row_factory=args_row(lambda *row: row)) as cursor:
+            return cursor.execute(query, params or None).fetchall()
+
+    def value(self, query: Query, **params: Any) -> Any:
+        """Return the first column of the first row, or None."""
+        rows = self.tuples(query, **params)
+        return rows[0][0] if rows else None
+
+    def scram(self, password: str, role: str) -> str:
+        """Make the SCRAM verifier of *password* on the client, so that the server never sees it in clear."""
+        encrypted = self.raw.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+        return encrypted.decode()
+
+    @contextmanager
+    def lock(self, subject: str, *, wait: timedelta = timedelta(seconds=10)) -> Iterator[None]:
+        """Hold the advisory lock on *subject* in this session and this database.
+
+        It is tried, never waited for inside the server: a waiting lock call would deadlock CREATE INDEX
+        CONCURRENTLY. Raises Busy, naming the holder, once *wait* is over.
+        """
+        deadline = time.monotonic() + wait.total_seconds()
+        key = {"class": LOCK_CLASS, "subject": subject}
+        while not self.value("SELECT pg_try_advisory_lock(%(class)s, hashtext(%(subject)s))", **key):
+            if time.monotonic() > deadline:
+                raise self._held(subject)
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            with suppress(psycopg.Error):
+                self.raw.execute("SELECT pg_advisory_unlock(%(class)s, hashtext(%(subject)s))", key)
+
+    def _held(self, subject: str) -> Busy:
+        holders = self.tuples(
+            """SELECT a.pid, a.application_name, a.usename,
+                      date_trunc('second', clock_timestamp() - a.backend_start)::text
+               FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+               WHERE l.locktype = 'advisory' AND l.granted AND l.classid = %(class)s
+                 AND l.objid::bigint = hashtext(%(subject)s)::bigint & 4294967295
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())""",
+            **{"class": LOCK_CLASS, "subject": subject},
+        )
+        who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}, for {age})" for pid, app, user, age in holders)
+        return Busy(
+            f"{subject} is being worked on by someone else",
+            why=f"the lock is held by {who}" if who else "the lock was held until a moment ago",
+            hint="try again when that is done",
+        )
+
+
+def quoted(name: str) -> str:
+    """Quote an SQL identifier for a hint that a person pastes into psql.
+
+    >>> quoted("alice"), quoted("Alice B")
+    ('alice', '"Alice B"')
+    """
+    plain = name.replace("_", "a").isalnum() and name.isascii() and name.islower() and not name[0].isdigit()
+    return name if plain else '"' + name.replace('"', '""') + '"'
+
+
+def parse(server: Server) -> dict[str, Any]:
+    """Return the parts of a server's DSN; raises InvalidDsn without ever echoing it."""
+    try:
+        return conninfo_to_dict(server.dsn)
+    except psycopg.ProgrammingError:
+        raise InvalidDsn(
+            f"the connection string of server {server.name} cannot be parsed",
+            why=f"it comes from {server.origin}; it is not shown, because it may hold a password",
+            hint=["host=db1.internal user=alice", "postgresql://alice@db1.internal:5432"],
+        ) from None
+
+
+def connect(server: Server, database: str, *, command: str) -> Session:
+    """Open a session; *command* shows in the server's `application_name`.
+
+    Raises InvalidDsn, ServerUnreachable, AccessDenied or PoolerInBetween.
+    """
+    parts = parse(server)
+    if server.origin == "--dsn" and parts.get("password"):
+        raise InvalidDsn(
+            "--dsn holds a password",
+            why="every user of this machine can read command lines",
+            hint=["put the password into ~/.pgpass", "or set POSDUIF_DSN", "or use a service file"],
+        )
+    parts |= {"dbname": database, "application_name": f"posduif {command}".strip()}
+    parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    try:
+        raw = psycopg.connect(make_conninfo(**parts), autocommit=True)
+    except psycopg.Error as error:
+        raise _refused(error, server, database) from None
+    try:
+        return Session(raw, server=server, database=database)
+    except BaseException:
+        raw.close()
+        raise
+
+
+def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError:
+    """Tell a server that cannot be reached from one that says no; its words come in the server's language."""
+    reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = scrub(reasons[-1].removeprefix("connection failed: ") if reasons else "no reason given")
+    said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
+    if said_no and "too many clients" not in reason and "starting up" not in reason:
+        return AccessDenied(
+            f"server {server.name} refuses the connection to database {database}",
+            why=reason,
+            hint=["check user and password (~/.pgpass)", "posduif config show"],
+        )
+    return ServerUnreachable(
+        f"server {server.name} cannot be reached",
+        why=reason,
+        hint=[
+            "posduif server start" if server.name == "embedded" else "posduif server list",
+            "posduif config show --origin",
+        ],
+    )
+
+
+@contextmanager
+def translated(session: Session) -> Iterator[None]:
+    """Turn psycopg's errors inside the block into posduif's."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, session) from error
+
+
+def translate(error: psycopg.Error, session: Session) -> PosduifError:
+    """Make a PosduifError of a psycopg error.
+
+    PostgreSQL's DETAIL is left out: it quotes rows, and a row may hold a secret.
+    """
+    state = error.sqlstate
+    message = error.diag.message_primary or str(error).strip() or type(error).__name__
+    where = f"server {session.server.name}, database {session.database}"
+    if (state is None and isinstance(error, psycopg.OperationalError)) or (state or "").startswith(("08", "57P")):
+        return ServerUnreachable(
+            f"the connection to {where} broke",
+            why=message,
+            hint="run the same command again: it goes on where this one stopped",
+        )
+    if state == "42501":
+        return AccessDenied(
+            f"{where}: {message}",
+            hint=f"a superuser or another administrator types: GRANT {ADMIN_ROLE} TO {quoted(session.login)};",
+        )
+    if state == "25006":
+        return StandbyServer(f"{where} takes no changes", why=message)
+    if state in ("55P03", "55006", "57014"):
+        return Busy(f"{where}: {message}", why=f"SQLSTATE {state}", hint="try again when the other work is done")
+    return QueryFailed(
+        f"{where}: {message}",
+        why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),
+        sqlstate=state,
+        constraint=error.diag.constraint_name,
+        position=int(error.diag.statement_position) if error.diag.statement_position else None,
+    )
+
+
+def identifier(*names: str) -> sql.Composable:
+    """Quote an identifier."""
+    return sql.Identifier(*names)
+
+
+def literal(value: Any) -> sql.Composable:
+    """Quote a literal."""
+    return sql.Literal(value)
+
+
+def compose(template: LiteralString, **parts: sql.Composable) -> sql.Composed:
+    """Fill a template of SQL with quoted identifiers and literals."""
+    return sql.SQL(template).format(**parts)
+
+
+def address(session: Session) -> tuple[str, int]:
+    """Return host (or socket folder) and port of the server that *session* talks to."""
+    return session.raw.info.host or "localhost", session.raw.info.port

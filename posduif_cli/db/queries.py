@@ -1,0 +1,35 @@
+"""The named SQL of `sql/queries/`, one file per core module."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import LiteralString, cast
+
+from posduif_cli.errors import PosduifError
+
+_PACKAGED = Path(__file__).parent.parent / "sql"
+ROOT = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "sql"
+_BLOCK = re.compile(r"^-- name: (\w+)\n((?:-- .*\n)+)", re.MULTILINE)
+
+
+@cache
+def load(module: str) -> dict[str, LiteralString]:
+    """Read `sql/queries/<module>.sql` into statements by name.
+
+    Each block starts with `-- name: verb_noun` and a comment that says what it is for. A block without
+    that comment is not found, which a test turns into a failure.
+    """
+    text = (ROOT / "queries" / f"{module}.sql").read_text(encoding="utf-8")
+    parts = _BLOCK.split(text)
+    return {name: cast(LiteralString, body.strip()) for name, body in zip(parts[1::3], parts[3::3], strict=True)}
+
+
+def bundled(*parts: str) -> Path:
+    """Return the path of a file or folder below `sql/`.
+
+    Raises PosduifError when the installation is incomplete.
+    """
+    path = ROOT.joinpath(*parts)
+    if not path.exists():
+        raise PosduifError(f"{path} is missing", why="the installation is incomplete", hint="install posduif again")
+    return path

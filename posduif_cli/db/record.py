@@ -1,0 +1,211 @@
+"""The record: what posduif notes about a tenant in the server's shared catalog.
+
+It is the comment on the tenant's database, `posduif {JSON}`. Every role of the server can read it, so it holds
+no secret and no error text; it names neither its tenant nor a role, so that a copy of it is valid on a copy of
+the database. The comment on the engine's role is its twin: the intent, which outlives the database.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from posduif_cli.db.connect import ADMIN_ROLE, Session, compose, identifier, literal
+from posduif_cli.errors import OperationFailed, WrongState
+from posduif_cli.models import Failure, State
+
+PREFIX = "posduif "
+KNOWN = ("v", "state", "schema", "set", "url", "created", "failed", "note")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The parsed record.
+
+    *applied* is the digest of the set of applied versions, *note* a comment that people wrote before posduif
+    took the database in, *extra* what a newer posduif put there.
+    """
+
+    state: State
+    schema: str | None = None
+    applied: str | None = None
+    url: str | None = None
+    created: datetime | None = None
+    failed: Failure | None = None
+    note: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Intent:
+    """The comment on an engine's role; *nonce* marks the database that `create` is about to make."""
+
+    tenant: str
+    state: State
+    nonce: int
+
+
+def instant(text: object) -> datetime | None:
+    """Read an RFC 3339 time, or None for what is none.
+
+    >>> instant("2026-01-02T03:04:05Z")
+    datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+    """
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _payload(comment: str | None) -> dict[str, Any] | None:
+    if comment is None or not comment.startswith(PREFIX + "{"):
+        return None
+    try:
+        payload = json.loads(comment.removeprefix(PREFIX))
+    except (ValueError, RecursionError):
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
+def _state(payload: Mapping[str, Any]) -> State | None:
+    try:
+        return State(payload["state"])
+    except (KeyError, ValueError):
+        return None
+
+
+def parse(comment: str | None) -> Record | None:
+    """Read a database's comment; None when it is not a record."""
+    payload = _payload(comment)
+    if payload is None or payload.get("v") != 1 or (state := _state(payload)) is None:
+        return None
+    failed = payload.get("failed")
+    return Record(
+        state=state,
+        schema=_text(payload.get("schema")),
+        applied=_text(payload.get("set")),
+        url=_text(payload.get("url")),
+        created=instant(payload.get("created")),
+        failed=_failure(failed) if isinstance(failed, dict) else None,
+        note=_text(payload.get("note")),
+        extra={key: value for key, value in payload.items() if key not in KNOWN},
+    )
+
+
+def _failure(payload: Mapping[str, Any]) -> Failure | None:
+    version, time, line = _text(payload.get("version")), instant(payload.get("time")), payload.get("line")
+    if version is None or time is None:
+        return None
+    return Failure(
+        version=version,
+        sqlstate=_text(payload.get("sqlstate")),
+        file=_text(payload.get("file")),
+        line=line if isinstance(line, int) else None,
+        time=time,
+    )
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def dump(record: Record) -> str:
+    """Write a record as the comment it is stored in: ASCII, without what is empty."""
+    failed = record.failed and {
+        "version": record.failed.version,
+        "sqlstate": record.failed.sqlstate,
+        "file": record.failed.file,
+        "line": record.failed.line,
+        "time": _rfc3339(record.failed.time),
+    }
+    payload = {
+        "v": 1,
+        "state": record.state.value,
+        "schema": record.schema,
+        "set": record.applied,
+        "url": record.url,
+        "created": _rfc3339(record.created) if record.created else None,
+        "failed": failed,
+        "note": record.note,
+        **record.extra,
+    }
+    kept = {key: value for key, value in payload.items() if value is not None}
+    return PREFIX + json.dumps(kept, ensure_ascii=True, separators=(",", ":"))
+
+
+def parse_intent(comment: str | None) -> Intent | None:
+    """Read an engine role's comment; None when it is not ours."""
+    payload = _payload(comment)
+    if payload is None or (state := _state(payload)) is None:
+        return None
+    tenant, nonce = payload.get("tenant"), payload.get("nonce")
+    return Intent(tenant, state, nonce) if isinstance(tenant, str) and isinstance(nonce, int) else None
+
+
+def dump_intent(intent: Intent) -> str:
+    """Write an intent as the comment on the engine's role."""
+    payload = {"v": 1, "tenant": intent.tenant, "state": intent.state.value, "nonce": intent.nonce}
+    return PREFIX + json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
+
+
+def read(session: Session) -> Record:
+    """Read the record of the database that *session* is in.
+
+    Raises WrongState when the database is not ours: its owner is not `posduif_admin`, or it has no record.
+    """
+    rows = session.tuples(
+        """SELECT pg_get_userbyid(datdba), shobj_description(oid, 'pg_database')
+           FROM pg_database WHERE datname = current_database()"""
+    )
+    record = parse(rows[0][1]) if rows and rows[0][0] == ADMIN_ROLE else None
+    if record is None:
+        raise WrongState(
+            f"database {session.database} is not a tenant any more",
+            why=f"it has no record, or {ADMIN_ROLE} does not own it",
+            hint="posduif tenant list",
+        )
+    return record
+
+
+def write(session: Session, record: Record) -> None:
+    """Store the record of the database that *session* is in, as part of the transaction under way.
+
+    The caller holds the tenant's lock and has read the record since. Read back, because a comment on a
+    database that is gone is a mere warning to PostgreSQL.
+    """
+    put(session, session.database, record)
+
+
+def put(session: Session, database: str, record: Record) -> None:
+    """Store the record of *database* from any session of the same server; else as `write`."""
+    comment = dump(record)
+    session.execute(
+        compose(
+            "COMMENT ON DATABASE {database} IS {comment}",
+            database=identifier(database),
+            comment=literal(comment),
+        )
+    )
+    stored = session.value(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %(name)s",
+        name=database,
+    )
+    if stored != comment:
+        raise OperationFailed(
+            f"the record of {database} could not be written",
+            why="the database was dropped or its comment changed at the same moment",
+            hint="posduif tenant list",
+        )
+
+
+def put_intent(session: Session, role: str, intent: Intent) -> None:
+    """Store the intent in the comment on the engine's role, as part of the transaction under way."""
+    session.execute(
+        compose("COMMENT ON ROLE {role} IS {comment}", role=identifier(role), comment=literal(dump_intent(intent)))
+    )

@@ -1,0 +1,281 @@
+"""Every error that a user can meet, with its exit code.
+
+    PosduifError                       70  a bug in posduif, unless a subclass says otherwise
+    ├─ UsageError                       2  InvalidName InvalidDuration InvalidId NoTargets
+    ├─ ConfigurationError               3  NoServer InvalidDsn UrlMissing PoolerInBetween
+    ├─ NotFound                         4  TenantNotFound UserNotFound TokenNotFound DeviceNotFound
+    │                                      MessageNotFound
+    ├─ Conflict                         5  TenantExists NotOurs WrongState UserExists DeviceExists TokenUsed
+    │                                      TokenExpired TokenRevoked ChecksumDiffers FileExists AmbiguousTenant
+    ├─ ServerError                      6  ServerUnreachable AccessDenied StandbyServer
+    ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
+    ├─ PartialFailure                   8
+    ├─ Refused                          9  ConfirmationMissing UnsafeServer
+    ├─ Busy                            10
+    └─ Interrupted                    130
+
+Exit code 1 is no error: it is the answer "no" to a question.
+"""
+
+import re
+from collections.abc import Sequence
+
+_SECRETS = re.compile(
+    r"""(?ix)
+      ( \b password \s* = \s* ) ( '(?:[^'\\]|\\.)*' | [^\s&'"]+ )     # a key of a connection string or URI
+    | ( :// [^\s:/@]* : ) ( [^\s@]+ ) (?= @ )                         # user:password@host
+    | ( SCRAM-SHA-256\$ ) ( \S+ )                                     # a verifier
+    """
+)
+
+
+def scrub(text: str) -> str:
+    """Replace every password in *text* by asterisks.
+
+    >>> scrub("postgresql://alice:s3cret@db1/x password=hunter2")
+    'postgresql://alice:****@db1/x password=****'
+    """
+    return _SECRETS.sub(lambda m: (m[1] or m[3] or m[5]) + "****", text)
+
+
+class PosduifError(Exception):
+    """What happened, why, and what to type next.
+
+    *message* states the fact in one line; *why* is the reason, if it adds something; *hint* is a command
+    or an action, or several, that would help.
+    """
+
+    exit_code = 70
+
+    def __init__(self, message: str, *, why: str | None = None, hint: str | Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = scrub(message)
+        self.why = scrub(why) if why else None
+        self.hints = tuple(scrub(h) for h in ((hint,) if isinstance(hint, str) else hint))
+
+    @property
+    def code(self) -> str:
+        """The class's name in snake case: what scripts compare with."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+class UsageError(PosduifError):
+    """The command line cannot be understood or asks for what is not allowed."""
+
+    exit_code = 2
+
+
+class InvalidName(UsageError):
+    """A name breaks the rules for its kind."""
+
+
+class InvalidDuration(UsageError):
+    """A duration is malformed, not positive, or beyond the maximum."""
+
+
+class InvalidId(UsageError):
+    """An identifier is not a UUID."""
+
+
+class NoTargets(UsageError):
+    """A command over a fleet was given neither tenants nor --all."""
+
+
+class ConfigurationError(PosduifError):
+    """The configuration is wrong or lacks something."""
+
+    exit_code = 3
+
+
+class NoServer(ConfigurationError):
+    """No PostgreSQL server is configured, or not the one that was named."""
+
+
+class InvalidDsn(ConfigurationError):
+    """A connection string cannot be parsed or holds what it must not."""
+
+
+class UrlMissing(ConfigurationError):
+    """A tenant has no origin that phones could reach it by."""
+
+
+class PoolerInBetween(ConfigurationError):
+    """A connection pooler stands between posduif and the server."""
+
+
+class NotFound(PosduifError):
+    """A named thing does not exist."""
+
+    exit_code = 4
+
+
+class TenantNotFound(NotFound):
+    """No tenant has this id."""
+
+
+class UserNotFound(NotFound):
+    """No user has this name or id."""
+
+
+class TokenNotFound(NotFound):
+    """No enrollment token has this id or secret."""
+
+
+class DeviceNotFound(NotFound):
+    """No device has this id."""
+
+
+class MessageNotFound(NotFound):
+    """No message has this id."""
+
+
+class Conflict(PosduifError):
+    """What exists stands against what was asked."""
+
+    exit_code = 5
+
+
+class TenantExists(Conflict):
+    """A tenant of this name exists."""
+
+
+class AmbiguousTenant(Conflict):
+    """Several servers have a tenant of this name."""
+
+
+class NotOurs(Conflict):
+    """A database or role of this name exists that posduif did not make."""
+
+
+class WrongState(Conflict):
+    """The tenant is in a state that forbids this."""
+
+
+class UserExists(Conflict):
+    """A user of this name exists."""
+
+
+class UserInUse(Conflict):
+    """A user cannot be deleted while tokens refer to it."""
+
+
+class DeviceExists(Conflict):
+    """A device of this id is enrolled already."""
+
+
+class TokenUsed(Conflict):
+    """The token was spent."""
+
+
+class TokenExpired(Conflict):
+    """The token's time is over."""
+
+
+class TokenRevoked(Conflict):
+    """The token was revoked."""
+
+
+class ChecksumDiffers(Conflict):
+    """A migration file changed after it was applied."""
+
+
+class FileExists(Conflict):
+    """A file is in the way."""
+
+
+class ServerError(PosduifError):
+    """The server cannot be used."""
+
+    exit_code = 6
+
+
+class ServerUnreachable(ServerError):
+    """No connection could be made, or it broke."""
+
+
+class AccessDenied(ServerError):
+    """The server refuses this login, or the login lacks a right."""
+
+
+class StandbyServer(ServerError):
+    """The server is a standby and takes no changes."""
+
+
+class OperationFailed(PosduifError):
+    """The server refused a statement or a step failed."""
+
+    exit_code = 7
+
+
+class QueryFailed(OperationFailed):
+    """A statement failed; *sqlstate* is PostgreSQL's code."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str | None = None,
+        hint: str | Sequence[str] = (),
+        sqlstate: str | None = None,
+        constraint: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        super().__init__(message, why=why, hint=hint)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+        self.position = position
+
+
+class MigrationFailed(OperationFailed):
+    """A migration's SQL failed; nothing of it was kept unless the message says so."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str | None = None,
+        hint: str | Sequence[str] = (),
+        sqlstate: str | None = None,
+        file: str | None = None,
+        line: int | None = None,
+    ) -> None:
+        super().__init__(message, why=why, hint=hint)
+        self.sqlstate = sqlstate
+        self.file = file
+        self.line = line
+
+
+class EmbeddedServerFailed(OperationFailed):
+    """The embedded server could not be started, stopped or found."""
+
+
+class PartialFailure(PosduifError):
+    """Some of a fleet failed or could not be asked; the outcomes were reported."""
+
+    exit_code = 8
+
+
+class Refused(PosduifError):
+    """posduif will not do this as asked."""
+
+    exit_code = 9
+
+
+class ConfirmationMissing(Refused):
+    """A destructive command lacks its --confirm."""
+
+
+class UnsafeServer(Refused):
+    """The server's settings would break the isolation of tenants."""
+
+
+class Busy(PosduifError):
+    """Someone else holds the lock, or blocks."""
+
+    exit_code = 10
+
+
+class Interrupted(PosduifError):
+    """The user interrupted the command."""
+
+    exit_code = 130

@@ -1,0 +1,20 @@
+"""The entry: answers `version` without building the command tree, else hands argv to it."""
+
+import sys
+
+
+def main() -> None:
+    """Run posduif on `sys.argv` and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
+    if argv in (["version"], ["--version"], ["-V"]):
+        from posduif_cli import __version__
+
+        sys.stdout.write(f"posduif {__version__}\n")
+        return 0
+    from posduif_cli.cli import tree
+
+    return tree.run(argv)

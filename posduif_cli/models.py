@@ -1,0 +1,384 @@
+"""The values that cross layers: frozen, and free of behaviour that needs another layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server that holds tenants, as the configuration describes it.
+
+    *url* is the origin that phones reach a tenant by, with `{tenant}` in it; *max_connections* is how many
+    connections posduif may hold there at once; *origin* says where the DSN
+    came from; *engine* is what `engine-config` fills in.
+    """
+
+    name: str
+    dsn: str = field(repr=False)
+    origin: str = ""
+    url: str | None = None
+    max_connections: int = 8
+    protected: bool = False
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+class State(StrEnum):
+    """Where a tenant is in its life."""
+
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    MOVING = "moving"
+    MOVED = "moved"
+    RESTORING = "restoring"
+    DROPPING = "dropping"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The last failed migration of a tenant: never an error's text, which may quote rows."""
+
+    version: str
+    sqlstate: str | None
+    file: str | None
+    line: int | None
+    time: datetime
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """One customer's database.
+
+    *pending* counts migrations; *size_bytes* is None unless it was asked for.
+    """
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    latest_version: str | None
+    pending: int
+    url: str | None
+    created_at: datetime | None
+    error: Failure | None
+    engine_connected: bool
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class CreatedTenant:
+    """A tenant just made; *password* is the engine's, and None when it has none yet or it went to a file."""
+
+    tenant: Tenant
+    changed: bool
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What dropping a tenant would destroy."""
+
+    tenant: str
+    server: str
+    users: int
+    devices: int
+    messages: int
+    last_activity: datetime | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a dry run; *sql* holds no secret."""
+
+    action: str
+    subject: str
+    sql: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command would do."""
+
+    steps: tuple[Step, ...]
+    dry_run: bool = True
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One migration as one tenant sees it; *state* is applied, pending, missing or changed."""
+
+    version: str
+    name: str
+    state: str
+    checksum: str | None
+    applied_at: datetime | None
+    duration_ms: int | None
+
+
+@dataclass(frozen=True)
+class SchemaStatus:
+    """Where one tenant's schema stands, from the record alone."""
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    latest_version: str | None
+    pending: int
+    error: Failure | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fleet command did to one tenant; *seconds* is wall time."""
+
+    tenant: str
+    server: str
+    status: str
+    changed: bool
+    from_: str | None
+    to: str | None
+    seconds: float
+    error: "OutcomeError | None" = None
+
+
+@dataclass(frozen=True)
+class OutcomeError:
+    """Why one tenant of a fleet failed or was skipped."""
+
+    message: str
+    sqlstate: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class User:
+    """A web or mobile user of a tenant."""
+
+    id: UUID
+    username: str
+    user_type: str
+    device_id: str | None
+    enrolled_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Token:
+    """An enrollment token without its secret; *status* is active, used, expired or revoked."""
+
+    id: UUID
+    tenant: str
+    label: str | None
+    status: str
+    created_by: str
+    created_by_id: UUID
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None
+    revoked_at: datetime | None
+    device_id: str | None
+    username: str | None
+
+
+@dataclass(frozen=True)
+class IssuedToken:
+    """A token just made, with its secret: the only value that shows one."""
+
+    details: Token
+    token: UUID = field(repr=False)
+    enrollment_url: str = field(repr=False)
+    lifetime: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True)
+class Purged:
+    """How many tokens a purge deleted from a tenant."""
+
+    tenant: str
+    server: str
+    deleted: int
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Device:
+    """A phone; *last_activity* is when it last fetched messages, *pending* how many wait for it."""
+
+    device_id: str
+    user_id: UUID
+    username: str
+    enrolled_at: datetime | None
+    last_activity: datetime | None
+    sync_status: str | None
+    pending: int
+
+
+@dataclass(frozen=True)
+class Enrollment:
+    """A completed enrollment."""
+
+    tenant: str
+    user_id: UUID
+    username: str
+    device_id: str
+    token_id: UUID
+    enrolled_at: datetime
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message between two users of a tenant."""
+
+    id: UUID
+    sender: str
+    recipient: str
+    content: str
+    status: str
+    created_at: datetime
+    synced_at: datetime | None
+    read_at: datetime | None
+    sender_id: UUID
+    recipient_id: UUID
+
+
+@dataclass(frozen=True)
+class Unread:
+    """How many messages a user has not read."""
+
+    user: str
+    unread: int
+
+
+class Level(StrEnum):
+    """How bad a finding is, from good to bad; unknown is never shown as good."""
+
+    OK = "ok"
+    INFO = "info"
+    SKIPPED = "skipped"
+    UNKNOWN = "unknown"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found; *scope* is server or tenant, *fix* a command or SQL."""
+
+    check: str
+    scope: str
+    subject: str
+    level: Level
+    message: str
+    value: float | int | str | None = None
+    unit: str | None = None
+    threshold: str | None = None
+    fix: str | None = None
+    affected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TenantHealth:
+    """The figures of one tenant in a health report; sizes in bytes."""
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    pending_migrations: int
+    users: int | None = None
+    messages: int | None = None
+    pending_sync: int | None = None
+    sync_errors: int | None = None
+    connections: int | None = None
+    size_bytes: int | None = None
+    tables: tuple["TableSize", ...] = ()
+    indexes: tuple["IndexUse", ...] = ()
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """Size of one table with its indexes and TOAST, in bytes; *rows* is PostgreSQL's estimate."""
+
+    table: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class IndexUse:
+    """How often an index was used since the statistics were reset."""
+
+    index: str
+    table: str
+    scans: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ServerHealth:
+    """The figures of one server in a health report; lag in bytes."""
+
+    server: str
+    reachable: bool
+    version: str | None = None
+    connections: int | None = None
+    max_connections: int | None = None
+    slots: int | None = None
+    replicas: int | None = None
+    replication_lag_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """A health report; *coverage* says how many tenants were known and how many were visited."""
+
+    status: str
+    checked_at: datetime
+    servers: tuple[ServerHealth, ...]
+    tenants: tuple[TenantHealth, ...]
+    coverage: Mapping[str, int]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """One configured server; *error* says why it could not be asked."""
+
+    server: str
+    reachable: bool
+    version: str | None
+    tenants: int | None
+    connections: int | None
+    max_connections: int | None
+    role: str | None
+    source: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddedStatus:
+    """The embedded server as it stands."""
+
+    running: bool
+    pid: int | None
+    version: str | None
+    data_dir: Path
+    dsn: str | None
+    changed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One configuration value and where it came from; secrets masked."""
+
+    key: str
+    value: str
+    origin: str

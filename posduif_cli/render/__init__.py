@@ -1,0 +1,1 @@
+"""Everything that reaches a screen, a pipe or a picture."""

@@ -1,0 +1,68 @@
+"""The YAML file that a tenant's sync engine reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posduif_cli.errors import ConfigurationError, FileExists
+from posduif_cli.render.files import write_private
+
+HEADER = """\
+# Configuration of the sync engine of tenant {tenant}, made by posduif.
+# Run the engine with TZ=UTC in its environment, or the tokens it makes itself are off by its host's offset.
+# Give every tenant a Redis database number of its own: the engine's streams have no tenant prefix.
+# WAL mode stays off: it delivers nothing, and its slot keeps the server from recycling WAL.
+"""
+
+
+def text(settings: Mapping[str, Any]) -> str:
+    """Write the settings as the file that the engine reads."""
+    body = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=False)
+    return HEADER.format(tenant=settings["postgres"]["db"]) + body
+
+
+def check(path: Path, tenant: str) -> None:
+    """Raise unless *path* may hold this tenant's file: FileExists for another's, ConfigurationError."""
+    if path.is_file():
+        _read(path, tenant)
+    elif not path.exists() and not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written", why=f"{path.absolute().parent} is not a folder")
+
+
+def write(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the file with mode 0600 and fsync it; of an existing one only `postgres.password` is changed.
+
+    Raises FileExists when the file is not the configuration of this tenant's engine, ConfigurationError when
+    it cannot be written.
+    """
+    postgres = settings["postgres"]
+    if not path.is_file():
+        write_private(path, text(settings).encode())
+        return
+    content, node = _read(path, postgres["db"])
+    start, end = node.start_mark.index, node.end_mark.index
+    quoted = yaml.safe_dump(postgres["password"], default_flow_style=True).split("\n")[0]
+    write_private(path, (content[:start] + quoted + content[end:]).encode())
+
+
+def _read(path: Path, tenant: str) -> tuple[str, Any]:
+    """Return a file's text and the node of its password; raises FileExists."""
+    foreign = FileExists(
+        f"{path} exists and is not the engine configuration of tenant {tenant}",
+        why="it was left as it is",
+        hint="give another file",
+    )
+    try:
+        content = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(content)
+        root: Any = yaml.compose(content, yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise foreign from None
+    if not isinstance(document, dict) or not isinstance(document.get("postgres"), dict):
+        raise foreign
+    if document["postgres"].get("db") != tenant or "password" not in document["postgres"]:
+        raise foreign
+    postgres = next(value for key, value in root.value if key.value == "postgres")
+    return content, next(value for key, value in postgres.value if key.value == "password")

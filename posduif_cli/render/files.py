@@ -1,0 +1,37 @@
+"""Files that hold secrets: only their owner may read them, and they are on the disk before anything relies on it."""
+
+import os
+from pathlib import Path
+
+from posduif_cli.errors import ConfigurationError
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace *path* by *content*, whole or not at all: mode 0600, fsynced, and so is its folder.
+
+    Raises ConfigurationError when that cannot be done.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            # A device such as /dev/stdout cannot be replaced, and what is written there is not kept anyway.
+            path.write_bytes(content)
+            return
+        target = path.resolve()
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written", why=error.strerror) from None

@@ -1,0 +1,227 @@
+"""The streams: results on stdout in the format that was asked for, everything else on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
+
+from posduif_cli.errors import PosduifError, UsageError
+from posduif_cli.render import tables
+from posduif_cli.render.tables import Changed
+
+LEVEL_COLORS = {
+    "ok": "32",
+    "active": "32",
+    "applied": "32",
+    "unchanged": "2",
+    "warning": "33",
+    "pending": "33",
+    "provisioning": "33",
+    "suspended": "33",
+    "expired": "33",
+    "unknown": "33",
+    "skipped": "2",
+    "critical": "31",
+    "failed": "31",
+    "changed": "31",
+    "missing": "31",
+    "lost": "31",
+    "revoked": "31",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how a command shows things.
+
+    *format* is table, tsv, json or jsonl; *fields* the columns that were picked; *color* auto, always or never.
+    """
+
+    format: str
+    fields: tuple[str, ...] = ()
+    quiet: bool = False
+    color: str = "auto"
+
+    @property
+    def machine(self) -> bool:
+        """Whether the format is JSON, so that stderr holds nothing but an error."""
+        return self.format in ("json", "jsonl")
+
+    def only(self, *fields: str) -> "Output":
+        """Return the same with these fields picked."""
+        return replace(self, fields=fields)
+
+    def show(self, value: Any, *, changed: bool | None = None) -> None:
+        """Show one thing."""
+        subject = Changed(value, changed) if changed is not None else value
+        data = self._pick(tables.row(subject), type(value))
+        if self.format == "json":
+            write(json.dumps(data, indent=2) + "\n")
+        elif self.format == "jsonl":
+            write(json.dumps(data) + "\n")
+        elif self.format == "tsv":
+            write(_tsv([data], list(data)))
+        else:
+            write(self._card(subject, list(data)))
+
+    def list(self, values: Sequence[Any], model: type, *, empty: str = "", changed: bool | None = None) -> None:
+        """Show several things of one kind; *empty* is said on stderr when there are none."""
+        subjects = values if changed is None else [Changed(value, changed) for value in values]
+        rows = [self._pick(tables.row(subject), model) for subject in subjects]
+        if self.format == "json":
+            write(json.dumps(rows, indent=2) + "\n")
+        elif self.format == "jsonl":
+            write("".join(json.dumps(row) + "\n" for row in rows))
+        elif self.format == "tsv":
+            columns = list(self._checked(model)) or (list(rows[0]) if rows else list(tables.keys(model)))
+            write(_tsv(rows, columns))
+        elif rows:
+            self.table(list(self._checked(model)) or list(tables.terminal_columns(model)), values)
+        elif empty:
+            self.say(empty)
+
+    def _checked(self, model: type) -> tuple[str, ...]:
+        valid = (*tables.keys(model), "changed") if tables.keys(model) else self.fields
+        for name in self.fields:
+            if name not in valid:
+                raise UsageError(f'there is no field "{name}"', why=f"valid are: {', '.join(valid)}")
+        return self.fields
+
+    def _pick(self, row: tables.Row, model: type) -> tables.Row:
+        for name in self.fields:
+            if name not in row:
+                raise UsageError(f'there is no field "{name}"', why=f"valid are: {', '.join(row)}")
+        return {name: row[name] for name in self.fields} if self.fields else row
+
+    def _card(self, subject: Any, columns: Sequence[str]) -> str:
+        values = {name: _get(subject, name) for name in columns}
+        width = max((len(name) for name in values), default=0)
+        lines = [
+            f"{name.replace('_', ' '):<{width}}  {self.paint(tables.cell(value))}".rstrip()
+            for name, value in values.items()
+            if value is not None
+        ]
+        return "\n".join(lines) + "\n"
+
+    def table(self, columns: Sequence[str], values: Iterable[Any]) -> None:
+        """Show a table that fits the terminal's width; cells fold, so that nothing is cut off."""
+        self.grid(columns, [[tables.cell(_get(value, name)) for name in columns] for value in values])
+
+    def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show rows of text below headers."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD if _unicode(sys.stdout) else box.ASCII2, show_edge=False, pad_edge=False)
+        for header in headers:
+            table.add_column(header.replace("_", " ").upper(), overflow="fold")
+        for row in rows:
+            table.add_row(*(Text.from_ansi(self.paint(text)) for text in row))
+        console = Console(
+            file=sys.stdout,
+            width=columns_of(sys.stdout),
+            force_terminal=self.colored(sys.stdout),
+            no_color=not self.colored(sys.stdout),
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        console.print(table)
+
+    def paint(self, text: str) -> str:
+        """Colour a word that says how good something is."""
+        code = LEVEL_COLORS.get(text) if self.colored(sys.stdout) else None
+        return f"\x1b[{code}m{text}\x1b[0m" if code else text
+
+    def colored(self, stream: TextIO) -> bool:
+        """Whether *stream* gets colours."""
+        return self.color == "always" or (self.color == "auto" and stream.isatty())
+
+    def text(self, text: str) -> None:
+        """Write a result that is text already."""
+        write(text if text.endswith("\n") else text + "\n")
+
+    def say(self, text: str) -> None:
+        """Tell the person something on stderr, unless -q or JSON asks for silence."""
+        if not self.quiet and not self.machine:
+            write(text + "\n", sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """Warn on stderr; -q does not silence it, JSON does."""
+        if not self.machine:
+            write(f"warning: {text}\n", sys.stderr)
+
+    def error(self, error: PosduifError) -> None:
+        """Show an error on stderr: what happened, why, and what to type next."""
+        if self.machine:
+            payload = {
+                "code": error.code,
+                "exit": error.exit_code,
+                "message": error.message,
+                "why": error.why,
+                "try": list(error.hints),
+            }
+            write(json.dumps({"error": payload}) + "\n", sys.stderr)
+            return
+        label = "\x1b[1;31merror:\x1b[0m" if self.colored(sys.stderr) else "error:"
+        lines = [f"{label} {tables.visible(error.message)}"]
+        if error.why:
+            lines.append(f"  why   {tables.visible(error.why)}")
+        for number, hint in enumerate(error.hints):
+            lines.append(f"  {'try' if number == 0 else '   '}   {tables.visible(hint)}")
+        write("\n".join(lines) + "\n", sys.stderr)
+
+
+def _get(subject: Any, name: str) -> Any:
+    """Fetch a field by the name that JSON uses, unconverted where the model has it."""
+    if isinstance(subject, Changed):
+        return subject.changed if name == "changed" else _get(subject.value, name)
+    attribute = {shown: stored for stored, shown in tables.RENAMED.items()}.get(name, name)
+    if hasattr(subject, attribute) and type(subject) not in tables.UNWRAPPED:
+        return getattr(subject, attribute)
+    return tables.row(subject).get(name)
+
+
+def _tsv(rows: Sequence[tables.Row], columns: Sequence[str]) -> str:
+    lines = ["\t".join(columns), *("\t".join(_field(row.get(name)) for name in columns) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _field(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _unicode(stream: TextIO) -> bool:
+    try:
+        "\u2500\u2501".encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def columns_of(stream: TextIO) -> int:
+    """Return a terminal's width in columns, 80 where it is not known."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def write(text: str, stream: TextIO | None = None) -> None:
+    """Write text at once; what the stream's encoding lacks is escaped."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    with suppress(ValueError):
+        stream.flush()

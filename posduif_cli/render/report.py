@@ -1,0 +1,65 @@
+"""The health report: worst first, then the figures."""
+
+from posduif_cli.models import Finding, Health, Level
+from posduif_cli.render.output import Output
+from posduif_cli.render.tables import size
+
+
+def show(out: Output, health: Health) -> None:
+    """Show a report: tables for a person, rows of findings for a pipe, one object as JSON."""
+    if out.machine:
+        out.show(health)
+        return
+    if out.format == "tsv":
+        out.list(health.findings, Finding)
+        return
+    bad = [finding for finding in health.findings if finding.level is not Level.OK]
+    if bad:
+        out.table(("level", "check", "subject", "message", "fix"), bad)
+        out.text("")
+    out.grid(
+        ("server", "version", "connections", "slots", "replicas"),
+        [
+            [
+                row.server,
+                row.version or "unreachable",
+                f"{row.connections} of {row.max_connections}" if row.reachable else "",
+                str(row.slots) if row.reachable else "",
+                str(row.replicas) if row.reachable else "",
+            ]
+            for row in health.servers
+        ],
+    )
+    if health.tenants:
+        out.text("")
+        out.grid(
+            ("tenant", "state", "schema", "users", "messages", "pending sync", "sync errors", "size"),
+            [
+                [
+                    row.tenant,
+                    row.state.value,
+                    (row.schema_version or "none")
+                    + (f" (+{row.pending_migrations})" if row.pending_migrations else ""),
+                    *(
+                        "?" if n is None else str(n)
+                        for n in (row.users, row.messages, row.pending_sync, row.sync_errors)
+                    ),
+                    size(row.size_bytes),
+                ]
+                for row in health.tenants
+            ],
+        )
+    if len(health.tenants) == 1 and health.tenants[0].tables:
+        only = health.tenants[0]
+        out.text("")
+        out.grid(("table", "rows (estimate)", "size"), [[t.table, str(t.rows), size(t.bytes)] for t in only.tables])
+        out.text("")
+        out.grid(
+            ("index", "table", "scans", "size"),
+            [[index.index, index.table, str(index.scans), size(index.bytes)] for index in only.indexes],
+        )
+    good = len(health.findings) - len(bad)
+    out.text(
+        f"\n{out.paint(health.status)}: {good} of {len(health.findings)} checks are fine; "
+        f"{health.coverage['visited']} of {health.coverage['tenants']} tenants were visited"
+    )

@@ -1,0 +1,147 @@
+"""What each model shows: its columns on a terminal, all of its fields everywhere else."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from posduif_cli import models
+
+Row = dict[str, Any]
+
+# The columns that a terminal shows; every other format has all fields.
+COLUMNS: Mapping[type, tuple[str, ...]] = {
+    models.Tenant: ("tenant", "server", "state", "schema_version", "pending", "url", "engine_connected"),
+    models.Migration: ("version", "name", "state", "applied_at", "duration_ms"),
+    models.Outcome: ("tenant", "server", "status", "from", "to", "seconds", "error"),
+    models.User: ("username", "user_type", "device_id", "enrolled_at", "id"),
+    models.Token: ("id", "label", "status", "created_by", "expires_at", "username"),
+    models.Device: ("device_id", "username", "enrolled_at", "last_activity", "sync_status", "pending"),
+    models.Message: ("sender", "recipient", "content", "status", "created_at", "id"),
+    models.ServerInfo: ("server", "reachable", "version", "tenants", "connections", "role", "error"),
+    models.Purged: ("tenant", "server", "deleted"),
+    models.Setting: ("key", "value", "origin"),
+    models.Step: ("action", "subject"),
+    models.Finding: ("level", "check", "subject", "message", "fix"),
+}
+RENAMED = {"from_": "from", "bytes": "size_bytes"}
+UNWRAPPED: Mapping[type, Callable[[Any], Row]] = {
+    models.IssuedToken: lambda issued: {
+        **row(issued.details),
+        "token": str(issued.token),
+        "enrollment_url": issued.enrollment_url,
+    },
+    models.CreatedTenant: lambda created: {**row(created.tenant), "changed": created.changed},
+    models.Plan: lambda plan: {"dry_run": True, "steps": [row(step) for step in plan.steps]},
+}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A value and whether the command changed anything about it."""
+
+    value: Any
+    changed: bool
+
+
+def plain(value: Any) -> Any:
+    """Make a value of JSON's kinds: times in RFC 3339 UTC, sizes and counts as numbers."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds" if value.microsecond else "seconds")[:-6] + "Z"
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, UUID | Path):
+        return str(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if is_dataclass(value) and not isinstance(value, type):
+        return row(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def row(value: Any) -> Row:
+    """Make a model's JSON object."""
+    if isinstance(value, Changed):
+        return {**row(value.value), "changed": value.changed}
+    if type(value) in UNWRAPPED:
+        return UNWRAPPED[type(value)](value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return {RENAMED.get(f.name, f.name): plain(getattr(value, f.name)) for f in fields(value)}
+
+
+def keys(model: type) -> tuple[str, ...]:
+    """Return the field names of a model as JSON and TSV show them."""
+    return tuple(RENAMED.get(f.name, f.name) for f in fields(model)) if is_dataclass(model) else ()
+
+
+def terminal_columns(model: type) -> tuple[str, ...]:
+    """Return the columns that a terminal shows of a model."""
+    return COLUMNS.get(model, keys(model))
+
+
+def cell(value: Any, *, now: datetime | None = None) -> str:
+    """Write one value for a person: local time with its zone, yes and no, sizes with their unit."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        local = value.astimezone()
+        seconds = round((value - (now or datetime.now(UTC))).total_seconds())
+        return f"{local:%Y-%m-%d %H:%M %Z}{relative(seconds)}"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, models.OutcomeError):
+        return value.message
+    if isinstance(value, models.Failure):
+        where = f" in {value.file}" + (f":{value.line}" if value.line else "") if value.file else ""
+        return f"migration {value.version} failed{where} (SQLSTATE {value.sqlstate or 'unknown'})"
+    return visible(str(plain(value)))
+
+
+def relative(seconds: int) -> str:
+    """Say how far away a moment is, when that is nearer than two days.
+
+    >>> relative(3540), relative(-7200), relative(10**6)
+    (' (in 59 min)', ' (2 h ago)', '')
+    """
+    distance = abs(seconds)
+    if distance >= 48 * 3600:
+        return ""
+    amount = (
+        f"{distance} s" if distance < 120 else f"{distance // 60} min" if distance < 7200 else f"{distance // 3600} h"
+    )
+    return f" (in {amount})" if seconds >= 0 else f" ({amount} ago)"
+
+
+def visible(text: str) -> str:
+    """Replace control characters, which would let stored text drive the terminal.
+
+    >>> visible("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def size(count: int | None) -> str:
+    """Write a number of bytes in a unit that a person reads.
+
+    >>> size(7_800_000)
+    '7.4 MiB'
+    """
+    if count is None:
+        return ""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

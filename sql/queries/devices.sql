@@ -1,0 +1,12 @@
+-- name: list_devices
+-- Devices of a tenant by user: one by its id, or all. The engine never writes last_seen, so the last activity
+-- is when messages were last fetched or read.
+SELECT u.device_id::text, u.id AS user_id, u.username::text, u.enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
+       m.last_activity AT TIME ZONE 'UTC' AS last_activity, s.sync_status::text, coalesce(m.pending, 0) AS pending
+FROM users u
+LEFT JOIN sync_metadata s ON s.device_id = u.device_id
+LEFT JOIN LATERAL (SELECT max(greatest(synced_at, read_at)) AS last_activity,
+                          count(*) FILTER (WHERE status = 'pending_sync') AS pending
+                   FROM messages WHERE recipient_id = u.id) m ON true
+WHERE u.device_id IS NOT NULL AND (%(device)s::text IS NULL OR u.device_id = %(device)s)
+ORDER BY u.username LIMIT %(limit)s OFFSET %(offset)s;

@@ -1,0 +1,60 @@
+-- name: describe_server
+-- Connections, version and replication of one server.
+SELECT current_setting('server_version') AS version,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           AS max_connections,
+       (SELECT count(*) FROM pg_replication_slots) AS slots,
+       (SELECT count(*) FROM pg_stat_replication) AS replicas,
+       (SELECT max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                                        ELSE pg_current_wal_lsn() END, replay_lsn))::bigint
+        FROM pg_stat_replication) AS replication_lag_bytes;
+
+-- name: list_slots
+-- Replication slots with the WAL that each keeps the server from recycling.
+SELECT slot_name::text AS slot, coalesce(database, '')::text AS database, active,
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                            ELSE pg_current_wal_lsn() END, restart_lsn)::bigint AS retained_bytes
+FROM pg_replication_slots ORDER BY 1;
+
+-- name: describe_tenant
+-- The application's figures of one tenant, and its connections and size.
+SELECT (SELECT count(*) FROM users) AS users,
+       (SELECT count(*) FROM messages) AS messages,
+       (SELECT count(*) FROM messages WHERE status = 'pending_sync') AS pending_sync,
+       (SELECT count(*) FROM sync_metadata WHERE sync_status = 'error') AS sync_errors,
+       (SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()) AS connections,
+       pg_database_size(current_database()) AS size_bytes;
+
+-- name: list_tables
+-- Tables with indexes and TOAST, by PostgreSQL's own page counts: asking for exact sizes would wait for locks.
+SELECT c.relname::text AS table,
+       (c.relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+                               WHERE x.indrelid = c.oid), 0)
+        + coalesce((SELECT t.relpages FROM pg_class t WHERE t.oid = c.reltoastrelid), 0))::bigint
+           * current_setting('block_size')::bigint AS bytes,
+       greatest(c.reltuples, 0)::bigint AS rows
+FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace ORDER BY 1;
+
+-- name: list_indexes
+-- How often each index was used.
+SELECT s.indexrelname::text AS index, s.relname::text AS table, coalesce(s.idx_scan, 0)::bigint AS scans,
+       c.relpages::bigint * current_setting('block_size')::bigint AS bytes
+FROM pg_stat_user_indexes s JOIN pg_class c ON c.oid = s.indexrelid
+WHERE s.schemaname = 'public' ORDER BY 1;
+
+-- name: find_invalid_indexes
+-- Indexes that a failed CREATE INDEX CONCURRENTLY left behind, save those still being built.
+SELECT c.relname::text AS index
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relnamespace = 'public'::regnamespace
+  AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid);
+
+-- name: find_stuck_devices
+-- Devices that fetched messages after one had been waiting for five minutes, which is still waiting.
+SELECT u.device_id::text AS device, count(*) AS stuck
+FROM messages m JOIN users u ON u.id = m.recipient_id
+WHERE m.status = 'pending_sync' AND u.device_id IS NOT NULL
+  AND (SELECT max(o.synced_at) FROM messages o WHERE o.recipient_id = u.id) > m.created_at + interval '5 minutes'
+GROUP BY 1 ORDER BY 1;

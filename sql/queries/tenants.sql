@@ -1,0 +1,57 @@
+-- name: list_tenants
+-- Everything that bears our mark on this server: databases of posduif_admin, and engine roles whose database
+-- is missing. One row a name; what the marks mean is decided by the caller, row by row.
+SELECT coalesce(d.datname, left(r.rolname, -7))::text AS tenant,
+       d.oid IS NOT NULL AS has_database,
+       coalesce(pg_get_userbyid(d.datdba) = 'posduif_admin', false) AS ours,
+       CASE WHEN pg_get_userbyid(d.datdba) = 'posduif_admin' THEN shobj_description(d.oid, 'pg_database') END AS record,
+       d.datallowconn AS open,
+       d.datconnlimit AS connection_limit,
+       r.oid IS NOT NULL AS has_role,
+       shobj_description(r.oid, 'pg_authid') AS intent,
+       coalesce(e.connected, false) AS engine_connected,
+       CASE WHEN %(sizes)s AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size_bytes
+FROM (SELECT * FROM pg_database
+      WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin')
+         OR datname = %(name)s) d
+FULL JOIN (SELECT r.oid, r.rolname FROM pg_roles r
+           WHERE r.rolname LIKE '%%\_engine'
+             AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%') r
+       ON r.rolname = d.datname || '_engine'
+LEFT JOIN (SELECT usename, true AS connected FROM pg_stat_activity WHERE usename IS NOT NULL GROUP BY usename) e
+       ON e.usename = coalesce(d.datname, left(r.rolname, -7)) || '_engine'
+WHERE %(name)s::text IS NULL OR coalesce(d.datname, left(r.rolname, -7)) = %(name)s
+ORDER BY 1;
+
+-- name: find_traces
+-- What stands under a tenant's name, ours or not: its database and its engine's role.
+SELECT (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %(name)s) AS owner,
+       (SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %(name)s) AS record,
+       (SELECT datallowconn FROM pg_database WHERE datname = %(name)s) AS open,
+       (SELECT datconnlimit FROM pg_database WHERE datname = %(name)s) AS connection_limit,
+       (SELECT oid IS NOT NULL FROM pg_roles WHERE rolname = %(role)s) AS has_role,
+       (SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %(role)s) AS intent;
+
+-- name: count_loss
+-- What dropping this tenant would destroy.
+SELECT (SELECT count(*) FROM users) AS users,
+       (SELECT count(*) FROM users WHERE device_id IS NOT NULL) AS devices,
+       (SELECT count(*) FROM messages) AS messages,
+       (SELECT max(greatest(created_at, synced_at, read_at)) FROM messages) AT TIME ZONE 'UTC' AS last_activity;
+
+-- name: find_sessions
+-- The sessions in a tenant's database, or of its engine's role, other than this one.
+SELECT pid, coalesce(usename, '')::text AS role, coalesce(application_name, '') AS application,
+       coalesce(state, backend_type) AS state
+FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND (datname = %(database)s OR usename = %(role)s)
+ORDER BY pid;
+
+-- name: end_session
+-- Ends one session; false when it was gone already.
+SELECT pg_terminate_backend(%(pid)s, 5000);
+
+-- name: find_slots
+-- The replication slots of a tenant's database, with the process that reads each.
+SELECT slot_name::text AS slot, active_pid AS pid
+FROM pg_replication_slots WHERE database = %(database)s ORDER BY 1;
