@@ -1,0 +1,80 @@
+# Generated from the command tree by `posduif completion show bash`; a test keeps it fresh.
+_posduif() {
+    local cur prev path word skip candidates options
+    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} COMPREPLY=()
+    case $prev in
+    --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
+    --output) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
+    --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")); return ;;
+    --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")); return ;;
+    -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
+    --config|--data-dir|--engine-config|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    --by|--confirm|--device|--dsn|--fields|--for|--from|--limit|--offset|--older-than|--server|--to|--ttl|--url|--username|--web-user) return ;;
+    esac
+    path= skip=
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [ -n "$skip" ]; then skip=; continue; fi
+        case $word in
+        --by|--color|--config|--confirm|--data-dir|--device|--dsn|--engine-config|--fields|--for|--from|--limit|--offset|--older-than|--out|--output|--qr|--qr-file|--server|--to|--ttl|--type|--url|--username|--web-user|-o) skip=1 ;;
+        -*) ;;
+        *) case "$path $word" in
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           esac ;;
+        esac
+    done
+    case $path in
+    "") candidates='quickstart tenant migrate user token enroll device message health server config completion version' options='' ;;
+    " quickstart") candidates='' options='--remove' ;;
+    " tenant") candidates='create list show set rotate-password engine-config drop' options='' ;;
+    " tenant create") candidates='' options='--url --web-user --engine-config --if-not-exists -n --dry-run' ;;
+    " tenant list") candidates='' options='--sizes' ;;
+    " tenant show") candidates='' options='--sizes' ;;
+    " tenant set") candidates='' options='--url' ;;
+    " tenant rotate-password") candidates='' options='--engine-config --confirm' ;;
+    " tenant engine-config") candidates='' options='--out' ;;
+    " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
+    " migrate") candidates='status list up' options='' ;;
+    " migrate status") candidates='' options='--all --check' ;;
+    " migrate list") candidates='' options='' ;;
+    " migrate up") candidates='' options='' ;;
+    " user") candidates='create list show delete' options='' ;;
+    " user create") candidates='' options='--type --if-not-exists' ;;
+    " user list") candidates='' options='--type --limit --offset' ;;
+    " user show") candidates='' options='' ;;
+    " user delete") candidates='' options='--confirm -n --dry-run' ;;
+    " token") candidates='create list show revoke purge' options='' ;;
+    " token create") candidates='' options='--by --for --ttl --qr --qr-file' ;;
+    " token list") candidates='' options='--limit --offset' ;;
+    " token show") candidates='' options='' ;;
+    " token revoke") candidates='' options='' ;;
+    " token purge") candidates='' options='--all --older-than -n --dry-run' ;;
+    " enroll") candidates='complete' options='' ;;
+    " enroll complete") candidates='' options='--device --username' ;;
+    " device") candidates='list show' options='' ;;
+    " device list") candidates='' options='--limit --offset' ;;
+    " device show") candidates='' options='' ;;
+    " message") candidates='send inbox unread pending mark' options='' ;;
+    " message send") candidates='' options='--from --to' ;;
+    " message inbox") candidates='' options='--limit --offset' ;;
+    " message unread") candidates='' options='' ;;
+    " message pending") candidates='' options='--device --limit --offset' ;;
+    " message mark") candidates='read synced' options='' ;;
+    " health") candidates='' options='' ;;
+    " server") candidates='list start stop status' options='' ;;
+    " server list") candidates='' options='' ;;
+    " server start") candidates='' options='' ;;
+    " server stop") candidates='' options='' ;;
+    " server status") candidates='' options='' ;;
+    " config") candidates='show init' options='' ;;
+    " config show") candidates='' options='--origin' ;;
+    " config init") candidates='' options='' ;;
+    " completion") candidates='show install uninstall' options='' ;;
+    " completion show") candidates='bash zsh fish' options='' ;;
+    " completion install") candidates='bash zsh fish' options='' ;;
+    " completion uninstall") candidates='bash zsh fish' options='' ;;
+    " version") candidates='' options='' ;;
+    esac
+    [[ $cur == -* ]] && candidates="$options -h --help --server --dsn --config -o --output --fields --color --data-dir -q --quiet --debug"
+    COMPREPLY=($(compgen -W "$candidates" -- "$cur"))
+}
+complete -F _posduif posduif

@@ -16,8 +16,7 @@ from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, Po
 from posduif_cli.models import Server
 
 if TYPE_CHECKING:
-    from posduif_cli.core.fleet import Fleet
-    from posduif_cli.db.connect import Session
+    from posduif_cli.core.fleet import Fleet, Session
     from posduif_cli.render.output import Output
 
 GLOBAL_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
@@ -152,6 +151,13 @@ class App:
             for s in self.config.servers
         )
         return self.fleet_of(servers or (self._embedded(),))
+
+    def use_embedded(self) -> None:
+        """Work on the embedded server, whatever else is configured."""
+        from posduif_cli.core import servers
+
+        server, _ = servers.start(self.config.data_dir, self.config.bin_dir)
+        self.fleet = self.fleet_of((server,))
 
     def fleet_of(self, servers: Sequence[Server]) -> "Fleet":
         """Make the fleet of some servers, with the configured migrations."""

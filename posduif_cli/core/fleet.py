@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from posduif_cli.core import names
 from posduif_cli.core.migrations import Folders
 from posduif_cli.db import connect, queries, record
-from posduif_cli.db.connect import MAINTENANCE, Session
+from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
     AmbiguousTenant,
     NoServer,

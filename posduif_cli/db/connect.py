@@ -182,14 +182,14 @@ class Session:
     def _held(self, subject: str) -> Busy:
         holders = self.tuples(
             """SELECT a.pid, a.application_name, a.usename,
-                      date_trunc('second', clock_timestamp() - a.backend_start)::text
+                      coalesce(', for ' || date_trunc('second', clock_timestamp() - a.backend_start)::text, '')
                FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                WHERE l.locktype = 'advisory' AND l.granted AND l.classid = %(class)s
                  AND l.objid::bigint = hashtext(%(subject)s)::bigint & 4294967295
                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())""",
             **{"class": LOCK_CLASS, "subject": subject},
         )
-        who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}, for {age})" for pid, app, user, age in holders)
+        who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders)
         return Busy(
             f"{subject} is being worked on by someone else",
             why=f"the lock is held by {who}" if who else "the lock was held until a moment ago",

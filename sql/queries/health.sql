@@ -1,7 +1,7 @@
 -- name: describe_server
--- Connections, version and replication of one server.
+-- Connections, version and replication of one server. Connections are counted where every role sees all of them.
 SELECT current_setting('server_version') AS version,
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
+       (SELECT sum(numbackends)::int FROM pg_stat_database) AS connections,
        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
            AS max_connections,
        (SELECT count(*) FROM pg_replication_slots) AS slots,

@@ -4,6 +4,6 @@ SELECT current_setting('server_version') AS version,
        (SELECT count(*) FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba
         WHERE r.rolname = 'posduif_admin'
           AND shobj_description(d.oid, 'pg_database') LIKE 'posduif {%') AS tenants,
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
+       (SELECT sum(numbackends)::int FROM pg_stat_database) AS connections,
        current_setting('max_connections')::int AS max_connections,
        session_user::text AS role;

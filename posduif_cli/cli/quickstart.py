@@ -1,0 +1,189 @@
+"""`posduif quickstart`: a whole tenant on an embedded server, from nothing, step by step as the single commands do."""
+
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posduif_cli.cli.context import App, Noun, app_of
+from posduif_cli.errors import DeviceNotFound, TenantNotFound
+
+app = Noun()
+
+TENANT = "demo"
+WEB_USER = "desk"
+PHONE = "demo-phone"
+MOBILE_USER = "Joe the Mobile User"
+TEXT = "Hello from posduif"
+
+
+def program() -> str:
+    """Spell this program so that it runs when pasted into the same shell."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m posduif_cli"
+    on_path = shutil.which(started.name)
+    if on_path and Path(on_path).resolve() == started.resolve():
+        return started.name
+    return shlex.quote(sys.argv[0])
+
+
+class Walk:
+    """Tells the steps: the command that each stands for, and what came of it."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.steps: list[dict[str, Any]] = []
+        options = []
+        if app.options.get("data_dir"):
+            options = ["--data-dir", app.options["data_dir"]]
+        if app.config.servers:
+            options += ["--server", "embedded"]
+        self.suffix = "".join(f" {shlex.quote(option)}" for option in options)
+
+    def line(self, command: str) -> str:
+        """Spell a command as it runs when pasted."""
+        return f"{program()} {command}{self.suffix}"
+
+    def step(self, command: str, *, changed: bool, told: str) -> None:
+        """Tell one step."""
+        self.steps.append({"command": self.line(command), "changed": changed})
+        self.tell(f"\n$ {self.line(command)}\n{told}")
+
+    def tell(self, text: str) -> None:
+        """Tell something, unless JSON is asked for, which is one object at the end."""
+        if not self.app.out.machine:
+            self.app.out.text(text)
+
+
+@app.verb("quickstart", example="posduif quickstart")
+def quickstart(
+    ctx: typer.Context,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what an earlier quickstart made.")] = False,
+) -> None:
+    """Set up a whole tenant on an embedded PostgreSQL server, from nothing, showing every command on the way.
+
+    The server keeps running for further commands of this user. Run again, it says what is there already.
+    """
+    app = app_of(ctx)
+    if remove:
+        _remove(app)
+        return
+    from posduif_cli.core import quickstarts
+
+    walk = Walk(app)
+    data_dir = app.config.data_dir
+    started = quickstarts.start(data_dir, app.config.bin_dir)
+    walk.step("server start", changed=started, told="started" if started else "it runs already")
+    app.use_embedded()
+    _tenant(app, walk)
+    _phone(app, walk)
+    _message(app, walk)
+    _health(app, walk)
+    _farewell(app, walk)
+
+
+def _tenant(app: App, walk: Walk) -> None:
+    from posduif_cli.core import quickstarts, tenants
+
+    with suppress(TenantNotFound):
+        _, found = app.fleet.find(TENANT)
+        if found.state == "active":
+            walk.step(f"tenant show {TENANT}", changed=False, told=f"tenant {TENANT} is there already")
+            return
+    quickstarts.note(app.config.data_dir, f"tenant {TENANT}")
+    created = tenants.create(app.fleet, name=TENANT, web_user=WEB_USER, if_not_exists=True)
+    schema = created.tenant.schema_version
+    told = f"tenant {TENANT} created: database {TENANT} at schema {schema}, web user {WEB_USER}"
+    walk.step(f"tenant create {TENANT} --web-user {WEB_USER}", changed=created.changed, told=told)
+
+
+def _phone(app: App, walk: Walk) -> None:
+    from posduif_cli.cli.token import Qr, present
+    from posduif_cli.core import devices, enrollments, tokens
+
+    with app.tenant(TENANT) as conn:
+        try:
+            device = devices.find(conn, device=PHONE)
+        except DeviceNotFound:
+            issued = tokens.create(conn, by=WEB_USER, label=MOBILE_USER)
+            walk.step(
+                f"token create {TENANT} --by {WEB_USER} --for {shlex.quote(MOBILE_USER)}",
+                changed=True,
+                told="a phone scans this to enroll; no sync engine answers behind it yet:",
+            )
+            if not app.out.machine:
+                present(app, issued, Qr.AUTO)
+            enrollments.complete(conn, token=str(issued.token), device=PHONE, username=MOBILE_USER)
+            walk.step(
+                f"enroll complete {TENANT} {issued.token} --device {PHONE} --username {shlex.quote(MOBILE_USER)}",
+                changed=True,
+                told=f"{MOBILE_USER} enrolled, as the phone would have done; the token is spent",
+            )
+        else:
+            told = f"the phone is enrolled already, by {device.username}"
+            walk.step(f"device show {TENANT} {PHONE}", changed=False, told=told)
+
+
+def _message(app: App, walk: Walk) -> None:
+    from posduif_cli.core import devices, messages, users
+
+    with app.tenant(TENANT) as conn:
+        recipient = devices.find(conn, device=PHONE).username
+        sender = users.ensure_web(conn, username=WEB_USER).username
+        message = messages.send(conn, sender=sender, recipient=recipient, text=TEXT)
+    walk.step(
+        f"message send {TENANT} --from {shlex.quote(sender)} --to {shlex.quote(recipient)} {shlex.quote(TEXT)}",
+        changed=True,
+        told=f"message {message.id} waits for the phone ({message.status})",
+    )
+
+
+def _health(app: App, walk: Walk) -> None:
+    from posduif_cli.core import health
+    from posduif_cli.render import report
+
+    result = health.report(app.fleet, tenants=[TENANT])
+    walk.step(f"health {TENANT}", changed=False, told="")
+    if not app.out.machine:
+        report.show(replace(app.out, format="table"), result)
+
+
+def _farewell(app: App, walk: Walk) -> None:
+    if app.out.machine:
+        app.out.show({"tenant": TENANT, "data_dir": str(app.config.data_dir), "steps": walk.steps})
+        return
+    line = walk.line
+    walk.tell(
+        f"""
+Try next:
+  {line("tenant list")}
+  {line(f"token create {TENANT}")}
+  {line(f"message pending {TENANT} --device {PHONE}")}
+  {line("tenant create acme --web-user desk --url https://acme.example.com")}
+  {line("--help")}
+
+The embedded server keeps running, with its data in {app.config.data_dir}.
+  stop it      {line("server stop")}
+  remove all   {line("quickstart --remove")}"""
+    )
+
+
+def _remove(app: App) -> None:
+    from posduif_cli.core import quickstarts
+
+    if not quickstarts.made(app.config.data_dir):
+        app.out.say("nothing to remove: no quickstart was made here")
+        app.out.show({"removed": [], "changed": False}) if app.out.machine else None
+        return
+    app.use_embedded()
+    removed = quickstarts.remove(app.fleet, app.config.data_dir, tenant=TENANT)
+    if app.out.machine:
+        app.out.show({"removed": removed, "changed": bool(removed)})
+    else:
+        app.out.text("removed: " + (", ".join(removed) or "nothing; other tenants live on the embedded server"))

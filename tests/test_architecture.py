@@ -1,0 +1,106 @@
+"""The house: who may import whom, and what a start costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "posduif_cli"
+MAY_IMPORT = {
+    "main": {"cli", "errors"},
+    "cli": {"core", "render", "config", "models", "errors", "cli"},
+    "core": {"db", "models", "errors", "core"},
+    "db": {"models", "errors", "db"},
+    "render": {"models", "errors", "render"},
+    "config": {"errors"},
+    "models": set(),
+    "errors": set(),
+    "__main__": {"main"},
+    "__init__": set(),
+}
+OWNERS = {
+    "typer": {"cli"},
+    "psycopg": {"db"},
+    "rich": {"render"},
+    "qrcode": {"render"},
+    "yaml": {"config", "render"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module or ""
+            found += [f"{base}.{alias.name}" for alias in node.names] if base == "posduif_cli" else [base]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers_import_in_one_direction(path: Path) -> None:
+    own = layer(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "posduif_cli" and rest and rest[0] != "__version__":
+            assert rest[0] in MAY_IMPORT[own], f"{own} must not import {name}"
+        elif top in OWNERS:
+            assert own in OWNERS[top], f"{own} must not import {top}"
+        elif own == "core":
+            assert top in sys.stdlib_module_names | {"posduif_cli"}, f"core must not import {top}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_render_prints_and_only_config_reads_the_environment(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    attributes = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    if layer(path) != "render":
+        assert "print" not in names
+    if layer(path) != "config":
+        assert not {"os.environ", "os.getenv"} & attributes
+
+
+def test_no_module_is_a_drawer() -> None:
+    drawers = {"utils", "helpers", "common", "manager", "base"}
+    assert not [path for path in FILES if path.stem in drawers]
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    return {name.partition(".")[0] for name in done.stderr.split()}
+
+
+HEAVY = {"psycopg", "rich", "qrcode", "yaml"}
+
+
+def test_importing_the_entry_loads_nothing_heavy() -> None:
+    assert not loaded_by("import posduif_cli.main") & (HEAVY | {"typer"})
+
+
+def test_version_is_answered_before_the_tree_is_built() -> None:
+    assert not loaded_by("import posduif_cli.main as m; m.run(['version'])") & (HEAVY | {"typer"})
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["tenant", "--help"], ["token", "create", "--help"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    assert not loaded_by(f"import posduif_cli.main as m; m.run({argv!r})") & HEAVY
+
+
+def test_completion_scripts_load_nothing_heavy() -> None:
+    assert not loaded_by("import posduif_cli.main as m; m.run(['completion', 'show', 'bash'])") & HEAVY
