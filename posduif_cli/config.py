@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from posduif_cli.errors import ConfigurationError, InvalidDuration, NoServer, UsageError
+from posduif_cli.errors import ConfigurationError, InvalidDsn, InvalidDuration, NoServer, UsageError
 
 UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = timedelta(days=3650)
@@ -211,6 +211,10 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     """
     env = os.environ if environ is None else environ
     given = {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items() if value is not None}
+    for value, source in given.values():
+        # As a script's unset variable makes it: to go on with the next place would be someone else's server.
+        if value == "":
+            raise UsageError(f"{source} is empty")
     for key in ("config", "server", "dsn", "output", "color", "data_dir"):
         name = f"POSDUIF_{key.upper()}"
         if key not in given and env.get(name):
@@ -262,6 +266,26 @@ def terminal(color: str, environ: Mapping[str, str] | None = None) -> Terminal:
     )
 
 
+def environment_output() -> str:
+    """Return what POSDUIF_OUTPUT asks for, for errors that arise before there is a Config."""
+    return os.environ.get("POSDUIF_OUTPUT", "")
+
+
+def _check_dsn(dsn: str, source: str) -> str:
+    """Refuse a URI whose password holds a bare @ or /: libpq takes the rest for a host, and errors would show it."""
+    match = re.match(r"postgres(?:ql)?://(.*)", dsn, re.DOTALL)
+    if match:
+        head, at, tail = match[1].partition("@")
+        place = re.split(r"[/?]", tail)[0]
+        if at and ("/" in head or "@" in place or "@" in tail.partition("?")[0]):
+            raise InvalidDsn(
+                "a connection URI holds a bare @ or / in user or password",
+                why=f"it comes from {source}; it is not shown, because it may hold a password",
+                hint="write %40 for @ and %2F for /",
+            )
+    return dsn
+
+
 def _check_choice(given: Mapping[str, tuple[Any, str]], key: str, choices: tuple[str, ...]) -> None:
     value, source = given.get(key, (choices[0], ""))
     if value not in choices:
@@ -287,6 +311,12 @@ def user_file(environ: Mapping[str, str] | None = None) -> Path:
     """Where `config init` puts the file: `$XDG_CONFIG_HOME/posduif/config.yaml`."""
     env = os.environ if environ is None else environ
     return _base(env, "XDG_CONFIG_HOME", ".config") / "posduif" / "config.yaml"
+
+
+def file_to_make(given: str | None) -> Path:
+    """Where `config init` writes: what --config or POSDUIF_CONFIG names, else the user's place."""
+    named = given or os.environ.get("POSDUIF_CONFIG")
+    return Path(named).expanduser() if named else user_file()
 
 
 def user_data_home(environ: Mapping[str, str] | None = None) -> Path:
@@ -320,8 +350,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"{path}: cannot be read", why=reason) from None
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values: dict[str, Any] = {}
         lines: dict[str, str] = {}
@@ -329,10 +359,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             _walk(node, "", path, loader, values, lines)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigurationError(
-            f"{where}: not valid YAML", why=getattr(error, "problem", None) or "it cannot be parsed"
-        ) from None
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None)
+        raise ConfigurationError(f"{path}:{line + 1}: not valid YAML", why=reason or "it cannot be parsed") from None
     return values, lines
 
 
@@ -391,6 +420,7 @@ def _servers(values: Mapping[str, Any], path: Path | None) -> dict[str, ServerSe
                 f"{path}: servers.{name}.dsn: is missing",
                 hint=f'add  dsn: "host=... user=..."  below servers.{name}',
             )
+        _check_dsn(settings["dsn"], f"{path}, servers.{name}.dsn")
     return {name: ServerSettings(name=name, origin=str(path), **found[name]) for name in found}
 
 
@@ -407,7 +437,7 @@ def _choose(
         else:
             dsn = None
     if dsn:
-        return (ServerSettings(name="dsn", dsn=dsn, origin=dsn_source),)
+        return (ServerSettings(name="dsn", dsn=_check_dsn(dsn, dsn_source), origin=dsn_source),)
     if server == "embedded" and "embedded" not in configured:
         return ()
     if server and server not in configured:

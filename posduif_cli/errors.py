@@ -21,9 +21,9 @@ import re
 from collections.abc import Sequence
 
 _SECRETS = re.compile(
-    r"""(?ix)
-      ( \b password \s* = \s* ) ( '(?:[^'\\]|\\.)*' | [^\s&'"]+ )     # a key of a connection string or URI
-    | ( :// [^\s:/@]* : ) ( [^\s@]+ ) (?= @ )                         # user:password@host
+    r"""(?isx)
+      ( password \s* = \s* ) ( '(?:[^'\\]|\\.)*'? | (?:[^\s\\]|\\.?)+ )  # a key of a connection string or URI
+    | ( :// [^\s:/@]* : ) ( \S+ ) (?= @ )                             # user:password@host
     | ( SCRAM-SHA-256\$ ) ( \S+ )                                     # a verifier
     """
 )

@@ -1,6 +1,5 @@
 """`posduif config`: show or make the configuration."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +30,7 @@ def show(
 def init(ctx: typer.Context) -> None:
     """Write a commented configuration file, to --config or the user's usual place; never over one that exists."""
     app = app_of(ctx)
-    path = Path(app.options.pop("config", None) or config.user_file())
+    path = config.file_to_make(app.options.pop("config", None))
     config.init(path)
     app.out.say(f"written: {path}")
     app.out.text(str(path)) if not app.out.machine else app.out.show({"path": str(path), "changed": True})

@@ -223,7 +223,7 @@ class App:
         if given is None and self.interactive and not self.out.machine:
             sys.stderr.write(f"{danger}\nType {expected} to go on: ")
             sys.stderr.flush()
-            given = sys.stdin.readline().strip()
+            given = sys.stdin.readline().rstrip("\r\n")
         if given != expected:
             raise ConfirmationMissing(
                 f"refused: {danger}",
@@ -235,6 +235,15 @@ class App:
     def duration(self, text: str | None, fallback: timedelta) -> timedelta:
         """Read a duration option; raises InvalidDuration."""
         return fallback if text is None else configuration.duration(text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Say a number of things.
+
+    >>> counted(1, "user"), counted(2, "user")
+    ('1 user', '2 users')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def app_of(context: typer.Context) -> App:

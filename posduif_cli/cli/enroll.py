@@ -29,8 +29,10 @@ def complete(
 ) -> None:
     """Spend a token and make the mobile user, all or nothing; never takes a user or a device over."""
     from posduif_cli.core import enrollments
+    from posduif_cli.models import Enrollment
 
     app = app_of(ctx)
+    app.out.expect(Enrollment)
     with app.tenant(tenant) as conn:
         enrollment = enrollments.complete(conn, token=read_secret(token), device=device, username=username)
     app.out.say(f"{username} enrolled device {device} in tenant {tenant}")

@@ -42,8 +42,10 @@ def send(
 ) -> None:
     """Send a message from one user to another."""
     from posduif_cli.core import messages
+    from posduif_cli.models import Message
 
     app = app_of(ctx)
+    app.out.expect(Message)
     content = read_text(text)
     with app.tenant(tenant) as conn:
         message = messages.send(conn, sender=sender, recipient=recipient, text=content)
@@ -107,8 +109,10 @@ def mark(
 ) -> None:
     """Mark a message as synced or read."""
     from posduif_cli.core import messages
+    from posduif_cli.models import Message
 
     app = app_of(ctx)
+    app.out.expect(Message)
     with app.tenant(tenant) as conn:
         found, changed = messages.mark(conn, message=message, status=status.value)
     app.out.say(f"message {found.id} {'is now' if changed else 'was already'} {found.status}")

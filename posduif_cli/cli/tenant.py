@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from posduif_cli.cli import options
-from posduif_cli.cli.context import App, Noun, app_of
+from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import UsageError
 
 app = Noun(help="Create, list, show, change and drop tenants.")
@@ -63,8 +63,11 @@ def create(
 ) -> None:
     """Create a tenant: its database, its engine's role, its schema. Run again, it finishes what was interrupted."""
     from posduif_cli.core import tenants
+    from posduif_cli.models import Tenant
 
     app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Tenant)
     origin = options.url(url)
     asked: dict[str, Any] = {
         "name": name,
@@ -127,8 +130,10 @@ def show(
 def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> None:
     """Change a tenant's url."""
     from posduif_cli.core import tenants
+    from posduif_cli.models import Tenant
 
     app = app_of(ctx)
+    app.out.expect(Tenant)
     origin = options.url(url)
     if origin is None:
         raise UsageError("nothing to set", hint=f"posduif tenant set {name} --url https://{name}.example.com")
@@ -147,8 +152,10 @@ def rotate_password(
 ) -> None:
     """Give a tenant's engine a new password; sessions that are connected stay so."""
     from posduif_cli.core import tenants
+    from posduif_cli.models import Tenant
 
     app = app_of(ctx)
+    app.out.expect(Tenant)
     keep = keeper(app, name, engine_config)
     if keep is None:
         raise UsageError(
@@ -191,8 +198,11 @@ def drop(
 ) -> None:
     """Drop a tenant: its engine's sessions, its database with everything in it, its role."""
     from posduif_cli.core import tenants
+    from posduif_cli.models import Loss
 
     app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Loss)
     if dry_run:
         show_plan(app, tenants.plan_drop(app.fleet, name=name))
         return
@@ -201,8 +211,8 @@ def drop(
     app.confirm(
         name,
         confirm,
-        f"drop tenant {name} on server {loss.server} with {loss.users} users, {loss.devices} devices, "
-        f"{loss.messages} messages{last}",
+        f"drop tenant {name} on server {loss.server} with {counted(loss.users, 'user')}, "
+        f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}",
     )
     tenants.drop(app.fleet, name=name)
     app.out.say(f"tenant {name} dropped from server {loss.server}")

@@ -49,20 +49,26 @@ def create(
     from posduif_cli.core import tokens
 
     app = app_of(ctx)
+    app.out.expect(IssuedToken)
     if qr_file is not None:
         check_qr_file(qr_file)
     lifetime = app.duration(ttl, min(app.config.enrollment_ttl, app.config.enrollment_max_ttl))
     with app.tenant(tenant) as conn:
         issued = tokens.create(conn, by=by, label=label, ttl=lifetime, max_ttl=app.config.enrollment_max_ttl)
-    if qr_file is not None:
-        write_qr(app, issued, qr_file)
-    present(app, issued, qr)
+    try:
+        if qr_file is not None:
+            write_qr(app, issued, qr_file)
+    finally:
+        # The token is made: without this nobody could ever use it.
+        present(app, issued, qr)
 
 
 def check_qr_file(path: Path) -> None:
     """Raise UsageError or ConfigurationError before a token is made that could not be written."""
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", hint="--qr-file token.png")
+    if path.is_dir():
+        raise ConfigurationError(f"{path} cannot be written", why="it is a folder")
     if not path.absolute().parent.is_dir():
         raise ConfigurationError(f"{path} cannot be written", why=f"{path.absolute().parent} is not a folder")
 
@@ -142,8 +148,10 @@ def read_secret(text: str) -> str:
 def revoke(ctx: typer.Context, tenant: options.Tenant, token: options.TokenText) -> None:
     """End a token at once."""
     from posduif_cli.core import tokens
+    from posduif_cli.models import Token
 
     app = app_of(ctx)
+    app.out.expect(Token)
     with app.tenant(tenant) as conn:
         found, changed = tokens.revoke(conn, token=read_secret(token))
     app.out.say(f"token {found.id} {'revoked' if changed else 'was revoked already'}")
@@ -162,13 +170,18 @@ def purge(
     dry_run: options.DryRun = False,
 ) -> None:
     """Delete unused tokens that expired or were revoked a while ago; used ones stay. Made for cron."""
+    from posduif_cli.cli.tenant import show_plan
     from posduif_cli.core import tokens
-    from posduif_cli.models import Purged
+    from posduif_cli.models import Plan, Purged, Step
 
     app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Purged)
     names = options.targets(tenant, everyone, "token purge")
     age = app.duration(older_than, timedelta(days=7))
     results, errors = tokens.purge_fleet(app.fleet, tenants=names, older_than=age, dry_run=dry_run)
-    if results or app.out.machine:
+    if dry_run:
+        show_plan(app, Plan(tuple(Step(f"delete {row.deleted} tokens", row.tenant) for row in results)))
+    elif results or app.out.machine:
         app.out.list(results, Purged)
     app.report_failed(errors, among=names)

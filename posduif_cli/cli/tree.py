@@ -1,12 +1,14 @@
 """The root of the command tree: it knows every noun by its one line, and loads one when it is typed."""
 
 import importlib
+import os
 import sys
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from posduif_cli import config as configuration
 from posduif_cli.cli.context import App, Group
 from posduif_cli.errors import Interrupted, PosduifError, UsageError, scrub
 
@@ -33,6 +35,12 @@ EPILOG = "Start with: posduif quickstart"
 
 class Root(Group):
     """The root; its listing loads no noun."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the noun; a wrong one is answered with the nearest."""
+        # The suggestion is looked for among these, which are not loaded.
+        self.commands = dict.fromkeys(NOUNS)
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the nouns in the order in which people meet them."""
@@ -78,13 +86,15 @@ def root() -> TyperGroup:
 def run(argv: list[str]) -> int:
     """Run one command: the single place where an error becomes a message and an exit code."""
     app = App()
+    _open_streams()
     try:
+        _require_text(argv)
         result = root().main(argv, prog_name="posduif", standalone_mode=False, obj=app)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; nothing is wrong with us.
-        sys.stdout = open(__import__("os").devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except PosduifError as error:
         return _fail(app, argv, error)
@@ -94,6 +104,19 @@ def run(argv: list[str]) -> int:
         return _usage(app, argv, error)
     except Exception as error:
         return _fail(app, argv, _bug(error))
+
+
+def _open_streams() -> None:
+    """Put /dev/null in the place of a standard stream that was closed, as `>&-` does."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _require_text(argv: list[str]) -> None:
+    for number, word in enumerate(argv, 1):
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in word):
+            raise UsageError(f"argument {number} is not text", why="it holds bytes that no UTF-8 text has")
 
 
 def _usage(app: App, argv: list[str], error: typer.TyperException) -> int:
@@ -123,7 +146,7 @@ def _fail(app: App, argv: list[str], error: PosduifError) -> int:
 
     try:
         out = app.out
-    except PosduifError:
+    except Exception:
         out = Output("json" if _wants_json(argv) else "table")
     out = Output("json", color=out.color) if out.machine or _wants_json(argv) else out
     out.error(error)
@@ -136,4 +159,4 @@ def _wants_json(argv: list[str]) -> bool:
     asked = [value for word, value in pairs if word in ("-o", "--output")]
     asked += [word.partition("=")[2] for word in argv if word.startswith("--output=")]
     asked += [word[2:] for word in argv if word.startswith("-o") and not word.startswith("--")]
-    return any(value in ("json", "jsonl") for value in asked)
+    return any(value in ("json", "jsonl") for value in asked or [configuration.environment_output()])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from posduif_cli.cli import options
-from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.cli.context import Noun, app_of, counted
 
 app = Noun(help="The web and mobile users of a tenant.")
 
@@ -31,8 +31,10 @@ def create(
 ) -> None:
     """Create a user. Mobile users usually come by enrollment."""
     from posduif_cli.core import users
+    from posduif_cli.models import User
 
     app = app_of(ctx)
+    app.out.expect(User)
     make = users.create_if_missing if if_not_exists else lambda *a, **k: (users.create(*a, **k), True)
     with app.tenant(tenant) as conn:
         user, changed = make(conn, username=username, user_type=type_.value)
@@ -80,16 +82,20 @@ def delete(
     """Delete a user with all messages from and to it."""
     from posduif_cli.cli.tenant import show_plan
     from posduif_cli.core import users
-    from posduif_cli.models import Plan, Step
+    from posduif_cli.models import Plan, Step, User
 
     app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(User)
     with app.tenant(tenant) as conn:
         user = users.find(conn, username)
         count = users.loss(conn, user=user.id)
         if dry_run:
             show_plan(app, Plan((Step("delete messages", f"{count}"), Step("delete user", user.username))))
             return
-        app.confirm(user.username, confirm, f"delete user {user.username} of tenant {tenant} with {count} messages")
+        app.confirm(
+            user.username, confirm, f"delete user {user.username} of tenant {tenant} with {counted(count, 'message')}"
+        )
         users.delete(conn, user=user)
-    app.out.say(f"user {user.username} deleted with {count} messages")
+    app.out.say(f"user {user.username} deleted with {counted(count, 'message')}")
     app.out.show(user, changed=True)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
-from posduif_cli.errors import PosduifError, UsageError
+from posduif_cli.errors import OperationFailed, PosduifError, UsageError
 from posduif_cli.render import tables
 from posduif_cli.render.tables import Changed
 
@@ -50,6 +51,10 @@ class Output:
         """Whether the format is JSON, so that stderr holds nothing but an error."""
         return self.format in ("json", "jsonl")
 
+    def expect(self, model: type) -> None:
+        """Raise UsageError for a picked field that *model* lacks, before a command has changed anything."""
+        self._checked(model, changes=True)
+
     def only(self, *fields: str) -> "Output":
         """Return the same with these fields picked."""
         return replace(self, fields=fields)
@@ -70,21 +75,23 @@ class Output:
     def list(self, values: Sequence[Any], model: type, *, empty: str = "", changed: bool | None = None) -> None:
         """Show several things of one kind; *empty* is said on stderr when there are none."""
         subjects = values if changed is None else [Changed(value, changed) for value in values]
+        picked = self._checked(model, changes=changed is not None)
         rows = [self._pick(tables.row(subject), model) for subject in subjects]
         if self.format == "json":
             write(json.dumps(rows, indent=2) + "\n")
         elif self.format == "jsonl":
             write("".join(json.dumps(row) + "\n" for row in rows))
         elif self.format == "tsv":
-            columns = list(self._checked(model)) or (list(rows[0]) if rows else list(tables.keys(model)))
+            columns = list(picked) or (list(rows[0]) if rows else list(tables.keys(model)))
             write(_tsv(rows, columns))
         elif rows:
-            self.table(list(self._checked(model)) or list(tables.terminal_columns(model)), values)
+            self.table(list(picked) or list(tables.terminal_columns(model)), values)
         elif empty:
             self.say(empty)
 
-    def _checked(self, model: type) -> tuple[str, ...]:
-        valid = (*tables.keys(model), "changed") if tables.keys(model) else self.fields
+    def _checked(self, model: type, *, changes: bool) -> tuple[str, ...]:
+        keys = tables.keys(model)
+        valid = (*keys, "changed") if changes and keys and "changed" not in keys else keys or self.fields
         for name in self.fields:
             if name not in valid:
                 raise UsageError(f'there is no field "{name}"', why=f"valid are: {', '.join(valid)}")
@@ -112,26 +119,34 @@ class Output:
 
     def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show rows of text below headers."""
+        from io import StringIO
+
         from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD if _unicode(sys.stdout) else box.ASCII2, show_edge=False, pad_edge=False)
+        width = columns_of(sys.stdout)
         for header in headers:
-            table.add_column(header.replace("_", " ").upper(), overflow="fold")
+            # An id is there to be copied, so it is the last thing to be folded.
+            whole = 36 if header == "id" and width >= 80 else None
+            table.add_column(header.replace("_", " ").upper(), overflow="fold", min_width=whole)
         for row in rows:
             table.add_row(*(Text.from_ansi(self.paint(text)) for text in row))
+        # By way of `write`, which knows what to do with an encoding that lacks a character.
         console = Console(
-            file=sys.stdout,
-            width=columns_of(sys.stdout),
+            file=StringIO(),
+            width=width,
             force_terminal=self.colored(sys.stdout),
             no_color=not self.colored(sys.stdout),
             highlight=False,
             markup=False,
             emoji=False,
         )
-        console.print(table)
+        with console.capture() as capture:
+            console.print(table)
+        write(capture.get())
 
     def paint(self, text: str) -> str:
         """Colour a word that says how good something is."""
@@ -192,11 +207,16 @@ def _tsv(rows: Sequence[tables.Row], columns: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What would end a field or a line, or drive the terminal that `-o tsv` may go to.
+_UNSAFE = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
 def _field(value: Any) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return _UNSAFE.sub(lambda m: _ESCAPES.get(m[0]) or f"\\x{ord(m[0]):02x}", text)
 
 
 def _unicode(stream: TextIO) -> bool:
@@ -216,12 +236,24 @@ def columns_of(stream: TextIO) -> int:
 
 
 def write(text: str, stream: TextIO | None = None) -> None:
-    """Write text at once; what the stream's encoding lacks is escaped."""
+    """Write text at once; what the stream's encoding lacks is escaped. Raises OperationFailed on a full disk."""
     stream = stream or sys.stdout
     try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    with suppress(ValueError):
-        stream.flush()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        with suppress(ValueError):
+            stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream is sys.stdout:
+            # Its buffer would be written once more at exit, and fail once more.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise OperationFailed(
+            "the result could not be written",
+            why=error.strerror,
+            hint="the command itself was carried out; list or show what it was about",
+        ) from None

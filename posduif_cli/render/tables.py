@@ -79,6 +79,8 @@ def row(value: Any) -> Row:
 
 def keys(model: type) -> tuple[str, ...]:
     """Return the field names of a model as JSON and TSV show them."""
+    if model is models.IssuedToken:
+        return (*keys(models.Token), "token", "enrollment_url")
     return tuple(RENAMED.get(f.name, f.name) for f in fields(model)) if is_dataclass(model) else ()
 
 
