@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -199,6 +200,8 @@ DEFAULTS: dict[str, Any] = {
     "embedded.data_dir": None,
     "embedded.bin_dir": None,
 }
+# What libpq takes for a connection string of words; in anything else a password could stand anywhere.
+WORDS = re.compile(r"\s*(?:\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?(?:\s+|$))*", re.DOTALL)
 SECRET_KEYS = ("password", "jwt_secret")
 
 
@@ -475,6 +478,8 @@ def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | N
             return spell(value)
         if isinstance(value, tuple):
             return ", ".join(map(str, value))
+        if key.endswith("dsn") and "://" not in value and not WORDS.fullmatch(value):
+            return "malformed, and not shown: it may hold a password"
         return scrub(str(value))
 
     entries = [Entry(key, show(key, value), lines.get(key, "default")) for key, value in values.items()]
@@ -519,7 +524,8 @@ def init(path: Path) -> None:
     Raises ConfigurationError when it exists or cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # a file in its place is met by the next line
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(TEMPLATE.format(servers=EXAMPLE_SERVER))
     except FileExistsError:

@@ -382,3 +382,22 @@ class Setting:
     key: str
     value: str
     origin: str
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A database taken in as a tenant.
+
+    *made* is what was added to its schema, *own* what it has beyond a tenant's and keeps, *changes* says in
+    words what its roles gained and lost.
+    """
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    url: str | None
+    changed: bool
+    made: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()

@@ -3,11 +3,27 @@
 -- while some of the tables do not exist.
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA public TO posduif_engine;
+
+-- What a superuser or an extension made here is theirs to close; REVOKE on it would be an error.
+DO $$
+DECLARE
+    object text;
+BEGIN
+    FOR object IN
+        SELECT format('TABLE %s', oid::regclass) FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
+          AND pg_has_role(relowner, 'USAGE')
+        UNION ALL
+        SELECT format('ROUTINE %s', oid::regprocedure) FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace AND pg_has_role(proowner, 'USAGE')
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC', object);
+    END LOOP;
+END
+$$;
 
 -- The sync engine never deletes.
 DO $$

@@ -33,6 +33,8 @@ def _system_bin() -> Path | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
         kinds = ["dsn"] if metafunc.config.getoption("dsn") else ["embedded", "system"]
+        if metafunc.definition.get_closest_marker("one_server"):
+            kinds = kinds[:1]
         metafunc.parametrize("server", kinds, indirect=True, scope="session")
 
 
@@ -84,6 +86,7 @@ SHARED: pytest.StashKey[str] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_server: once is enough; what is tested has no part in PostgreSQL's version")
     if not hasattr(config, "workerinput"):
         config.stash[SHARED] = str(scratch())
 

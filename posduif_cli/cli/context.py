@@ -13,10 +13,10 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from posduif_cli import config as configuration
 from posduif_cli.config import Config
 from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError
-from posduif_cli.models import Server
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet import Fleet, Session
+    from posduif_cli.models import Server
     from posduif_cli.render.output import Output
 
 GLOBAL_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
@@ -138,6 +138,8 @@ class App:
 
         Raises NoServer.
         """
+        from posduif_cli.models import Server
+
         servers = tuple(
             Server(
                 name=s.name,
@@ -159,7 +161,7 @@ class App:
         server, _ = servers.start(self.config.data_dir, self.config.bin_dir)
         self.fleet = self.fleet_of((server,))
 
-    def fleet_of(self, servers: Sequence[Server]) -> "Fleet":
+    def fleet_of(self, servers: "Sequence[Server]") -> "Fleet":
         """Make the fleet of some servers, with the configured migrations."""
         from posduif_cli.core.fleet import Fleet
         from posduif_cli.core.migrations import Folders
@@ -167,7 +169,7 @@ class App:
         folders = Folders(self.config.migration_paths, self.config.lock_timeout, self.config.statement_timeout)
         return Fleet(tuple(servers), self.command, folders, self.config.default_server)
 
-    def _embedded(self) -> Server:
+    def _embedded(self) -> "Server":
         from posduif_cli.core import servers
 
         server, started = servers.embedded(self.config.data_dir, self.config.bin_dir)

@@ -15,17 +15,17 @@ def status(
     ctx: typer.Context,
     tenant: options.Tenants = None,
     everyone: options.All = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 if anyone is behind.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 if an active tenant is behind.")] = False,
 ) -> None:
     """Show where the schemas stand, a row a tenant, from one query a server."""
     from posduif_cli.core import rollouts
-    from posduif_cli.models import SchemaStatus
+    from posduif_cli.models import SchemaStatus, State
 
     app = app_of(ctx)
     found, errors = rollouts.status(app.fleet, tenants=options.targets(tenant, everyone, "migrate status"))
     app.out.list(found, SchemaStatus, empty="no tenants yet: posduif tenant create NAME")
     app.report_missing(errors)
-    if check and any(row.pending or row.error for row in found):
+    if check and any(row.pending or row.error for row in found if row.state is State.ACTIVE):
         raise typer.Exit(1)
 
 

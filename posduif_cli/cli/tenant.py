@@ -143,6 +143,29 @@ def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> N
     app.out.show(tenant, changed=changed)
 
 
+@app.verb("adopt", example="posduif tenant adopt acme --dry-run")
+def adopt(ctx: typer.Context, name: options.Tenant, url: options.Url = None, dry_run: options.DryRun = False) -> None:
+    """Take in a database that other hands made: add what it lacks, keep what it has, refuse what differs."""
+    from posduif_cli.core import adoptions
+    from posduif_cli.models import Adoption
+
+    app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Adoption)
+    done = adoptions.adopt(app.fleet, database=name, url=options.url(url), dry_run=dry_run)
+    if not isinstance(done, Adoption):
+        show_plan(app, done)
+        return
+    for change in done.changes:
+        app.out.say(change)
+    for thing in done.own:
+        app.out.say(f"{thing} was left alone")
+    app.out.say(f"database {name} {'adopted' if done.changed else 'is a tenant already'} on server {done.server}")
+    app.out.show(done)
+    if done.changed:
+        app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
+
+
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
 def rotate_password(
     ctx: typer.Context,

@@ -4,14 +4,16 @@ import sys
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import ConfigurationError, UsageError
-from posduif_cli.models import IssuedToken
+
+if TYPE_CHECKING:
+    from posduif_cli.models import IssuedToken
 
 app = Noun(help="Enrollment tokens and their QR codes.")
 
@@ -46,10 +48,11 @@ def create(
     ] = None,
 ) -> None:
     """Create an enrollment token and show its QR code; into a pipe, the bare enrollment URL."""
+    from posduif_cli import models
     from posduif_cli.core import tokens
 
     app = app_of(ctx)
-    app.out.expect(IssuedToken)
+    app.out.expect(models.IssuedToken)
     if qr_file is not None:
         check_qr_file(qr_file)
     lifetime = app.duration(ttl, min(app.config.enrollment_ttl, app.config.enrollment_max_ttl))
@@ -73,7 +76,7 @@ def check_qr_file(path: Path) -> None:
         raise ConfigurationError(f"{path} cannot be written", why=f"{path.absolute().parent} is not a folder")
 
 
-def write_qr(app: App, issued: IssuedToken, path: Path) -> None:
+def write_qr(app: App, issued: "IssuedToken", path: Path) -> None:
     """Write the code as a picture that only its owner can read: it is a credential."""
     from posduif_cli.render import files, qr
 
@@ -82,7 +85,7 @@ def write_qr(app: App, issued: IssuedToken, path: Path) -> None:
     app.out.say(f"QR code: {path}")
 
 
-def present(app: App, issued: IssuedToken, style: Qr, *, note: str | None = None) -> None:
+def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = None) -> None:
     """Show a new token: the code and the facts on a terminal, the bare URL into a pipe, JSON if asked."""
     from posduif_cli.render import tables
     from posduif_cli.render.output import write

@@ -39,7 +39,8 @@ class Root(Group):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the noun; a wrong one is answered with the nearest."""
         # The suggestion is looked for among these, which are not loaded.
-        self.commands = dict.fromkeys(NOUNS)
+        nouns: Any = dict.fromkeys(NOUNS)
+        self.commands = nouns
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -91,6 +92,8 @@ def run(argv: list[str]) -> int:
         _require_text(argv)
         result = root().main(argv, prog_name="posduif", standalone_mode=False, obj=app)
         sys.stdout.flush()
+        if result == Interrupted.exit_code:
+            raise KeyboardInterrupt  # typer makes this number of it, and says nothing
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; nothing is wrong with us.
@@ -147,16 +150,22 @@ def _fail(app: App, argv: list[str], error: PosduifError) -> int:
     try:
         out = app.out
     except Exception:
-        out = Output("json" if _wants_json(argv) else "table")
-    out = Output("json", color=out.color) if out.machine or _wants_json(argv) else out
+        out = Output(configuration.environment_output())
+    # What stands on the command line wins, also where the error came before it was parsed.
+    out = Output(_asked_output(argv) or out.format, color=out.color)
     out.error(error)
     return error.exit_code
 
 
-def _wants_json(argv: list[str]) -> bool:
-    """Whether argv asks for JSON, for errors that arise before it is parsed."""
+def _asked_output(argv: list[str]) -> str:
+    """Return the last output format that argv asks for, or nothing."""
     pairs = zip(argv, [*argv[1:], ""], strict=False)
-    asked = [value for word, value in pairs if word in ("-o", "--output")]
-    asked += [word.partition("=")[2] for word in argv if word.startswith("--output=")]
-    asked += [word[2:] for word in argv if word.startswith("-o") and not word.startswith("--")]
-    return any(value in ("json", "jsonl") for value in asked or [configuration.environment_output()])
+    asked = []
+    for word, following in pairs:
+        if word in ("-o", "--output"):
+            asked.append(following)
+        elif word.startswith("--output="):
+            asked.append(word.partition("=")[2])
+        elif word.startswith("-o"):
+            asked.append(word[2:])
+    return asked[-1] if asked else ""

@@ -89,6 +89,7 @@ def delete(
         app.out.expect(User)
     with app.tenant(tenant) as conn:
         user = users.find(conn, username)
+        users.require_unused(conn, user=user)
         count = users.loss(conn, user=user.id)
         if dry_run:
             show_plan(app, Plan((Step("delete messages", f"{count}"), Step("delete user", user.username))))

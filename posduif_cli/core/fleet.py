@@ -11,6 +11,7 @@ from posduif_cli.db import connect, queries, record
 from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
+    AccessDenied,
     AmbiguousTenant,
     NoServer,
     PosduifError,
@@ -202,11 +203,17 @@ class Fleet:
             yield session
 
     def enter(self, server: Server, name: str) -> Session:
-        """Connect to a tenant's database; TenantNotFound when it was dropped since it was found."""
+        """Connect to a tenant's database; TenantNotFound when it was dropped since it was found.
+
+        Raises AccessDenied, with what would help, for a login that is no administrator.
+        """
         try:
             return connect.connect(server, name, command=self.command)
-        except ServerError:
+        except ServerError as error:
             self.find(name)
+            if isinstance(error, AccessDenied):
+                with self.maintenance(server) as session:
+                    session.require_member()
             raise
 
 

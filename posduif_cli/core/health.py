@@ -1,15 +1,17 @@
 """Health: what is wrong with servers and tenants. A check is one function over what one query found."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 from posduif_cli.core.fleet import Fleet
 from posduif_cli.db import queries
-from posduif_cli.errors import PosduifError
+from posduif_cli.db.connect import quoted
+from posduif_cli.errors import Busy, PosduifError, TenantNotFound
 from posduif_cli.models import (
     Finding,
     Health,
@@ -25,6 +27,7 @@ from posduif_cli.models import (
 
 T = TypeVar("T")
 GIB = 1024**3
+PATIENCE = timedelta(seconds=2)  # with a lock: a report that waits for a stuck ALTER TABLE reports nothing
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def indexes(facts: TenantFacts) -> Iterator[Finding]:
             Level.CRITICAL,
             f"index {name} is invalid",
             name,
-            fix=f"REINDEX INDEX CONCURRENTLY {name};",
+            fix=f"REINDEX INDEX CONCURRENTLY {quoted(name)};",
         )
 
 
@@ -208,7 +211,7 @@ def sync(facts: TenantFacts) -> Iterator[Finding]:
             f"device {row['device']} fetched messages, but {row['stuck']} older ones still wait",
             row["stuck"],
             "messages",
-            fix=f"posduif message pending {name} --device '{row['device']}'",
+            fix=f"posduif message pending {name} --device {shlex.quote(row['device'])}",
         )
 
 
@@ -250,7 +253,12 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
     examined: list[TenantHealth] = []
     with ThreadPoolExecutor(max(1, min(4, *(server.max_connections for server in servers), len(chosen) or 1))) as pool:
         results = pool.map(lambda tenant: _attempt(lambda: _tenant_facts(fleet, tenant)), chosen)
-        for tenant, result in zip(chosen, results, strict=True):
+        for tenant, result in zip(tuple(chosen), results, strict=True):
+            if isinstance(result, TenantNotFound):
+                if tenants:
+                    raise result
+                chosen.remove(tenant)  # dropped since it was listed
+                continue
             if isinstance(result, PosduifError):
                 findings.append(_unreachable("reach", "tenant", tenant.tenant, result))
                 result = TenantFacts(tenant, _known(tenant))
@@ -280,7 +288,8 @@ def _attempt(question: Callable[[], T]) -> T | PosduifError:
 
 def _unreachable(check: str, scope: str, subject: str, error: PosduifError) -> Finding:
     reason = f"{error.message}: {error.why}" if error.why else error.message
-    return Finding(check, scope, subject, Level.CRITICAL, reason, fix="posduif server list")
+    level = Level.UNKNOWN if isinstance(error, Busy) else Level.CRITICAL
+    return Finding(check, scope, subject, level, reason, fix="posduif server list")
 
 
 def _server_facts(fleet: Fleet, server: Server) -> ServerFacts:
@@ -300,7 +309,10 @@ def _tenant_facts(fleet: Fleet, tenant: Tenant) -> TenantFacts:
     if tenant.state not in (State.ACTIVE, State.SUSPENDED):
         return TenantFacts(tenant, _known(tenant))
     named = queries.load("health")
-    with fleet.enter(fleet.server(tenant.server), tenant.tenant) as conn, conn.transaction(read_only=True):
+    with (
+        fleet.enter(fleet.server(tenant.server), tenant.tenant) as conn,
+        conn.transaction(read_only=True, lock_timeout=PATIENCE),
+    ):
         known = _known(tenant)
         figures = TenantHealth(
             known.tenant,

@@ -3,7 +3,8 @@
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -12,6 +13,8 @@ from pathlib import Path
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.connect import Session
 from posduif_cli.errors import (
+    AccessDenied,
+    Busy,
     ChecksumDiffers,
     ConfigurationError,
     MigrationFailed,
@@ -22,6 +25,16 @@ from posduif_cli.models import Failure, Migration, State
 
 _FILE = re.compile(r"(\d+)_(\w+)\.sql")
 _MARKER = re.compile(r"^--[ \t]*migrate:(up|down)\b(.*)$", re.MULTILINE)
+_TOKEN = re.compile(
+    r"""(?P<space> \s+ | --[^\n]*)
+      | (?P<comment> /\*)
+      | [eE]'(?: [^'\\] | \\. | '' )*' | '[^']*' | "[^"]*" | \$(?P<tag> (?:[^\W\d]\w*)? )\$ .*? \$(?P=tag)\$
+      | (?P<word> [^\W\d][\w$]*)
+      | .""",
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_TRANSACTION_CONTROL = ("begin", "start", "commit", "end", "abort", "rollback")
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,8 @@ def read(version: str, path: Path) -> File:
     """Read one migration file in dbmate's format.
 
     Raises ConfigurationError, with the line, for text that is not UTF-8, missing or misplaced markers, an
-    empty up section, and `transaction:false`.
+    empty up section, `transaction:false`, SQL before the up section, and what cannot be part of the
+    migration's own transaction: COMMIT and its kin, COPY from the client.
     """
     try:
         content = path.read_bytes()
@@ -116,7 +130,8 @@ def read(version: str, path: Path) -> File:
     markers = list(_MARKER.finditer(text))
     lines = [text.count("\n", 0, marker.start()) + 1 for marker in markers]
     if [marker[1] for marker in markers] not in (["up"], ["up", "down"]):
-        line = lines[1] if len(lines) > 1 else 1
+        kinds = [marker[1] for marker in markers]
+        line = next((at for n, at in enumerate(lines) if kinds[: n + 1] != ["up", "down"][: n + 1]), 1)
         raise ConfigurationError(
             f"{path}:{line}: a migration has one `-- migrate:up` and after it at most one `-- migrate:down`"
         )
@@ -128,8 +143,14 @@ def read(version: str, path: Path) -> File:
             )
     end = markers[1].start() if len(markers) > 1 else len(text)
     up = text[markers[0].end() : end]
-    if not re.sub(r"--.*", "", up).strip():
+    if not any(_statements(up)):
         raise ConfigurationError(f"{path}:{lines[0]}: the up section is empty")
+    for offset, _, _ in _statements(text[: markers[0].start()]):
+        raise ConfigurationError(f"{path}:{_line(text, offset)}: SQL stands before `-- migrate:up`")
+    for section in ((markers[0].end(), end), *((marker.end(), len(text)) for marker in markers[1:])):
+        for offset, _, words in _statements(text[slice(*section)]):
+            if (reason := _unfit(words)) is not None:
+                raise ConfigurationError(f"{path}:{_line(text, section[0] + offset)}: {reason}")
     match = _FILE.fullmatch(path.name)
     return File(
         version=version,
@@ -140,6 +161,59 @@ def read(version: str, path: Path) -> File:
         up_line=lines[0],
         checksum=hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest(),
     )
+
+
+def _line(text: str, offset: int) -> int:
+    return text.count("\n", 0, offset) + 1
+
+
+def _unfit(words: Sequence[str]) -> str | None:
+    """Say why a statement cannot be part of a migration, or None."""
+    first = words[0] if words else ""
+    if first in _TRANSACTION_CONTROL and "to" not in words[1:3]:  # ROLLBACK TO a savepoint is fine
+        return f"{first.upper()} would end the migration's own transaction; leave it out"
+    if words[:2] == ["prepare", "transaction"]:
+        return "PREPARE TRANSACTION would end the migration's own transaction; leave it out"
+    if first == "copy" and {"stdin", "stdout"} & {*words}:
+        return "COPY cannot read from or write to the client here; use INSERT"
+    return None
+
+
+def _statements(text: str) -> Iterator[tuple[int, str, list[str]]]:
+    """Split SQL as psql does: offset, text and lower-case words outside parentheses of each statement.
+
+    A semicolon counts outside quotes, comments, parentheses and the body of a function in SQL's own form.
+    """
+    start, position, depth, bodies = -1, 0, 0, 0
+    words: list[str] = []
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        assert token is not None
+        begun, position = position, token.end()
+        if token["space"]:
+            continue
+        if token["comment"]:
+            nested = 1
+            while nested and (edge := _COMMENT_EDGE.search(text, position)):
+                position = edge.end()
+                nested += 1 if edge[0] == "/*" else -1
+            position = len(text) if nested else position
+            continue
+        if token[0] == ";" and depth <= 0 and not bodies:
+            if start >= 0:
+                yield start, text[start:begun], words
+            start, depth, words = -1, 0, []
+            continue
+        start = begun if start < 0 else start
+        depth += (token[0] == "(") - (token[0] == ")")
+        if token["word"] and depth <= 0:
+            word = token[0].lower()
+            words.append(word)
+            if words[0] == "create" and {"function", "procedure"} & {*words[1:4]}:
+                opens = (word == "atomic" and words[-2] == "begin") or (word == "case" and bodies > 0)
+                bodies += opens - (word == "end" and bodies > 0)
+    if start >= 0:
+        yield start, text[start:], words
 
 
 @dataclass(frozen=True)
@@ -211,7 +285,7 @@ def up(conn: Session, *, folders: Folders, states: Sequence[State] = (State.ACTI
         for file in pending:
             _apply(conn, file, done, folders)
             done.add(file.version)
-        if not pending and (current.schema, current.applied) != (before, digest(done)):
+        if not pending and (current.schema, current.applied, current.failed) != (before, digest(done), None):
             with conn.transaction():
                 _note(conn, done)
         return Applied(before, max(done, default=None), tuple(file.version for file in pending))
@@ -233,11 +307,18 @@ def _refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folde
 def _apply(conn: Session, file: File, done: set[str], folders: Folders) -> None:
     named = queries.load("migrations")
     try:
-        with conn.transaction(lock_timeout=folders.lock_timeout, statement_timeout=folders.statement_timeout):
+        with (
+            _blamed(conn, file),
+            conn.transaction(lock_timeout=folders.lock_timeout, statement_timeout=folders.statement_timeout),
+        ):
+            # An earlier file of the same run may have changed both for the session.
+            conn.execute("SET LOCAL ROLE posduif_admin")
+            conn.execute("SET LOCAL search_path = public")
             if not conn.value(named["has_table"]):
                 conn.script(named["create_table"])
             started = time.monotonic()
             _run(conn, file)
+            conn.execute("SET LOCAL ROLE posduif_admin")
             conn.script(queries.bundled("grants.sql").read_text(encoding="utf-8"))
             admin.require_private_schema(conn, conn.database)
             conn.execute(
@@ -255,16 +336,30 @@ def _apply(conn: Session, file: File, done: set[str], folders: Folders) -> None:
 
 
 def _run(conn: Session, file: File) -> None:
+    """Run a file's statements one by one, so that an error's line is known even where PostgreSQL gives none."""
+    for offset, statement, _ in _statements(file.up):
+        with _blamed(conn, file, offset):
+            conn.script(statement)
+
+
+@contextmanager
+def _blamed(conn: Session, file: File, offset: int | None = None) -> Iterator[None]:
+    """Turn an error of a migration's SQL into MigrationFailed; *offset* is where in it the statement starts."""
     try:
-        conn.script(file.up)
-    except QueryFailed as error:
-        line = file.up_line + file.up.count("\n", 0, error.position - 1) if error.position else None
+        yield
+    except (QueryFailed, AccessDenied, Busy) as error:
+        # A lock that was not to be had may be free next time; too slow a statement will be too slow again.
+        if isinstance(error, Busy) and error.why != "SQLSTATE 57014":
+            raise
+        denied = "42501" if isinstance(error, AccessDenied) else "57014"
+        sqlstate, position = (error.sqlstate, error.position) if isinstance(error, QueryFailed) else (denied, None)
+        line = None if offset is None else file.up_line - 1 + _line(file.up, offset + (position or 1) - 1)
         where = f"{file.path.name}:{line}" if line else file.path.name
         raise MigrationFailed(
             f"migration {where} failed in {conn.database}: {error.message.partition(': ')[2]}",
-            why=f"{error.why}; nothing of this migration was kept",
+            why=f"{error.why or f'SQLSTATE {sqlstate}'}; nothing of this migration was kept",
             hint=[f"mend {file.path}", f"posduif migrate up {conn.database}"],
-            sqlstate=error.sqlstate,
+            sqlstate=sqlstate,
             file=file.path.name,
             line=line,
         ) from error

@@ -25,8 +25,9 @@ def up(fleet: Fleet, *, tenants: Sequence[str]) -> tuple[list[Outcome], dict[str
     errors: dict[str, PosduifError] = {}
     for name in tenants:
         started = time.monotonic()
-        server, tenant = fleet.find(name)
+        tenant = None
         try:
+            server, tenant = fleet.find(name)
             if tenant.state is not State.ACTIVE:
                 outcomes.append(_skipped(tenant))
                 continue
@@ -35,7 +36,7 @@ def up(fleet: Fleet, *, tenants: Sequence[str]) -> tuple[list[Outcome], dict[str
                 done = migrations.up(conn, folders=fleet.folders)
         except PosduifError as error:
             errors[name] = error
-            outcomes.append(_failed(tenant, error, time.monotonic() - started))
+            outcomes.append(_failed(name, tenant, error, time.monotonic() - started))
         else:
             outcomes.append(_done(tenant, done, time.monotonic() - started))
     return outcomes, errors
@@ -60,15 +61,16 @@ def _skipped(tenant: Tenant) -> Outcome:
     return Outcome(tenant.tenant, tenant.server, "skipped", False, version, version, 0.0, reason)
 
 
-def _failed(tenant: Tenant, error: PosduifError, seconds: float) -> Outcome:
+def _failed(name: str, tenant: Tenant | None, error: PosduifError, seconds: float) -> Outcome:
     known = error if isinstance(error, MigrationFailed) else None
+    version = tenant.schema_version if tenant else None
     return Outcome(
-        tenant.tenant,
-        tenant.server,
+        name,
+        tenant.server if tenant else "",
         "failed",
         False,
-        tenant.schema_version,
-        tenant.schema_version,
+        version,
+        version,
         round(seconds, 3),
         OutcomeError(
             error.message,

@@ -5,6 +5,7 @@ which cannot join a transaction, and outlives DROP DATABASE, which cannot either
 """
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ from posduif_cli.core.fleet import Fleet, wrong_state
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, Session
 from posduif_cli.db.record import Intent, Record
-from posduif_cli.errors import AccessDenied, Busy, NotOurs, QueryFailed, TenantExists
+from posduif_cli.errors import AccessDenied, Busy, NotOurs, PosduifError, QueryFailed, TenantExists
 from posduif_cli.models import CreatedTenant, Loss, Plan, Server, State, Step, Tenant
 
 Keep = Callable[[str, dict[str, Any]], None]
 PLACEHOLDER = "REPLACE_ME"
+PATIENCE = 2.0  # seconds; a server notices within 500 ms that a client was killed
 DUPLICATE_DATABASE = ("42P04", "23505")
 
 
@@ -89,7 +91,8 @@ def plan_create(fleet: Fleet, *, name: str, url: str | None, web_user: str | Non
         if existing is not None and existing.state is not State.PROVISIONING:
             _unchanged(existing, url, if_not_exists)
             return Plan(())
-        _require_free(_traces(session, name), name, None)
+        traces = _traces(session, name)
+        _require_free(traces, name, _intent_of(traces, name))
     steps = [
         Step("create role", role, f"CREATE ROLE {role} LOGIN"),
         Step(
@@ -137,6 +140,18 @@ def _require_web_user(fleet: Fleet, server: Server, name: str, web_user: str | N
         )
 
 
+def _intent_of(traces: _Traces, name: str) -> Intent | None:
+    """Return the intent on a tenant's engine role; None when there is none, or it is a copy of another's."""
+    intent = record.parse_intent(traces.intent)
+    return intent if intent is not None and intent.tenant == name else None
+
+
+def _is_ours(traces: _Traces, intent: Intent | None) -> bool:
+    """Whether the database is posduif's to drop: it is recorded, half made, or half dropped."""
+    marks = (-2, intent.nonce if intent else -2)
+    return traces.owner == ADMIN_ROLE and (record.parse(traces.record) is not None or traces.connection_limit in marks)
+
+
 def _require_free(traces: _Traces, name: str, intent: Intent | None) -> None:
     """Raise NotOurs when a database or role of this name is someone else's."""
     role = admin.engine_role(name)
@@ -182,8 +197,8 @@ def _provision(session: Session, name: str, url: str | None) -> None:
 
 def _intend(session: Session, name: str) -> Intent:
     traces = _traces(session, name)
-    intent = record.parse_intent(traces.intent)
-    if intent is not None and intent.tenant == name:
+    intent = _intent_of(traces, name)
+    if intent is not None:
         return intent
     _require_free(traces, name, None)
     intent = Intent(name, State.PROVISIONING, admin.new_nonce())
@@ -316,8 +331,8 @@ def plan_drop(fleet: Fleet, *, name: str) -> Plan:
 def drop(fleet: Fleet, *, name: str) -> None:
     """Drop a tenant's database, slots and role, or finish a drop that was interrupted.
 
-    Raises as Fleet.find; NotOurs when the database of a lost tenant belongs to someone else; Busy, naming
-    the sessions that posduif may not end.
+    Of a lost tenant only the role is dropped: a database that took its place is someone else's. Raises as
+    Fleet.find; Busy, naming the sessions that posduif may not end.
     """
     server, _ = fleet.find(name)
     with fleet.maintenance(server) as session:
@@ -327,17 +342,12 @@ def drop(fleet: Fleet, *, name: str) -> None:
             if tenant is None:
                 return
             traces = _traces(session, name)
-            if traces.owner is not None and traces.owner != ADMIN_ROLE:
-                raise NotOurs(
-                    f"database {name} belongs to {traces.owner}",
-                    why="only the role of a lost tenant is posduif's",
-                )
+            ours = _is_ours(traces, _intent_of(traces, name))
             _announce_drop(session, fleet, server, tenant, traces)
-            if traces.owner is not None:
+            if ours:
                 _end_sessions(session, name)
                 _drop_database(session, name)
-            intent = record.parse_intent(_traces(session, name).intent)
-            if intent is not None and intent.tenant == name:
+            if _intent_of(_traces(session, name), name) is not None:
                 admin.drop_role(session, name)
 
 
@@ -345,15 +355,15 @@ def _announce_drop(session: Session, fleet: Fleet, server: Server, tenant: Tenan
     """Write `dropping` into both comments and shut the engine out, once no other command works on the tenant."""
     name = tenant.tenant
     with ExitStack() as stack:
-        if traces.open and traces.connection_limit != -2:
+        noted = record.parse(traces.record) if traces.owner == ADMIN_ROLE else None
+        if noted is not None and traces.open and traces.connection_limit != -2:
             inside = stack.enter_context(fleet.enter(server, name))
             stack.enter_context(inside.lock(name))
-        intent = record.parse_intent(traces.intent)
-        noted = record.parse(traces.record)
+        intent = _intent_of(traces, name)
         stack.enter_context(session.transaction())
         if noted is not None and traces.connection_limit != -2:
             record.put(session, name, replace(noted, state=State.DROPPING))
-        if intent is not None and intent.tenant == name:
+        if intent is not None:
             record.put_intent(session, admin.engine_role(name), replace(intent, state=State.DROPPING))
             admin.close_role(session, name)
 
@@ -371,15 +381,28 @@ def _end_sessions(session: Session, name: str) -> None:
 
 
 def _drop_database(session: Session, name: str) -> None:
-    try:
-        admin.drop_database(session, name)
-    except (AccessDenied, Busy, QueryFailed) as error:
-        found = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=admin.engine_role(name))
-        if not found:
-            raise
-        who = ", ".join(f"pid {s['pid']} ({s['role']}, {s['application'] or 'no name'}, {s['state']})" for s in found)
-        raise Busy(
-            f"database {name} is in use by sessions that posduif may not end",
-            why=who,
-            hint=["ask their owners to disconnect", f"posduif tenant drop {name} --confirm {name}"],
-        ) from error
+    """Drop the database; a session that posduif may not end gets a moment, it may be a killed command's."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            admin.drop_database(session, name)
+            return
+        except AccessDenied as error:
+            if time.monotonic() > deadline:
+                raise _in_use(session, name, error) from error
+            time.sleep(0.1)
+        except (Busy, QueryFailed) as error:
+            raise _in_use(session, name, error) from error
+
+
+def _in_use(session: Session, name: str, error: PosduifError) -> PosduifError:
+    """Name the sessions that keep a database from being dropped; without any, the error stands."""
+    found = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=admin.engine_role(name))
+    if not found:
+        return error
+    who = ", ".join(f"pid {s['pid']} ({s['role']}, {s['application'] or 'no name'}, {s['state']})" for s in found)
+    return Busy(
+        f"database {name} is in use by sessions that posduif may not end",
+        why=who,
+        hint=["ask their owners to disconnect", f"posduif tenant drop {name} --confirm {name}"],
+    )

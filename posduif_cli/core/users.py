@@ -76,6 +76,17 @@ def loss(conn: Session, *, user: UUID) -> int:
     return int(conn.value(queries.load("users")["count_messages"], id=user))
 
 
+def require_unused(conn: Session, *, user: User) -> None:
+    """Raise UserInUse while tokens name the user as creator."""
+    count = conn.value(queries.load("users")["count_tokens"], id=user.id)
+    if count:
+        raise UserInUse(
+            f'user "{user.username}" of tenant {conn.database} created {count} enrollment tokens',
+            why="a token keeps the user who made it",
+            hint=f"posduif token purge {conn.database} --older-than 1m deletes the unused ones",
+        )
+
+
 def delete(conn: Session, *, user: User) -> None:
     """Delete a user and all messages from and to it; raises UserInUse while tokens name it as creator."""
     try:
@@ -83,9 +94,5 @@ def delete(conn: Session, *, user: User) -> None:
     except QueryFailed as error:
         if error.sqlstate != FOREIGN_KEY_VIOLATION:
             raise
-        count = conn.value(queries.load("users")["count_tokens"], id=user.id)
-        raise UserInUse(
-            f'user "{user.username}" of tenant {conn.database} created {count} enrollment tokens',
-            why="a token keeps the user who made it",
-            hint=f"posduif token purge {conn.database} --older-than 1m deletes the unused ones",
-        ) from error
+        require_unused(conn, user=user)
+        raise

@@ -123,7 +123,7 @@ def require_private_schema(session: Session, tenant: str) -> None:
         raise UnsafeServer(
             f"in database {tenant} every role may create objects",
             why="schema public still grants CREATE to PUBLIC, and posduif_admin does not own it",
-            hint=f"a superuser types, in {tenant}: REVOKE CREATE ON SCHEMA public FROM PUBLIC;",
+            hint=f"a superuser types, in {tenant}: ALTER SCHEMA public OWNER TO pg_database_owner;",
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import Buffer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import args_row, class_row, dict_row
 
@@ -48,6 +49,13 @@ SELECT set_config('TimeZone', 'UTC', false),
 """
 
 
+class _Text(psycopg.adapt.Loader):
+    """Reads text whose bytes need not be UTF-8: comments keep the encoding of the database they were made in."""
+
+    def load(self, data: Buffer) -> str:
+        return str(data, "utf-8", "replace")
+
+
 class Session:
     """One connection to one database of one server: autocommit, UTC, as `posduif_admin` where the login may.
 
@@ -58,6 +66,7 @@ class Session:
         self.raw = raw
         self.server = server
         self.database = database
+        raw.adapters.register_loader("text", _Text)
         with translated(self):
             row = raw.execute(SETUP).fetchone()
             assert row is not None
@@ -95,6 +104,10 @@ class Session:
                 why="it takes no changes",
                 hint="point the dsn at the primary, or add target_session_attrs=primary to it",
             )
+        self.require_member()
+
+    def require_member(self) -> None:
+        """Raise AccessDenied unless the login belongs to the administrators."""
         if not self.member:
             raise AccessDenied(
                 f"{self.login} is not a member of {ADMIN_ROLE} on server {self.server.name}",
@@ -231,7 +244,7 @@ def connect(server: Server, database: str, *, command: str) -> Session:
             why="every user of this machine can read command lines",
             hint=["put the password into ~/.pgpass", "or set POSDUIF_DSN", "or use a service file"],
         )
-    parts |= {"dbname": database, "application_name": f"posduif {command}".strip()}
+    parts |= {"dbname": database, "application_name": f"posduif {command}".strip(), "client_encoding": "UTF8"}
     parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
     try:
         raw = psycopg.connect(make_conninfo(**parts), autocommit=True)
@@ -247,7 +260,8 @@ def connect(server: Server, database: str, *, command: str) -> Session:
 def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError:
     """Tell a server that cannot be reached from one that says no; its words come in the server's language."""
     reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = scrub(reasons[-1].removeprefix("connection failed: ") if reasons else "no reason given")
+    fatal = [line for line in reasons if "FATAL" in line] or reasons or ["no reason given"]
+    reason = scrub(fatal[-1].removeprefix("connection failed: "))
     said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
     if said_no and "too many clients" not in reason and "starting up" not in reason:
         return AccessDenied(

@@ -54,9 +54,9 @@ def instant(text: object) -> datetime | None:
     """
     try:
         moment = datetime.fromisoformat(str(text))
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else None
 
 
 def _text(value: object) -> str | None:
@@ -116,7 +116,7 @@ def _rfc3339(moment: datetime) -> str:
 
 
 def dump(record: Record) -> str:
-    """Write a record as the comment it is stored in: ASCII, without what is empty."""
+    """Write a record as the comment it is stored in: ASCII, without those of our own keys that are empty."""
     failed = record.failed and {
         "version": record.failed.version,
         "sqlstate": record.failed.sqlstate,
@@ -133,9 +133,8 @@ def dump(record: Record) -> str:
         "created": _rfc3339(record.created) if record.created else None,
         "failed": failed,
         "note": record.note,
-        **record.extra,
     }
-    kept = {key: value for key, value in payload.items() if value is not None}
+    kept = {key: value for key, value in payload.items() if value is not None} | dict(record.extra)
     return PREFIX + json.dumps(kept, ensure_ascii=True, separators=(",", ":"))
 
 

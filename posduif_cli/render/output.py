@@ -247,7 +247,9 @@ def write(text: str, stream: TextIO | None = None) -> None:
         with suppress(ValueError):
             stream.flush()
     except BrokenPipeError:
-        raise
+        # The reader went away, as `head` does: nothing is wrong with us, and typer would make exit code 1 of it.
+        if stream is sys.stdout:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     except OSError as error:
         if stream is sys.stdout:
             # Its buffer would be written once more at exit, and fail once more.

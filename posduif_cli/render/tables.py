@@ -25,6 +25,7 @@ COLUMNS: Mapping[type, tuple[str, ...]] = {
     models.Purged: ("tenant", "server", "deleted"),
     models.Setting: ("key", "value", "origin"),
     models.Step: ("action", "subject"),
+    models.Adoption: ("tenant", "server", "state", "schema_version", "url", "changed"),
     models.Finding: ("level", "check", "subject", "message", "fix"),
 }
 RENAMED = {"from_": "from", "bytes": "size_bytes"}

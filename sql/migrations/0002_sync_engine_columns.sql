@@ -4,6 +4,8 @@
 -- migrate:up
 ALTER TABLE users ADD COLUMN last_message_sent TEXT;
 ALTER TABLE sync_metadata ADD COLUMN last_synced_lsn pg_lsn;
+-- The table has a row a device, and the column is new: there is nothing to index yet.
+-- posduif: allow require-concurrent-index-creation
 CREATE INDEX idx_sync_metadata_lsn ON sync_metadata (last_synced_lsn) WHERE last_synced_lsn IS NOT NULL;
 
 -- migrate:down

@@ -1,0 +1,90 @@
+"""The folders that migrations come from: which versions there are, without reading a file."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posduif_cli.db import queries
+from posduif_cli.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from posduif_cli.core.scripts import File
+
+FILE_NAME = re.compile(r"(\d+)_(\w+)\.sql", re.ASCII)
+BAD_NAME = "the name is not of the form NNNN_name.sql"
+RESERVED = 1000  # versions below are the bundled folder's
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders that migrations come from, and how patient to be with locks; the bundled folder is first."""
+
+    further: tuple[Path, ...] = ()
+    lock_timeout: timedelta = timedelta(seconds=2)
+    statement_timeout: timedelta = timedelta(minutes=5)
+
+    @cached_property
+    def listing(self) -> tuple[tuple[Path, ...], ...]:
+        """Every `.sql` file, folder by folder; raises ConfigurationError for a folder that is not there."""
+        folders = (queries.bundled("migrations"), *self.further)
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigurationError(
+                    f"migrations.paths: {folder} is not a folder", hint="posduif config show --origin"
+                )
+        return tuple(tuple(sorted(folder.glob("*.sql"))) for folder in folders)
+
+    @cached_property
+    def paths(self) -> Mapping[str, Path]:
+        """Every migration file by its version, in the order of versions; only the folders are read.
+
+        Raises ConfigurationError for a folder that is not there, a file name without a version, or a version
+        that two files bear.
+        """
+        found: dict[str, Path] = {}
+        for path in (path for folder in self.listing for path in folder):
+            match = FILE_NAME.fullmatch(path.name)
+            if match is None:
+                raise ConfigurationError(f"{path}: {BAD_NAME}")
+            if match[1] in found:
+                raise ConfigurationError(f"{path}: version {match[1]} is also {found[match[1]]}")
+            found[match[1]] = path
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def files(self) -> "tuple[File, ...]":
+        """Every migration, read and checked; raises ConfigurationError as `scripts.read`."""
+        from posduif_cli.core.scripts import read
+
+        return tuple(read(version, path) for version, path in self.paths.items())
+
+    @property
+    def latest(self) -> str | None:
+        """The highest version, or None without migrations."""
+        return max(self.paths, default=None)
+
+    @cached_property
+    def _prefixes(self) -> dict[str, int]:
+        versions = list(self.paths)
+        return {digest(versions[:count]): count for count in range(len(versions) + 1)}
+
+    def pending(self, schema: str | None, applied: str | None) -> int:
+        """Count the migrations that a record says are missing; what the record leaves open counts as missing.
+
+        *schema* is the highest applied version, *applied* the digest of the applied set.
+        """
+        count = self._prefixes.get(applied or digest(()))
+        if count is not None:
+            return len(self.paths) - count
+        later = sum(version > (schema or "") for version in self.paths)
+        return later or int(schema is not None and schema in self.paths)
+
+
+def digest(versions: Iterable[str]) -> str:
+    """Condense a set of versions into 16 hexadecimal digits, so that a hole in it shows."""
+    return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()[:16]

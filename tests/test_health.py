@@ -1,0 +1,326 @@
+"""`posduif health` on real servers: what is wrong is found, what is fine is not cried about."""
+
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import PgServer, Posduif
+
+from posduif_cli.core import health
+from posduif_cli.core.fleet import Fleet
+from posduif_cli.db.connect import Session
+from posduif_cli.errors import TenantNotFound
+from posduif_cli.models import Level, Server, Tenant
+
+REPORT = {"status", "checked_at", "servers", "tenants", "coverage", "findings"}
+FINDING = {"check", "scope", "subject", "level", "value", "unit", "threshold", "message", "fix", "affected"}
+
+
+def about(report: Any, check: str, subject: str | None = None) -> list[dict[str, Any]]:
+    return [
+        finding
+        for finding in report["findings"]
+        if finding["check"] == check and (subject is None or subject in finding["subject"])
+    ]
+
+
+def user(server: PgServer, tenant: str, **columns: str) -> uuid.UUID:
+    values = {"username": uuid.uuid4().hex, "user_type": "mobile", **columns}
+    [(key,)] = server.sql(
+        f"INSERT INTO users ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))}) RETURNING id",
+        *values.values(),
+        database=tenant,
+    )
+    assert isinstance(key, uuid.UUID)
+    return key
+
+
+def test_a_fresh_tenant_is_fine(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    report = posduif.json("health", tenant)
+    assert set(report) >= REPORT
+    assert report["status"] == "ok"
+    age = datetime.now(UTC) - datetime.fromisoformat(report["checked_at"])
+    assert timedelta(seconds=-5) < age < timedelta(minutes=1)
+    for finding in report["findings"]:
+        assert set(finding) >= FINDING
+        assert finding["level"] == "ok", finding
+        assert finding["scope"] in ("server", "tenant")
+        assert finding["message"]
+        assert isinstance(finding["affected"], list)
+        assert finding["fix"] is None
+    assert {finding["check"] for finding in report["findings"]} >= {"connections", "schema", "sync"}
+    assert report["coverage"] == {"servers": 1, "tenants": 1, "visited": 1}
+    [row] = report["servers"]
+    assert row["reachable"] is True
+    assert row["version"].startswith(str(server.version))
+    assert 0 < row["connections"] < row["max_connections"]
+    [row] = report["tenants"]
+    assert (row["tenant"], row["state"], row["schema_version"], row["pending_migrations"]) == (
+        tenant,
+        "active",
+        "0003",
+        0,
+    )
+    assert row["size_bytes"] > 1_000_000
+    assert {table["table"] for table in row["tables"]} == {
+        "users",
+        "messages",
+        "sync_metadata",
+        "enrollment_tokens",
+        "schema_migrations",
+    }
+    assert "idx_sync_metadata_lsn" in {index["index"] for index in row["indexes"]}
+    assert all(index["scans"] >= 0 and index["size_bytes"] >= 0 for index in row["indexes"])
+
+
+def test_the_figures_are_right_as_soon_as_the_rows_are_there(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    [row] = posduif.json("health", tenant)["tenants"]
+    assert (row["users"], row["messages"], row["pending_sync"], row["sync_errors"]) == (1, 0, 0, 0)
+    phone = user(server, tenant, device_id="d1")
+    server.sql(
+        """INSERT INTO messages (sender_id, recipient_id, content, status)
+           SELECT id, id, n::text, (ARRAY['pending_sync', 'synced', 'read'])[n %% 3 + 1]
+           FROM generate_series(0, 9) n, (SELECT %s::uuid AS id) u""",
+        phone,
+        database=tenant,
+    )
+    server.sql(
+        "INSERT INTO sync_metadata (device_id, sync_status) VALUES ('d1', 'error'), ('d2', 'syncing')", database=tenant
+    )
+    report = posduif.json("health", tenant)
+    [row] = report["tenants"]
+    assert (row["users"], row["messages"], row["pending_sync"], row["sync_errors"]) == (2, 10, 4, 1)
+    [finding] = about(report, "sync", tenant)
+    assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
+    assert finding["fix"] == f"posduif device list {tenant}"
+    server.sql("UPDATE sync_metadata SET sync_status = 'idle'", database=tenant)
+    assert posduif.json("health", tenant)["status"] == "ok"
+
+
+def test_a_device_that_fetches_around_a_message_is_stuck_one_that_is_off_is_not(
+    posduif: Posduif, server: PgServer, tenant: str
+) -> None:
+    stuck, off, busy = (user(server, tenant, device_id=device) for device in ("stuck", "off", "busy"))
+    add = """INSERT INTO messages (sender_id, recipient_id, content, created_at, status, synced_at)
+             VALUES (%s, %s, 'm', (now() AT TIME ZONE 'UTC') - %s::interval, %s,
+                     (now() AT TIME ZONE 'UTC') - %s::interval)"""
+    for recipient, age, status, synced in (
+        (off, "9 days", "pending_sync", None),  # a phone that lies in a drawer
+        (busy, "2 minutes", "pending_sync", None),  # fetched just before this one came
+        (busy, "10 minutes", "synced", "1 minute"),
+        (stuck, "10 minutes", "pending_sync", None),
+        (stuck, "9 minutes", "pending_sync", None),
+        (stuck, "8 minutes", "synced", "1 minute"),
+    ):
+        server.sql(add, recipient, recipient, age, status, synced, database=tenant)
+    report = posduif.json("health", tenant)
+    found = [finding for finding in about(report, "sync") if finding["level"] != "ok"]
+    assert [(finding["level"], finding["value"], finding["unit"]) for finding in found] == [("warning", 2, "messages")]
+    assert "stuck" in found[0]["message"]
+    # The fix is a command that works.
+    command = found[0]["fix"].replace("'", "").split()
+    assert command[0] == "posduif"
+    assert len(posduif.json(*command[1:])) == 2
+
+
+def test_an_invalid_index_is_critical_until_it_is_rebuilt(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    for _ in range(2):
+        server.sql(
+            "INSERT INTO sync_metadata (device_id, sync_status) VALUES (gen_random_uuid(), 'idle')", database=tenant
+        )
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        server.sql('CREATE UNIQUE INDEX CONCURRENTLY "Broken one" ON sync_metadata (sync_status)', database=tenant)
+    report = posduif.json("health", tenant, code=1)
+    [finding] = about(report, "indexes", tenant)
+    assert (finding["level"], report["status"]) == ("critical", "critical")
+    assert report["findings"][0] == finding, "the worst comes first"
+    assert "Broken one" in finding["message"]
+    server.sql("DELETE FROM sync_metadata", database=tenant)
+    server.sql(finding["fix"], database=tenant)  # the fix is SQL that works
+    assert about(posduif.json("health", tenant), "indexes", tenant) == []
+
+
+@pytest.fixture
+def logical(run_on: Callable[[PgServer], Posduif]) -> Any:
+    """A server with wal_level=logical, for this test alone."""
+    import shutil
+
+    from conftest import scratch, start
+
+    from posduif_cli.db import embedded
+
+    folder = scratch()
+    try:
+        yield start(folder / "own", wal_level="logical", max_slot_wal_keep_size="-1")
+    finally:
+        embedded.stop(folder / "own")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_slot_and_a_whole_server_show(logical: PgServer, run_on: Callable[[PgServer], Posduif]) -> None:
+    posduif = run_on(logical)
+    assert posduif.json("health", code=None)["status"] in ("ok", "info")
+    posduif("tenant", "create", "acme")
+    logical.sql("SELECT pg_create_logical_replication_slot('posduif_sync_acme', 'pgoutput')", database="acme")
+    report = posduif.json("health")
+    [finding] = about(report, "slots")
+    assert "posduif_sync_acme" in finding["subject"]
+    assert "acme" in finding["message"]
+    assert (finding["unit"], finding["value"] >= 0) == ("bytes", True)
+    assert report["servers"][0]["slots"] == 1
+    before = finding["value"]
+    logical.sql("SELECT pg_logical_emit_message(true, 'x', repeat('x', 3000000))", database="acme")
+    assert about(posduif.json("health"), "slots")[0]["value"] >= before + 3_000_000
+
+
+def test_pending_and_failed_migrations(posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"migrations: {{paths: ['{more}']}}\n")
+    (more / "1000_a.sql").write_text("-- migrate:up\nSELECT 1/0;\n")
+    options = ("--config", str(config))
+    report = posduif.json("health", tenant, *options)
+    [finding] = about(report, "schema", tenant)
+    assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
+    assert finding["fix"] == f"posduif migrate up {tenant}"
+    posduif("migrate", "up", tenant, *options, code=7)
+    report = posduif.json("health", tenant, *options, code=1)
+    [finding] = about(report, "schema", tenant)
+    assert (finding["level"], report["status"]) == ("critical", "critical")
+    assert "1000" in finding["message"]
+    assert "22012" in finding["message"]
+    (more / "1000_a.sql").write_text("-- migrate:up\nSELECT 1;\n")
+    posduif("migrate", "up", tenant, *options)
+    assert posduif.json("health", tenant, *options)["status"] == "ok"
+
+
+def test_a_lost_server_is_critical_and_the_rest_is_reported(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch
+) -> None:
+    clean_environ.delenv("POSDUIF_DSN")
+    config = tmp_path / "c.yaml"
+    servers = {"up1": {"dsn": server.dsn}, "down1": {"dsn": f"host={tmp_path}/nobody user=x"}}
+    config.write_text(json.dumps({"servers": servers}))
+    report = posduif.json("health", "--config", str(config), code=1)
+    [finding] = about(report, "reach", "down1")
+    assert (finding["level"], finding["scope"], report["status"]) == ("critical", "server", "critical")
+    assert {row["server"]: row["reachable"] for row in report["servers"]} == {"up1": True, "down1": False}
+    assert report["coverage"]["servers"] == 1
+    [row] = [row for row in report["tenants"] if row["tenant"] == tenant]
+    assert (row["server"], row["users"]) == ("up1", 1)
+    # A tenant by name is asked for where it is; the lost server has no part in it.
+    assert posduif.json("health", tenant, "--config", str(config))["status"] == "ok"
+    config.write_text(json.dumps({"servers": {"down1": servers["down1"]}}))
+    report = posduif.json("health", "--config", str(config), code=1)
+    assert (report["status"], report["tenants"], report["coverage"]["servers"]) == ("critical", [], 0)
+
+
+def test_an_unknown_tenant_is_not_found(posduif: Posduif, name: str) -> None:
+    assert posduif("health", name, "-o", "json", code=4).error["code"] == "tenant_not_found"
+    assert posduif("health", "Not A Name", "-o", "json", code=2).out == ""
+
+
+@dataclass(frozen=True)
+class Slippery(Fleet):
+    """A fleet of which a tenant is dropped right after it was listed."""
+
+    victim: tuple[PgServer, Posduif, str] | None = None
+
+    def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
+        found = super().list_on(session, name=name, sizes=sizes)
+        assert self.victim is not None
+        server, posduif, victim = self.victim
+        if server.sql("SELECT 1 FROM pg_database WHERE datname = %s", victim):
+            posduif("tenant", "drop", victim, "--confirm", victim)
+        return [tenant for tenant in found if tenant.tenant == victim]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_tenant_dropped_in_between_is_no_finding(
+    posduif: Posduif, server: PgServer, tenant: str, named: bool
+) -> None:
+    fleet = Slippery((Server("one", server.dsn),), "health", victim=(server, posduif, tenant))
+    if named:
+        with pytest.raises(TenantNotFound):
+            health.report(fleet, tenants=[tenant])
+    else:
+        report = health.report(fleet)
+        assert [finding for finding in report.findings if finding.scope == "tenant"] == []
+        assert report.tenants == ()
+        assert report.coverage["tenants"] == report.coverage["visited"] == 0
+
+
+def test_a_table_that_is_locked_does_not_hold_the_report_up(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    with server.connect(tenant) as conn, conn.transaction():
+        conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+        started = datetime.now(UTC)
+        report = posduif.json("health", tenant, code=None)
+        assert datetime.now(UTC) - started < timedelta(seconds=10)
+    [finding] = about(report, "reach", tenant)
+    assert finding["level"] == "unknown"
+    assert report["status"] == "unknown", "unknown is never shown as fine"
+    assert report["coverage"] == {"servers": 1, "tenants": 1, "visited": 0}
+    [row] = report["tenants"]
+    assert (row["messages"], row["users"]) == (None, None)
+
+
+def test_states_that_are_wrong_and_one_that_is_not(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    [(comment,)] = server.sql(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", tenant
+    )
+    for state, level in (("suspended", "ok"), ("provisioning", "warning"), ("moving", "warning")):
+        changed = comment.replace('"active"', f'"{state}"')
+        assert changed != comment
+        server.sql(f"COMMENT ON DATABASE {tenant} IS '{changed}'")
+        report = posduif.json("health", tenant)
+        assert report["status"] == level, state
+        assert report["tenants"][0]["state"] == state
+    server.sql(f"DROP DATABASE {tenant}")
+    report = posduif.json("health", tenant, code=1)
+    [finding] = about(report, "state", tenant)
+    assert (finding["level"], report["tenants"][0]["state"]) == ("critical", "lost")
+
+
+def test_each_format_says_the_same(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    server.sql("INSERT INTO sync_metadata (device_id, sync_status) VALUES ('d1', 'error')", database=tenant)
+    tsv = posduif("health", tenant, "-o", "tsv").out.splitlines()
+    assert set(tsv[0].split("\t")) == FINDING
+    assert len(tsv) - 1 == len(posduif.json("health", tenant)["findings"])
+    table = posduif("health", tenant, "-o", "table").out
+    assert "warning" in table
+    assert tenant in table
+    assert "1 of 1 tenants were visited" in table
+    assert "idx_sync_metadata_lsn" in table
+    [line] = posduif("health", tenant, "-o", "jsonl").out.splitlines()
+    assert json.loads(line)["status"] == "warning"
+
+
+def test_a_report_changes_nothing(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    """A login that may only read still gets its report, and the record stays as it is."""
+    before = server.sql("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", tenant)
+    server.sql(f"ALTER DATABASE {tenant} SET default_transaction_read_only = on")
+    assert posduif.json("health", tenant)["status"] == "ok"
+    after = server.sql("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", tenant)
+    assert after == before
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.75, "warning"), (0.9, "critical")])
+def test_connections_have_two_thresholds(share: float, level: str) -> None:
+    from posduif_cli.models import ServerHealth
+
+    figures = ServerHealth("s", True, "18", int(share * 100), 100, 0, 0, None)
+    [finding] = health.connections(health.ServerFacts(figures, ()))
+    assert finding.level == Level(level)
+    slots: Sequence[dict[str, Any]] = [
+        {"slot": "a", "database": "acme", "active": False, "retained_bytes": kept}
+        for kept in (None, 1024**3 - 1, 1024**3, 5 * 1024**3)
+    ]
+    found = [finding.level.value for finding in health.slots(health.ServerFacts(figures, slots))]
+    assert found == ["ok", "ok", "warning", "critical"]

@@ -1,0 +1,612 @@
+"""Migrations on real servers: applied once, whole or not at all, whatever happens amid them."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPO, PgServer, Posduif, forget
+
+from posduif_cli.core import migrations
+from posduif_cli.errors import ConfigurationError
+
+BUNDLED = sorted((REPO / "sql" / "migrations").glob("*.sql"))
+LATEST = BUNDLED[-1].name[:4]
+# A real schema change that cannot run twice, slow enough to be met in the middle.
+SLOW = "CREATE TABLE slow (id int);\nINSERT INTO slow VALUES (1);\nSELECT pg_sleep({seconds});\n"
+
+
+class Folder:
+    """A further folder of migrations, and the configuration that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "more"
+        self.path.mkdir()
+        self.config = path / "config.yaml"
+        self.config.write_text(f"migrations: {{paths: ['{self.path}'], lock_timeout: 500ms}}\n")
+
+    def put(self, name: str, up: str, down: str | None = None) -> Path:
+        return self.raw(name, f"-- migrate:up\n{up}\n" + (f"-- migrate:down\n{down}\n" if down else ""))
+
+    def raw(self, name: str, text: str) -> Path:
+        (self.path / name).write_text(text)
+        return self.path / name
+
+    @property
+    def option(self) -> tuple[str, str]:
+        return ("--config", str(self.config))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def record(server: PgServer, tenant: str) -> dict[str, Any]:
+    [(comment,)] = server.sql(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", tenant
+    )
+    assert comment.startswith("posduif {")
+    payload: dict[str, Any] = json.loads(comment.removeprefix("posduif "))
+    return payload
+
+
+def versions(server: PgServer, tenant: str) -> list[str]:
+    return [v for (v,) in server.sql("SELECT version FROM schema_migrations ORDER BY version", database=tenant)]
+
+
+def tables(server: PgServer, tenant: str) -> set[str]:
+    return {
+        name
+        for (name,) in server.sql("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'", database=tenant)
+    }
+
+
+def states(posduif: Posduif, tenant: str, *options: str) -> dict[str, str]:
+    return {row["version"]: row["state"] for row in posduif.json("migrate", "list", tenant, *options)}
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.05)
+
+
+def sleepers(server: PgServer, tenant: str) -> list[int]:
+    found = server.sql(
+        "SELECT pid FROM pg_stat_activity WHERE datname = %s AND wait_event = 'PgSleep' AND pid <> pg_backend_pid()",
+        tenant,
+    )
+    return [pid for (pid,) in found]
+
+
+def test_a_new_tenant_has_every_bundled_migration_with_its_checksum(
+    posduif: Posduif, server: PgServer, tenant: str
+) -> None:
+    listed = posduif.json("migrate", "list", tenant)
+    assert [(row["version"], row["name"], row["state"]) for row in listed] == [
+        (path.name[:4], path.stem[5:], "applied") for path in BUNDLED
+    ]
+    for row, path in zip(listed, BUNDLED, strict=True):
+        assert row["checksum"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert 0 <= row["duration_ms"] < 60_000
+        assert row["applied_at"].endswith(("Z", "+00:00"))
+    assert server.sql("SELECT DISTINCT applied_by FROM schema_migrations", database=tenant) == [("postgres",)]
+    noted = record(server, tenant)
+    assert (noted["state"], noted["schema"], noted["set"]) == (
+        "active",
+        LATEST,
+        migrations.digest(states(posduif, tenant)),
+    )
+    assert "failed" not in noted
+
+    [row] = posduif.json("migrate", "status", tenant, "--check")
+    assert (row["state"], row["schema_version"], row["latest_version"]) == ("active", LATEST, LATEST)
+    assert (row["pending"], row["error"]) == (0, None)
+    [outcome] = posduif.json("migrate", "up", tenant)
+    assert (outcome["status"], outcome["changed"], outcome["from"], outcome["to"]) == (
+        "unchanged",
+        False,
+        LATEST,
+        LATEST,
+    )
+
+
+def test_a_further_folder_is_pending_then_applied_then_missing(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    file = folder.put("2000_notes.sql", "CREATE TABLE notes (id int);")
+    assert states(posduif, tenant, *folder.option)["2000"] == "pending"
+    [row] = posduif.json("migrate", "status", tenant, "--check", *folder.option, code=1)
+    assert (row["pending"], row["schema_version"], row["latest_version"]) == (1, LATEST, "2000")
+    before = record(server, tenant)
+
+    [outcome] = posduif.json("migrate", "up", tenant, *folder.option)
+    assert (outcome["status"], outcome["changed"], outcome["from"], outcome["to"]) == ("ok", True, LATEST, "2000")
+    assert "notes" in tables(server, tenant)
+    assert server.sql("SELECT tableowner FROM pg_tables WHERE tablename = 'notes'", database=tenant) == [
+        ("posduif_admin",)
+    ]
+    after = record(server, tenant)
+    assert (after["schema"], after["set"]) == ("2000", migrations.digest(versions(server, tenant)))
+    assert {**before, "schema": "", "set": ""} == {**after, "schema": "", "set": ""}
+    posduif("migrate", "status", tenant, "--check", *folder.option)
+
+    # A lower number that comes later is applied too: gaps are allowed.
+    folder.put("1000_late.sql", "CREATE TABLE late (id int);")
+    posduif("migrate", "status", tenant, "--check", *folder.option, code=1)
+    posduif("migrate", "up", tenant, *folder.option)
+    assert "late" in tables(server, tenant)
+    posduif("migrate", "status", tenant, "--check", *folder.option)
+
+    file.unlink()
+    assert states(posduif, tenant, *folder.option)["2000"] == "missing"
+    again = record(server, tenant)
+    [outcome] = posduif.json("migrate", "up", tenant, *folder.option)
+    assert (outcome["status"], outcome["changed"]) == ("unchanged", False)
+    assert record(server, tenant) == again
+
+
+def test_an_edited_file_is_refused_and_nothing_is_applied(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    file = folder.put("1000_notes.sql", "CREATE TABLE notes (id int);")
+    posduif("migrate", "up", tenant, *folder.option)
+    before = record(server, tenant)
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    posduif("migrate", "up", tenant, *folder.option)  # another system's line ends are no change
+
+    folder.put("1000_notes.sql", "CREATE TABLE notes (id bigint);")
+    folder.put("1001_later.sql", "CREATE TABLE later (id int);")
+    refused = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=5)
+    assert refused.error["code"] == "checksum_differs"
+    assert str(file) in refused.error["message"]
+    assert [row["status"] for row in refused.json] == ["failed"]
+    found = states(posduif, tenant, *folder.option)
+    assert (found["1000"], found["1001"]) == ("changed", "pending")
+    assert "later" not in tables(server, tenant)
+    assert record(server, tenant) == before
+
+
+# What is wrong, the SQL, its line in the file (the first line of SQL is line 2), and its SQLSTATE.
+FAULTS = [
+    ("syntax", "SELECT 1;\n\nCREATE TABEL oops ();", 4, "42601"),
+    ("no such column", "SELECT 1;\nUPDATE users\n  SET é = 1,\n  nosuch = 2;", 4, "42703"),
+    ("at run time", "SELECT 1;\n-- a; comment\nSELECT 'a;b', $x$;\n;$x$;\n/* ; /* ; */ ; */ SELECT 1/0;", 6, "22012"),
+    ("what exists", "CREATE TABLE half (id int);\nCREATE TABLE users (id int);", 3, "42P07"),
+    ("a row", "INSERT INTO users (username, user_type)\nVALUES ('secret-row', 'x');", 2, "23514"),
+    ("in a block", "SELECT 1;\nDO $$\nBEGIN\n  RAISE EXCEPTION 'secret-text';\nEND $$;", 3, "P0001"),
+    ("a right", "SELECT 1;\nCREATE EXTENSION pg_stat_statements;", 3, "42501"),
+    (
+        "after a function",
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC\n SELECT CASE WHEN true THEN 1 END;\nSELECT 2;\nEND; SELECT 1/0;",
+        5,
+        "22012",
+    ),
+    (
+        "at the commit",
+        "CREATE TABLE half (id int PRIMARY KEY, up int REFERENCES half DEFERRABLE INITIALLY DEFERRED);\n"
+        "INSERT INTO half VALUES (1, 2);",
+        None,
+        "23503",
+    ),
+]  # fmt: skip
+
+
+def test_a_failure_names_file_and_line_keeps_nothing_and_is_remembered(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_first.sql", "CREATE TABLE first (id int);")
+    clean = {"first", "schema_migrations", "users", "messages", "sync_metadata", "enrollment_tokens"}
+    for what, sql, line, sqlstate in FAULTS:
+        started = time.time()
+        folder.put("1001_broken.sql", f"{sql}\nCREATE TABLE never (id int);")
+        failed = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=7)
+        assert failed.error["code"] == "migration_failed", what
+        assert ("1001_broken.sql" + (f":{line}" if line else "")) in failed.error["message"], what
+        assert f"SQLSTATE {sqlstate}" in failed.error["why"], what
+        [outcome] = failed.json
+        assert outcome["status"] == "failed", what
+        details = outcome["error"]
+        assert (details["sqlstate"], details["file"], details["line"]) == (sqlstate, "1001_broken.sql", line), what
+
+        assert tables(server, tenant) == clean, what
+        assert server.sql("SELECT count(*) FROM pg_proc WHERE proname = 'f'", database=tenant) == [(0,)]
+        noted = record(server, tenant)
+        assert noted["schema"] == "1000", what  # each file is a transaction of its own
+        failure = noted["failed"]
+        time_noted = datetime.fromisoformat(failure.pop("time")).timestamp()
+        assert started - 2 <= time_noted <= time.time() + 2, what
+        expected = {"version": "1001", "sqlstate": sqlstate, "file": "1001_broken.sql", "line": line}
+        assert failure == expected, what
+        assert "secret" not in json.dumps(noted), "the record is for every eye and holds no error's text"
+
+        [row] = posduif.json("migrate", "status", tenant, "--check", *folder.option, code=1)
+        assert (row["pending"], row["error"]["version"], row["error"]["sqlstate"]) == (1, "1001", sqlstate)
+        assert (row["error"]["file"], row["error"]["line"]) == ("1001_broken.sql", line)
+        assert states(posduif, tenant, *folder.option)["1001"] == "pending"
+
+    folder.put("1001_broken.sql", "CREATE TABLE mended (id int);")
+    posduif("migrate", "up", tenant, *folder.option)
+    assert "failed" not in record(server, tenant)
+    [row] = posduif.json("migrate", "status", tenant, "--check", *folder.option)
+    assert row["error"] is None
+
+
+def test_a_failure_is_forgotten_when_its_file_is_withdrawn(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    file = folder.put("1000_broken.sql", "SELECT 1/0;")
+    posduif("migrate", "up", tenant, *folder.option, code=7)
+    file.unlink()
+    assert "failed" in record(server, tenant)
+    posduif("migrate", "up", tenant, *folder.option)
+    assert "failed" not in record(server, tenant)
+    posduif("migrate", "status", tenant, "--check", *folder.option)
+
+
+def test_what_one_file_does_to_its_session_does_not_reach_the_next(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    leak = "SELECT pg_catalog.set_config({!r}, {!r}, false);"
+    folder.put("1000_dumped.sql", leak.format("search_path", "") + leak.format("role", "none"))
+    folder.put("1001_plain.sql", "CREATE TABLE plain (id int);")
+    posduif("migrate", "up", tenant, *folder.option)
+    owner = server.sql(
+        "SELECT schemaname::text, tableowner::text FROM pg_tables WHERE tablename = 'plain'", database=tenant
+    )
+    assert owner == [("public", "posduif_admin")]
+
+
+def test_sql_that_only_looks_like_the_end_of_a_transaction_is_run_as_it_stands(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put(
+        "1000_tricky.sql",
+        """CREATE TABLE tricky ("commit;" int, note text DEFAULT E'it\\'s; COMMIT;', other text DEFAULT 'a''b;');
+CREATE FUNCTION tricky_body() RETURNS int LANGUAGE plpgsql AS $body$ BEGIN RETURN 1; END; $body$;
+CREATE FUNCTION tricky_sql(x int) RETURNS int BEGIN ATOMIC SELECT 1; SELECT CASE x WHEN 1 THEN 2 END; END;
+CREATE RULE tricky_rule AS ON DELETE TO tricky DO ALSO (DELETE FROM users WHERE false; DELETE FROM users WHERE false;);
+-- COMMIT;
+/* ROLLBACK; */
+INSERT INTO tricky DEFAULT VALUES
+""",
+    )
+    posduif("migrate", "up", tenant, *folder.option)
+    rows = server.sql('SELECT "commit;", note, other, tricky_body(), tricky_sql(1) FROM tricky', database=tenant)
+    assert rows == [(None, "it's; COMMIT;", "a'b;", 1, 2)]
+    assert "users" in tables(server, tenant)
+
+
+MALFORMED = [
+    ("1000_a.sql", b"CREATE TABLE never ();\n", "1000_a.sql:1:"),
+    ("1000_a.sql", b"", "1000_a.sql:1:"),
+    ("1000_a.sql", b"-- migrate:up\nSELECT 1;\n-- migrate:up\nSELECT 2;\n", "1000_a.sql:3:"),
+    ("1000_a.sql", b"-- migrate:down\nSELECT 1;\n-- migrate:up\nCREATE TABLE never ();\n", "1000_a.sql:1:"),
+    ("1000_a.sql", b"-- migrate:up\nSELECT 1;\n-- migrate:down\n\n-- migrate:up\nSELECT 2;", "1000_a.sql:5:"),
+    ("1000_a.sql", b"\n-- migrate:up\n-- nothing; here\n/* SELECT 1; */ ;\n", "1000_a.sql:2:"),
+    ("1000_a.sql", b"-- migrate:up\nSELECT 1;\nSELECT 'caf\xe9';\n", "1000_a.sql:3:"),
+    ("1000_a.sql", b"-- migrate:up transaction:maybe\nSELECT 1;\n", "1000_a.sql:1:"),
+    ("1000_a.sql", b"\nCREATE TABLE never ();\n-- migrate:up\nSELECT 1;\n", "1000_a.sql:2:"),
+    ("1000_a.sql", b"-- migrate:up\nCREATE TABLE never ();\n\nCOMMIT;\nSELECT 1;\n", "1000_a.sql:4:"),
+    ("1000_a.sql", b"-- migrate:up\nCREATE TABLE never ();\nrollback; SELECT 1;\n", "1000_a.sql:3:"),
+    ("1000_a.sql", b"-- migrate:up\nBEGIN;CREATE TABLE never ();END;\n", "1000_a.sql:2:"),
+    ("1000_a.sql", b"-- migrate:up\nSELECT 1;\n-- migrate:down\nSELECT 2;\nABORT;\n", "1000_a.sql:5:"),
+    ("1000_a.sql", b"-- migrate:up\nCOPY users (username)\nFROM STDIN;\n", "1000_a.sql:2:"),
+    ("0001_again.sql", b"-- migrate:up\nCREATE TABLE never ();\n", "0001_again.sql: version 0001 is also"),
+    ("note.sql", b"-- migrate:up\nCREATE TABLE never ();\n", "note.sql: the name"),
+    ("1000-a.sql", b"-- migrate:up\nCREATE TABLE never ();\n", "1000-a.sql: the name"),
+]  # fmt: skip
+
+
+def test_malformed_files_are_refused_before_anything_is_applied(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1001_good.sql", "CREATE TABLE good (id int);")
+    before, had = record(server, tenant), tables(server, tenant)
+    for name, content, expected in MALFORMED:
+        bad = folder.path / name
+        bad.write_bytes(content)
+        refused = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=3)
+        assert expected in refused.error["message"], content
+        assert str(folder.path) in refused.error["message"], content
+        assert tables(server, tenant) == had, content
+        assert record(server, tenant) == before, content
+        bad.unlink()
+    posduif("migrate", "up", tenant, *folder.option)
+    assert "good" in tables(server, tenant)
+
+
+def test_a_folder_that_is_not_there_and_two_with_one_version(posduif: Posduif, tenant: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"migrations: {{paths: ['{tmp_path}/nowhere']}}\n")
+    assert "nowhere" in posduif("migrate", "up", tenant, "--config", str(config), code=3).err
+    for side in ("one", "two"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / f"1000_{side}.sql").write_text("-- migrate:up\nSELECT 1;\n")
+    config.write_text(f"migrations: {{paths: ['{tmp_path}/one', '{tmp_path}/two']}}\n")
+    said = posduif("migrate", "up", tenant, "--config", str(config), code=3).err
+    assert f"{tmp_path}/one/1000_one.sql" in said
+    assert f"{tmp_path}/two/1000_two.sql" in said
+
+
+def test_reading_a_file_finds_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "1000_x.sql"
+    path.write_text("-- why\n\n-- migrate:up\nSELECT 1;\n-- migrate:down\nSELECT 2;\n")
+    file = migrations.read("1000", path)
+    assert (file.version, file.name, file.up_line) == ("1000", "x", 3)
+    assert (file.up.strip(), file.down and file.down.strip()) == ("SELECT 1;", "SELECT 2;")
+    path.write_text("-- migrate:up\nSELECT 1;\n")
+    assert migrations.read("1000", path).down is None
+    with pytest.raises(ConfigurationError):
+        migrations.read("1000", tmp_path)
+
+
+def test_pending_is_counted_from_the_record_alone(folder: Folder) -> None:
+    for version in ("1000", "1001", "1002"):
+        folder.put(f"{version}_x.sql", "SELECT 1;")
+    folders = migrations.Folders((folder.path,))
+    everything = list(folders.paths)
+    for count in range(len(everything) + 1):
+        applied = everything[:count]
+        assert folders.pending(max(applied, default=None), migrations.digest(applied)) == len(everything) - count
+    assert folders.pending(None, None) == len(everything)
+    holed = [version for version in everything if version != "1001"]
+    assert folders.pending("1002", migrations.digest(holed)) == 1
+    newer = [*everything, "2000"]
+    assert folders.pending("2000", migrations.digest(newer)) == 0, "a newer posduif was here"
+
+
+def test_suspended_and_half_made_tenants_are_skipped(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_a.sql", "CREATE TABLE never (id int);")
+    for state in ("suspended", "provisioning"):
+        noted = {**record(server, tenant), "state": state}
+        server.sql(f"COMMENT ON DATABASE {tenant} IS 'posduif {json.dumps(noted)}'")
+        done = posduif("migrate", "up", tenant, *folder.option, "-o", "json")
+        [outcome] = done.json
+        assert (outcome["status"], outcome["changed"], done.err) == ("skipped", False, "")
+        assert state in outcome["error"]["message"]
+        assert record(server, tenant) == noted
+        # Nobody can be told to run `migrate up` for it.
+        [row] = posduif.json("migrate", "status", tenant, "--check", *folder.option)
+        assert (row["state"], row["pending"]) == (state, 1)
+    assert "never" not in tables(server, tenant)
+
+
+def test_one_of_several_that_fails_does_not_hide_or_stop_the_others(
+    posduif: Posduif, server: PgServer, tenant: str, name: str, folder: Folder
+) -> None:
+    broken = f"{tenant}_b"
+    posduif("tenant", "create", broken)
+    try:
+        folder.put("1000_a.sql", "CREATE TABLE added (id int);")
+        server.sql("CREATE TABLE added (id int)", database=broken)
+        nobody = f"{tenant}_x"
+        done = posduif("migrate", "up", broken, nobody, tenant, tenant, *folder.option, "-o", "json", code=8)
+        assert [(row["tenant"], row["status"]) for row in done.json] == [
+            (broken, "failed"),
+            (nobody, "failed"),
+            (tenant, "ok"),
+        ]
+        assert done.error["code"] == "partial_failure"
+        assert "added" in tables(server, tenant)
+        posduif("migrate", "up", nobody, code=4)
+        assert posduif("migrate", "up", "Bad Name", code=2).out.count("ok") == 0
+    finally:
+        forget(server, broken)
+
+
+def test_kill_9_amid_a_migration_leaves_neither_the_change_nor_a_note(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_slow.sql", SLOW.format(seconds=60))
+    before = record(server, tenant)
+    runner = posduif.popen("migrate", "up", tenant, *folder.option)
+    until(lambda: sleepers(server, tenant), "the migration sleeps")
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.communicate()
+    assert "slow" not in tables(server, tenant)
+    assert record(server, tenant) == before
+    assert versions(server, tenant) == [path.name[:4] for path in BUNDLED]
+
+    folder.put("1000_slow.sql", SLOW.format(seconds=0))
+    posduif("migrate", "up", tenant, *folder.option)  # waits until the server has noticed
+    assert server.sql("SELECT count(*) FROM slow", database=tenant) == [(1,)]
+    assert versions(server, tenant)[-1] == record(server, tenant)["schema"] == "1000"
+
+
+def test_a_backend_ended_amid_a_migration_leaves_nothing_and_can_be_run_again(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_slow.sql", SLOW.format(seconds=60))
+    before = record(server, tenant)
+    runner = posduif.popen("migrate", "up", tenant, *folder.option, "-o", "json")
+    until(lambda: sleepers(server, tenant), "the migration sleeps")
+    for pid in sleepers(server, tenant):
+        server.sql("SELECT pg_terminate_backend(%s)", pid)
+    out, err = runner.communicate(timeout=30)
+    assert runner.returncode == 6
+    assert json.loads(err)["error"]["code"] == "server_unreachable"
+    assert [row["status"] for row in json.loads(out)] == ["failed"]
+    assert "slow" not in tables(server, tenant)
+    assert record(server, tenant) == before
+    folder.put("1000_slow.sql", SLOW.format(seconds=0))
+    assert [row["status"] for row in posduif.json("migrate", "up", tenant, *folder.option)] == ["ok"]
+
+
+def test_a_cancelled_or_too_slow_migration_failed_it_is_not_busy(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_slow.sql", SLOW.format(seconds=60))
+    folder.config.write_text(f"migrations: {{paths: ['{folder.path}'], statement_timeout: 300ms}}\n")
+    failed = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=7)
+    assert (failed.json[0]["error"]["sqlstate"], failed.json[0]["error"]["line"]) == ("57014", 4)
+    assert record(server, tenant)["failed"]["sqlstate"] == "57014"
+    assert "slow" not in tables(server, tenant)
+
+
+def test_two_at_once_apply_a_file_once(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
+    folder.put("1000_slow.sql", SLOW.format(seconds=0.5))
+    runners = [posduif.popen("migrate", "up", tenant, *folder.option, "-o", "json") for _ in range(3)]
+    ends = [(runner.communicate(timeout=60), runner.returncode) for runner in runners]
+    assert [code for _, code in ends] == [0, 0, 0], ends
+    assert sorted(json.loads(out)[0]["status"] for (out, _), _ in ends) == ["ok", "unchanged", "unchanged"]
+    assert server.sql("SELECT count(*) FROM slow", database=tenant) == [(1,)]
+    assert versions(server, tenant).count("1000") == 1
+
+
+@contextmanager
+def held(server: PgServer, tenant: str, *statements: str) -> Iterator[int]:
+    with server.connect(tenant, application_name="the holder") as conn, conn.transaction():
+        for statement in statements:
+            conn.execute(statement.encode())
+        yield conn.info.backend_pid
+
+
+def test_a_locked_table_is_busy_within_seconds_and_nothing_is_half_applied(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_two.sql", "CREATE TABLE half (id int);\nALTER TABLE users ADD COLUMN extra text;")
+    before = record(server, tenant)
+    with held(server, tenant, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
+        started = time.monotonic()
+        busy = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=10)
+        assert 0.4 < time.monotonic() - started < 8
+    assert busy.error["code"] == "busy"
+    assert "half" not in tables(server, tenant)
+    assert record(server, tenant) == before, "a lock that was not to be had is no failed migration"
+    posduif("migrate", "up", tenant, *folder.option)
+    assert "half" in tables(server, tenant)
+
+
+@pytest.mark.one_server
+def test_a_lock_held_by_another_command_is_busy_and_names_the_holder(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_a.sql", "CREATE TABLE a (id int);")
+    lock = f"SELECT pg_advisory_xact_lock({0x706F7364}, hashtext('{tenant}'))"
+    with held(server, tenant, lock) as pid:
+        busy = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=10)
+        assert f"pid {pid}" in busy.error["why"]
+        assert "the holder" in busy.error["why"]
+    assert "a" not in tables(server, tenant)
+
+
+def test_a_record_that_was_lost_behind_is_mended_by_up(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    noted = record(server, tenant)
+    stale = {**noted, "schema": "0001", "set": migrations.digest(["0001"])}
+    server.sql(f"COMMENT ON DATABASE {tenant} IS 'posduif {json.dumps(stale)}'")
+    [row] = posduif.json("migrate", "status", tenant, "--check", code=1)
+    assert row["pending"] == len(BUNDLED) - 1
+    assert [row["status"] for row in posduif.json("migrate", "up", tenant)] == ["unchanged"]
+    assert record(server, tenant) == noted
+
+
+# What a schema is, whatever its object numbers: relations, columns, constraints, indexes, triggers, functions.
+FINGERPRINT = """
+SELECT 'relation', relname::text, relkind::text, '' FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind <> 'i'
+UNION ALL SELECT 'column', c.relname || '.' || a.attname,
+       format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END,
+       coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (c.oid, attnum)
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL SELECT 'constraint', conrelid::regclass || '.' || conname, contype::text, pg_get_constraintdef(oid)
+FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+UNION ALL SELECT 'index', indexname::text, tablename::text, indexdef FROM pg_indexes WHERE schemaname = 'public'
+UNION ALL SELECT 'trigger', tgname::text, tgrelid::regclass::text, pg_get_triggerdef(oid)
+FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL SELECT 'function', oid::regprocedure::text, '', prosrc FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace
+ORDER BY 1, 2, 3, 4
+"""
+
+
+def test_every_migration_goes_up_down_and_up_again(server: PgServer, name: str) -> None:
+    server.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+    folders = migrations.Folders()
+    with server.connect(name) as conn:
+
+        def schema() -> list[Any]:
+            return conn.execute(FINGERPRINT).fetchall()
+
+        for file in folders.files:
+            assert file.down is not None
+            before = schema()
+            conn.execute(file.up.encode())
+            after = schema()
+            assert after != before, file.name
+            conn.execute(file.down.encode())
+            assert schema() == before, f"the down of {file.version} leaves something behind"
+            conn.execute(file.up.encode())
+            assert schema() == after, f"{file.version} goes up differently the second time"
+        for file in reversed(folders.files):
+            assert file.down is not None
+            conn.execute(file.down.encode())
+        assert schema() == []
+
+
+def test_the_grants_hold_at_every_step_and_twice(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    grants = (REPO / "sql" / "grants.sql").read_text()
+    # What is not ours stays as it is, and does not stop us.
+    server.sql(
+        """CREATE TABLE foreign_hands (id int); GRANT SELECT ON foreign_hands TO PUBLIC;
+           CREATE FUNCTION foreign_function() RETURNS int LANGUAGE sql AS 'SELECT 1'""",
+        database=tenant,
+    )
+    acl = "SELECT relname, relacl::text FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+    with server.connect(tenant) as conn:
+        conn.execute("SET ROLE posduif_admin")
+        before = conn.execute(acl).fetchall()
+        conn.execute(grants.encode())
+        assert conn.execute(acl).fetchall() == before
+        conn.execute("CREATE TABLE ours (id int)")
+        conn.execute("GRANT ALL ON ours, users TO PUBLIC")
+        conn.execute(grants.encode())
+        assert [row for row in conn.execute(acl).fetchall() if row[0] != "ours"] == before
+        assert conn.execute("SELECT has_table_privilege(%s, 'ours', 'SELECT')", [f"{tenant}_engine"]).fetchone() == (
+            False,
+        )
+        conn.execute("DROP TABLE messages, enrollment_tokens, sync_metadata, users")
+        conn.execute(grants.encode())
+
+
+def test_readers_are_not_held_up_while_migrations_are_listed(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    """`list` and `status` answer while a migration runs in another session."""
+    with held(server, tenant, "CREATE TABLE coming (id int)", "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
+        done: list[dict[str, str]] = []
+        thread = threading.Thread(
+            target=lambda: done.append({row.version: row.state for row in history(server, tenant)})
+        )
+        thread.start()
+        thread.join(10)
+        assert done, "listing waits for a migration"
+        assert set(done[0].values()) == {"applied"}
+        [row] = posduif.json("migrate", "status", tenant)
+        assert row["pending"] == 0
+
+
+def history(server: PgServer, tenant: str) -> Any:
+    from posduif_cli.db import connect
+    from posduif_cli.models import Server
+
+    with connect.connect(Server("s", server.dsn), tenant, command="test") as conn:
+        return migrations.history(conn, folders=migrations.Folders())
+
+
+def test_versions_are_well_formed() -> None:
+    assert all(re.fullmatch(r"\d{4}", path.name[:4]) for path in BUNDLED)
+    assert migrations.digest(["b", "a"]) == migrations.digest(["a", "b"]) != migrations.digest(["a"])
