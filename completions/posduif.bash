@@ -8,35 +8,39 @@ _posduif() {
     --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")); return ;;
     --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")); return ;;
     -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
-    --config|--data-dir|--engine-config|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
-    --by|--confirm|--device|--dsn|--fields|--for|--from|--limit|--offset|--older-than|--server|--to|--ttl|--url|--username|--web-user) return ;;
+    --config|--data-dir|--dir|--engine-config|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    --by|--confirm|--device|--dsn|--fields|--for|--from|--jobs|--limit|--max-failures|--offset|--older-than|--pause|--sample|--server|--steps|--to|--ttl|--url|--username|--wave|--web-user) return ;;
     esac
     path= skip=
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --by|--color|--config|--confirm|--data-dir|--device|--dsn|--engine-config|--fields|--for|--from|--limit|--offset|--older-than|--out|--output|--qr|--qr-file|--server|--to|--ttl|--type|--url|--username|--web-user|-o) skip=1 ;;
+        --by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--fields|--for|--from|--jobs|--limit|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
     case $path in
     "") candidates='quickstart tenant migrate user token enroll device message health server config completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
-    " tenant") candidates='create list show set rotate-password engine-config drop' options='' ;;
+    " tenant") candidates='create list show set adopt rotate-password engine-config drop' options='' ;;
     " tenant create") candidates='' options='--url --web-user --engine-config --if-not-exists -n --dry-run' ;;
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url' ;;
+    " tenant adopt") candidates='' options='--url -n --dry-run' ;;
     " tenant rotate-password") candidates='' options='--engine-config --confirm' ;;
     " tenant engine-config") candidates='' options='--out' ;;
     " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
-    " migrate") candidates='status list up' options='' ;;
-    " migrate status") candidates='' options='--all --check' ;;
+    " migrate") candidates='status list up down verify new' options='' ;;
+    " migrate status") candidates='' options='--all --check --verify --sample --list' ;;
     " migrate list") candidates='' options='' ;;
-    " migrate up") candidates='' options='' ;;
+    " migrate up") candidates='' options='--all --jobs --wave --max-failures --pause --failed --list -n --dry-run' ;;
+    " migrate down") candidates='' options='--all --to --steps --confirm --jobs --list -n --dry-run' ;;
+    " migrate verify") candidates='' options='--all --list' ;;
+    " migrate new") candidates='' options='--dir' ;;
     " user") candidates='create list show delete' options='' ;;
     " user create") candidates='' options='--type --if-not-exists' ;;
     " user list") candidates='' options='--type --limit --offset' ;;

@@ -11,7 +11,7 @@
     ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
     ├─ Refused                          9  ConfirmationMissing UnsafeServer
-    ├─ Busy                            10
+    ├─ Busy                            10  Blocked
     └─ Interrupted                    130
 
 Exit code 1 is no error: it is the answer "no" to a question.
@@ -238,11 +238,13 @@ class MigrationFailed(OperationFailed):
         sqlstate: str | None = None,
         file: str | None = None,
         line: int | None = None,
+        excerpt: str | None = None,
     ) -> None:
         super().__init__(message, why=why, hint=hint)
         self.sqlstate = sqlstate
         self.file = file
         self.line = line
+        self.excerpt = excerpt
 
 
 class EmbeddedServerFailed(OperationFailed):
@@ -273,6 +275,10 @@ class Busy(PosduifError):
     """Someone else holds the lock, or blocks."""
 
     exit_code = 10
+
+
+class Blocked(Busy):
+    """A lock on a table was not to be had in time, or two sessions waited for each other."""
 
 
 class Interrupted(PosduifError):

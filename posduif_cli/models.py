@@ -94,11 +94,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a dry run; *sql* holds no secret."""
+    """One step of a dry run; *sql* holds no secret, *tenants* are those that share the step."""
 
     action: str
     subject: str
     sql: str | None = None
+    tenants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class OutcomeError:
     sqlstate: str | None = None
     file: str | None = None
     line: int | None = None
+    statement: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from conftest import PgServer, Posduif, _shared, _system_bin, forget, start
 
 from posduif_cli.core import fingerprints, tenants
 from posduif_cli.core.fleet import Fleet
-from posduif_cli.core.migrations import Folders
 from posduif_cli.db import embedded
 from posduif_cli.db.connect import ADMIN_ROLE
 from posduif_cli.errors import QueryFailed
@@ -27,7 +27,8 @@ def exists(server: PgServer, database: str) -> bool:
 
 
 def fleet_of(server: PgServer, *folders: Path) -> Fleet:
-    return Fleet((Server("s", server.dsn),), "test", Folders(folders))
+    fleet = Fleet((Server("s", server.dsn),), "test")
+    return replace(fleet, folders=replace(fleet.folders, further=folders))
 
 
 def reference(server: PgServer, *folders: Path) -> tuple[fingerprints.Thing, ...]:

@@ -16,6 +16,7 @@ from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, Po
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet import Fleet, Session
+    from posduif_cli.core.folders import Folders
     from posduif_cli.models import Server
     from posduif_cli.render.output import Output
 
@@ -164,10 +165,15 @@ class App:
     def fleet_of(self, servers: "Sequence[Server]") -> "Fleet":
         """Make the fleet of some servers, with the configured migrations."""
         from posduif_cli.core.fleet import Fleet
-        from posduif_cli.core.migrations import Folders
 
-        folders = Folders(self.config.migration_paths, self.config.lock_timeout, self.config.statement_timeout)
-        return Fleet(tuple(servers), self.command, folders, self.config.default_server)
+        return Fleet(tuple(servers), self.command, self.folders, self.config.default_server)
+
+    @cached_property
+    def folders(self) -> "Folders":
+        """The migrations, bundled and configured."""
+        from posduif_cli.core.folders import Folders
+
+        return Folders(self.config.migration_paths, self.config.lock_timeout, self.config.statement_timeout)
 
     def _embedded(self) -> "Server":
         from posduif_cli.core import servers

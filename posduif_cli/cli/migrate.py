@@ -1,13 +1,27 @@
 """`posduif migrate`: bring tenants to the newest schema, and see who is where."""
 
-from typing import Annotated
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from posduif_cli.cli import options
-from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.cli.context import App, Noun, app_of, counted
+from posduif_cli.errors import PartialFailure, PosduifError, UsageError
 
 app = Noun(help="Bring tenants to the newest schema, and see who is where.")
+
+ListAll = Annotated[bool, typer.Option("--list", help="List every tenant, the unchanged ones too.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, max=64, help="At once on each server, within its share.")]
+Wave = Annotated[
+    str | None,
+    typer.Option("--wave", metavar="N,N%", help="Cumulative sizes of waves, such as 1,10%,100%; each is verified."),
+]
+MaxFailures = Annotated[
+    str | None, typer.Option("--max-failures", metavar="N|N%", help="Stop once more than this many failed.")
+]
+Pause = Annotated[str | None, typer.Option("--pause", metavar="DURATION", help="Wait this long between waves.")]
 
 
 @app.verb("status", example="posduif migrate status --all")
@@ -15,17 +29,37 @@ def status(
     ctx: typer.Context,
     tenant: options.Tenants = None,
     everyone: options.All = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 if an active tenant is behind.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 if anyone is behind.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Visit the tenants, and report wrong records.")] = False,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, metavar="N", help="With --verify: visit N of them, at random.")
+    ] = None,
+    list_all: ListAll = False,
 ) -> None:
-    """Show where the schemas stand, a row a tenant, from one query a server."""
-    from posduif_cli.core import rollouts
-    from posduif_cli.models import SchemaStatus, State
+    """Show where the schemas stand, from one query a server.
+
+    A terminal gets a summary by version and server with the stragglers named; --list and every machine format
+    have a row a tenant.
+    """
+    from posduif_cli.core import rollouts, verifications
+    from posduif_cli.models import Finding, Level, SchemaStatus
+    from posduif_cli.render import report
 
     app = app_of(ctx)
-    found, errors = rollouts.status(app.fleet, tenants=options.targets(tenant, everyone, "migrate status"))
-    app.out.list(found, SchemaStatus, empty="no tenants yet: posduif tenant create NAME")
+    names = options.targets(tenant, everyone, "migrate status")
+    found, errors = rollouts.status(app.fleet, tenants=names)
+    if app.out.format == "table" and everyone and not list_all and not app.out.fields:
+        report.skew(app.out, found)
+    else:
+        app.out.list(found, SchemaStatus, empty="no tenants yet: posduif tenant create NAME")
+    wrong: list[Finding] = []
+    if verify:
+        findings, _ = verifications.run(app.fleet, tenants=names, sample=sample)
+        wrong = [finding for finding in findings if finding.level is not Level.OK]
+        for finding in wrong:
+            app.out.warn(f"{finding.subject}: {finding.message}")
     app.report_missing(errors)
-    if check and any(row.pending or row.error for row in found if row.state is State.ACTIVE):
+    if wrong or (check and any(row.pending or row.error for row in found if row.state == "active")):
         raise typer.Exit(1)
 
 
@@ -38,20 +72,181 @@ def list_(ctx: typer.Context, tenant: options.Tenant) -> None:
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
         found = migrations.history(conn, folders=app.fleet.folders)
-    app.out.list(found, Migration)
+    app.out.list(found, Migration, empty="no migrations")
 
 
-@app.verb("up", example="posduif migrate up acme")
+@app.verb("up", example="posduif migrate up --all --wave 1,10%,100% --max-failures 1%")
 def up(
     ctx: typer.Context,
-    tenant: Annotated[list[str], typer.Argument(metavar="TENANT...", help="Names of tenants.", show_default=False)],
+    tenant: options.Tenants = None,
+    everyone: options.All = False,
+    jobs: Jobs = 4,
+    wave: Wave = None,
+    max_failures: MaxFailures = None,
+    pause: Pause = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only tenants whose last migration failed.")] = False,
+    list_all: ListAll = False,
+    dry_run: options.DryRun = False,
 ) -> None:
-    """Apply the pending migrations of tenants, each migration in one transaction."""
+    """Apply pending migrations: each in one transaction with its version row and the record.
+
+    A tenant that is up to date costs nothing, one that fails does not end the run. Run again, it goes on with
+    who is left.
+    """
     from posduif_cli.core import rollouts
     from posduif_cli.models import Outcome
 
     app = app_of(ctx)
-    names = list(dict.fromkeys(tenant))
-    outcomes, errors = rollouts.up(app.fleet, tenants=names)
-    app.out.list(outcomes, Outcome)
+    app.out.expect(Outcome)
+    names = options.targets(tenant, everyone, "migrate up")
+    warn_of_risks(app)
+    if dry_run:
+        plan, errors = rollouts.plan_up(app.fleet, tenants=names, failed=failed)
+        show_plans(app, plan)
+        app.report_failed(errors, among=names)
+        return
+    pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
+    with watched(app) as watcher:
+        run, errors = rollouts.up(app.fleet, tenants=names, failed=failed, pace=pace, **watcher.callbacks)
+    conclude(app, run, errors, names, list_all=list_all)
+
+
+@app.verb("down", example="posduif migrate down acme --steps 1 --confirm acme")
+def down(
+    ctx: typer.Context,
+    tenant: options.Tenants = None,
+    everyone: options.All = False,
+    to: Annotated[str | None, typer.Option("--to", metavar="VERSION", help="Take back all newer than this.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Take back this many.")] = None,
+    confirm: options.Confirm = None,
+    jobs: Jobs = 4,
+    list_all: ListAll = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Take back the newest migrations by their down sections; data in what they made is lost.
+
+    One tenant is confirmed by its name, several by their server's.
+    """
+    from posduif_cli.core import rollouts
+    from posduif_cli.models import Outcome
+
+    app = app_of(ctx)
+    app.out.expect(Outcome)
+    names = options.targets(tenant, everyone, "migrate down")
+    if (to is None) == (steps is None):
+        raise UsageError("say how far: either --to or --steps", hint="posduif migrate down acme --steps 1")
+    plan, errors = rollouts.plan_down(app.fleet, tenants=names, to=to, steps=steps)
+    if dry_run or errors:
+        show_plans(app, plan)
+        app.report_failed(errors, among=names)
+        return
+    affected = sorted({name for step in plan.steps for name in step.tenants})
+    if not affected:
+        app.out.say("nothing to take back")
+        app.out.list([], Outcome)
+        return
+    servers = sorted({server.name for server in app.fleet.servers})
+    expected = names[0] if names and len(names) == 1 else ",".join(servers)
+    versions = ", ".join(sorted({step.subject for step in plan.steps}))
+    app.confirm(expected, confirm, f"take back {versions} of {counted(len(affected), 'tenant')}, with the data in it")
+    with watched(app) as watcher:
+        run, errors = rollouts.down(
+            app.fleet, tenants=names, to=to, steps=steps, pace=rollouts.Pace(jobs), **watcher.callbacks
+        )
+    conclude(app, run, errors, names, list_all=list_all)
+
+
+@app.verb("verify", example="posduif migrate verify --all")
+def verify(
+    ctx: typer.Context, tenant: options.Tenants = None, everyone: options.All = False, list_all: ListAll = False
+) -> None:
+    """Compare tenants with the files and with each other: checksums, order, and drift of the schema.
+
+    Exits with 1 when there is a difference.
+    """
+    from posduif_cli.core import verifications
+    from posduif_cli.models import Finding, Level
+
+    app = app_of(ctx)
+    names = options.targets(tenant, everyone, "migrate verify")
+    findings, errors = verifications.schemas(app.fleet, tenants=names)
+    shown = findings if list_all or app.out.format != "table" else [f for f in findings if f.level is not Level.OK]
+    app.out.list(shown, Finding, empty=f"{counted(len(findings), 'finding')}, all fine")
     app.report_failed(errors, among=names)
+    if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.verb("new", example="posduif migrate new add_archive --dir migrations")
+def new(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it does: letters, digits and _.")],
+    folder: Annotated[
+        str | None, typer.Option("--dir", metavar="DIR", help="Folder; by default the first of migrations.paths.")
+    ] = None,
+) -> None:
+    """Make the next migration file in a folder of your own."""
+    from posduif_cli.core import folders
+
+    app = app_of(ctx)
+    path = folders.new(app.folders, name=name, folder=Path(folder) if folder else None)
+    app.out.say("write the SQL between its markers, then: posduif migrate up --all --dry-run")
+    app.out.show({"path": str(path), "changed": True}) if app.out.machine else app.out.text(str(path))
+
+
+def split(text: str | None) -> tuple[str, ...]:
+    """Read a comma-separated option."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def warn_of_risks(app: App) -> None:
+    """Pass on what the files' checks warn of, for files that are not posduif's own."""
+    from posduif_cli.core import risks
+
+    for problem in risks.check_all(app.folders):
+        if problem.level == "warning":
+            app.out.warn(f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})")
+
+
+def watched(app: App) -> Any:
+    """Show progress on stderr while a run goes on."""
+    from posduif_cli.render import progress
+
+    return progress.watch(app.out)
+
+
+def show_plans(app: App, plan: Any) -> None:
+    """Show what a run would do, a row for each migration and group of tenants that have the same plan."""
+    from posduif_cli.models import Step
+
+    if app.out.machine:
+        app.out.show(plan)
+    else:
+        app.out.list(plan.steps, Step, empty="nothing to do")
+        app.out.say("dry run: nothing was changed")
+
+
+def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[str] | None, *, list_all: bool) -> None:
+    """Show the outcomes and the summary, and turn failures into the exit code."""
+    from posduif_cli.core import rollouts
+    from posduif_cli.models import Outcome
+
+    order = {name: number for number, name in enumerate(names or ())}
+    ordered = sorted(run.outcomes, key=lambda outcome: (order.get(outcome.tenant, 0), outcome.tenant, outcome.server))
+    shown = ordered if names or list_all else [o for o in ordered if o.status != "unchanged"]
+    app.out.list(shown, Outcome)
+    counts = rollouts.tally(run.outcomes)
+    summary = ", ".join(f"{counts[word]} {word}" for word in ("ok", "unchanged", "skipped", "failed") if counts[word])
+    app.out.say(f"{summary or 'nothing to do'}; servers: {', '.join(server.name for server in app.fleet.servers)}")
+    for cause, tenants in rollouts.causes(run.outcomes):
+        more = f" and {len(tenants) - 5} more" if len(tenants) > 5 else ""
+        app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({', '.join(tenants[:5])}{more}): {cause}")
+    failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
+    if names and len(names) == 1 and failures:
+        raise next(iter(failures.values()))
+    if failures or run.stopped_by:
+        raise PartialFailure(
+            f"{counted(len(failures), 'failure')}; the outcome of every tenant was reported",
+            why=run.stopped_by or None,
+            hint="posduif migrate up --all --failed" if counts["failed"] else "posduif server list",
+        )

@@ -159,9 +159,12 @@ def adopt(ctx: typer.Context, name: options.Tenant, url: options.Url = None, dry
     for change in done.changes:
         app.out.say(change)
     for thing in done.own:
-        app.out.say(f"{thing} was left alone")
+        app.out.say(f"{thing} stays as it is")
     app.out.say(f"database {name} {'adopted' if done.changed else 'is a tenant already'} on server {done.server}")
-    app.out.show(done)
+    # On a terminal the lists have just been told line by line.
+    brief = ("tenant", "server", "state", "schema_version", "url", "changed")
+    told = app.out.format == "table" and not app.out.fields
+    app.out.show({field: getattr(done, field) for field in brief} if told else done)
     if done.changed:
         app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from posduif_cli.core import names
-from posduif_cli.core.migrations import Folders
+from posduif_cli.core.folders import Folders
 from posduif_cli.db import connect, queries, record
 from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.connect import Session as Session
@@ -121,20 +121,16 @@ class Fleet:
         found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
         live = [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
         if len(live) > 1:
-            raise AmbiguousTenant(
-                f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in live)}',
-                hint=f"add --server {live[0].server}",
-            )
+            raise _ambiguous(name, live)
         if live:
             return self.server(live[0].server), live[0]
         errors = {server: answer for server, answer in answers.items() if isinstance(answer, PosduifError)}
         if errors:
             raise all_unreachable(errors)
-        raise self._not_found(name)
+        raise self._not_found(name, self.tenants()[0])
 
-    def _not_found(self, name: str) -> TenantNotFound:
-        known = [tenant.tenant for tenant in self.tenants()[0]]
-        near = names.nearest(name, known)
+    def _not_found(self, name: str, known: Sequence[Tenant]) -> TenantNotFound:
+        near = names.nearest(name, [tenant.tenant for tenant in known])
         where = ", ".join(server.name for server in self.servers)
         return TenantNotFound(
             f'tenant "{name}" not found on server{"s" if len(self.servers) > 1 else ""} {where}',
@@ -143,13 +139,30 @@ class Fleet:
         )
 
     def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
-        """Return the tenants of the given names, or all with the servers that could not be asked.
+        """Return the tenants of the given names, or all, from one query a server, with what went wrong.
 
-        Raises as `find` for a name.
+        For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
+        and as `find` for a single name.
         """
         if wanted is None:
             return self.tenants()
-        return [self.find(name)[1] for name in wanted], {}
+        if len(wanted) == 1:
+            return [self.find(wanted[0])[1]], {}
+        for name in wanted:
+            names.tenant(name)
+        known, unasked = self.tenants()
+        chosen: list[Tenant] = []
+        errors: dict[str, PosduifError] = {}
+        for name in wanted:
+            found = [t for t in known if t.tenant == name]
+            live = [t for t in found if t.state not in (State.LOST, State.MOVED)] or found
+            if len(live) == 1:
+                chosen += live
+            elif live:
+                errors[name] = _ambiguous(name, live)
+            else:
+                errors[name] = all_unreachable(unasked) if unasked else self._not_found(name, known)
+        return chosen, errors
 
     def each(
         self, tenants: Sequence[Tenant], work: Callable[[Session], T], *, jobs: int = 4
@@ -215,6 +228,13 @@ class Fleet:
                 with self.maintenance(server) as session:
                     session.require_member()
             raise
+
+
+def _ambiguous(name: str, live: Sequence[Tenant]) -> AmbiguousTenant:
+    return AmbiguousTenant(
+        f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in live)}',
+        hint=f"add --server {live[0].server}",
+    )
 
 
 def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:

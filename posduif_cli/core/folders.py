@@ -4,19 +4,20 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posduif_cli.db import queries
-from posduif_cli.errors import ConfigurationError
+from posduif_cli.errors import ConfigurationError, InvalidName
 
 if TYPE_CHECKING:
     from posduif_cli.core.scripts import File
 
 FILE_NAME = re.compile(r"(\d+)_(\w+)\.sql", re.ASCII)
 BAD_NAME = "the name is not of the form NNNN_name.sql"
+TEMPLATE = "-- migrate:up\n\n\n-- migrate:down\n"
 RESERVED = 1000  # versions below are the bundled folder's
 
 
@@ -83,6 +84,34 @@ class Folders:
             return len(self.paths) - count
         later = sum(version > (schema or "") for version in self.paths)
         return later or int(schema is not None and schema in self.paths)
+
+
+def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
+    """Make the next migration file in *folder*, or in the first configured one, and return its path.
+
+    The version is the next number where the folder counts, else the time in UTC. Raises InvalidName,
+    ConfigurationError without a folder or where the file cannot be made.
+    """
+    if not re.fullmatch(r"[a-z0-9_]{1,100}", name):
+        raise InvalidName(f'"{name}" cannot be the name of a migration', why="it takes a-z, 0-9 and _")
+    target = folder or next(iter(folders.further), None)
+    if target is None:
+        raise ConfigurationError(
+            "there is no folder for migrations of your own",
+            why="the bundled folder belongs to posduif",
+            hint=["add --dir DIR", "set migrations.paths in the configuration"],
+        )
+    versions = [match[1] for path in target.glob("*.sql") if (match := FILE_NAME.fullmatch(path.name))]
+    newest = max(versions, default=None)
+    counts = newest is not None and len(newest) < 14
+    version = f"{int(newest or 0) + 1:04}" if counts else f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    path = target / f"{version}_{name}.sql"
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be made", why=error.strerror) from None
+    return path
 
 
 def digest(versions: Iterable[str]) -> str:

@@ -1,12 +1,47 @@
-"""Rollouts: migrations over many tenants."""
+"""Rollouts: migrations over many tenants, in waves and with a brake; one tenant's failure is an outcome, not an end."""
 
+import math
+import re
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 
-from posduif_cli.core import migrations
-from posduif_cli.core.fleet import Fleet
-from posduif_cli.errors import MigrationFailed, PosduifError
-from posduif_cli.models import Outcome, OutcomeError, SchemaStatus, State, Tenant
+from posduif_cli.core import migrations, verifications
+from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.core.migrations import Applied, Hooks
+from posduif_cli.core.scripts import File
+from posduif_cli.db import queries
+from posduif_cli.errors import (
+    Busy,
+    Interrupted,
+    MigrationFailed,
+    PosduifError,
+    ServerUnreachable,
+    TenantNotFound,
+    UsageError,
+)
+from posduif_cli.models import Outcome, OutcomeError, Plan, SchemaStatus, Server, State, Step, Tenant
+
+Work = Callable[[Session, Hooks], Applied]
+DEFAULT_JOBS = 4
+SPARE_CONNECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast and how far: *jobs* at once a server, *waves* as cumulative sizes, and where to stop.
+
+    *max_failures* is a number or a share of all targets; without it nothing stops a wave, and the next one
+    begins only if none failed.
+    """
+
+    jobs: int = DEFAULT_JOBS
+    waves: tuple[str, ...] = ()
+    max_failures: str | None = None
+    pause: timedelta = timedelta(0)
 
 
 def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaStatus], dict[str, PosduifError]]:
@@ -18,64 +53,396 @@ def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaS
     ], errors
 
 
-def up(fleet: Fleet, *, tenants: Sequence[str]) -> tuple[list[Outcome], dict[str, PosduifError]]:
-    """Bring the named tenants to the newest schema, one after the other; an outcome each, and the errors."""
-    _ = fleet.folders.files
-    outcomes: list[Outcome] = []
-    errors: dict[str, PosduifError] = {}
-    for name in tenants:
-        started = time.monotonic()
-        tenant = None
-        try:
-            server, tenant = fleet.find(name)
+Errors = dict[str, PosduifError]
+
+
+def up(
+    fleet: Fleet,
+    *,
+    tenants: Sequence[str] | None,
+    failed: bool = False,
+    pace: Pace = Pace(),
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> "tuple[Rollout, Errors]":
+    """Bring the named tenants, or all, to the newest schema; *failed* narrows to those that failed last.
+
+    Of all tenants only those are visited that are behind by their record. Returns the run with an outcome a
+    tenant, and the servers that could not be asked. Raises ConfigurationError for a faulty file before
+    anything is done.
+    """
+    folders = fleet.folders
+    _ = folders.files
+    run = Rollout(
+        fleet,
+        lambda conn, hooks: migrations.up(conn, folders=folders, hooks=hooks),
+        pace,
+        on_outcome,
+        tell,
+        lambda conn: verifications.problem(conn, folders),
+    )
+    chosen, errors = _choose(run, tenants)
+    chosen = [tenant for tenant in chosen if tenant.error or not failed]
+    behind = [tenant for tenant in chosen if tenants is not None or _behind(tenant)]
+    run.leave([tenant for tenant in chosen if tenants is None and not _behind(tenant)])
+    run.run(behind)
+    return run, errors
+
+
+def _behind(tenant: Tenant) -> bool:
+    return tenant.state is not State.ACTIVE or tenant.pending > 0 or tenant.error is not None
+
+
+def down(
+    fleet: Fleet,
+    *,
+    tenants: Sequence[str] | None,
+    to: str | None,
+    steps: int | None,
+    pace: Pace = Pace(),
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> "tuple[Rollout, Errors]":
+    """Take back the newest migrations of the named tenants, or of all; see `migrations.down`."""
+    folders = fleet.folders
+    run = Rollout(
+        fleet,
+        lambda conn, hooks: migrations.down(conn, folders=folders, to=to, steps=steps, hooks=hooks),
+        pace,
+        on_outcome,
+        tell,
+    )
+    chosen, errors = _choose(run, tenants)
+    run.run(chosen)
+    return run, errors
+
+
+def _choose(run: "Rollout", tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
+    """Choose the targets; a name that cannot be found is a failed outcome, a server that cannot be asked an error."""
+    chosen, errors = run.fleet.choose(tenants)
+    if tenants is None:
+        return chosen, errors
+    for name, error in errors.items():
+        run.fail(name, error)
+    return chosen, {}
+
+
+def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False) -> tuple[Plan, Errors]:
+    """Say what `up` would run where: a step for each migration and group of tenants with the same plan.
+
+    The tenants are visited in read-only transactions.
+    """
+    folders = fleet.folders
+    _ = folders.files
+
+    def pending(conn: Session) -> tuple[File, ...]:
+        history = migrations.history(conn, folders=folders)
+        migrations.refuse_changed(conn.database, history, folders)
+        wanted = {migration.version for migration in history if migration.state == "pending"}
+        return tuple(file for file in folders.files if file.version in wanted)
+
+    chosen, errors = fleet.choose(tenants)
+    targets = [t for t in chosen if (tenants is not None or _behind(t)) and (t.error or not failed)]
+    return _plan(fleet, targets, errors, pending, "migrate up", lambda file: file.up.text)
+
+
+def plan_down(fleet: Fleet, *, tenants: Sequence[str] | None, to: str | None, steps: int | None) -> tuple[Plan, Errors]:
+    """Say what `down` would run where, as `plan_up` does; a tenant where it cannot is among the errors."""
+    folders = fleet.folders
+
+    def newest(conn: Session) -> tuple[File, ...]:
+        return tuple(migrations.to_take_back(conn, folders=folders, to=to, steps=steps))
+
+    chosen, errors = fleet.choose(tenants)
+    return _plan(fleet, chosen, errors, newest, "migrate down", lambda file: file.down.text if file.down else "")
+
+
+def _plan(
+    fleet: Fleet,
+    targets: Sequence[Tenant],
+    errors: Errors,
+    question: "Callable[[Session], tuple[File, ...]]",
+    action: str,
+    text: "Callable[[File], str]",
+) -> tuple[Plan, Errors]:
+    def ask(conn: Session) -> tuple[File, ...]:
+        with conn.transaction(read_only=True):
+            return question(conn)
+
+    groups: dict[tuple[File, ...], list[str]] = {}
+    active = [tenant for tenant in targets if tenant.state is State.ACTIVE]
+    for tenant, files in fleet.each(active, ask):
+        if isinstance(files, PosduifError):
+            errors[tenant.tenant] = files
+        elif files:
+            groups.setdefault(files, []).append(tenant.tenant)
+    steps = [
+        Step(action, f"{file.version}_{file.name}", text(file).strip(), tuple(sorted(names)))
+        for files, names in sorted(groups.items(), key=lambda group: -len(group[1]))
+        for file in files
+    ]
+    return Plan(tuple(steps)), errors
+
+
+def size(text: str, total: int) -> int:
+    """Read a number or a share of *total*, rounded up: `5`, `10%`. Raises UsageError.
+
+    >>> size("10%", 25), size("3", 25)
+    (3, 3)
+    """
+    match = re.fullmatch(r"([0-9]{1,6})(%?)", text.strip())
+    if match is None or (match[2] and int(match[1]) > 100):
+        raise UsageError(f'"{text}" is neither a number nor a percentage', hint="--wave 1,10%,100%")
+    return math.ceil(total * int(match[1]) / 100) if match[2] else int(match[1])
+
+
+def cut(targets: Sequence[Tenant], waves: Sequence[str]) -> list[list[Tenant]]:
+    """Cut the targets into waves whose cumulative sizes are given; what is left over is not reached.
+
+    Raises UsageError unless the sizes grow.
+    """
+    if not waves:
+        return [list(targets)]
+    sizes = [min(size(text, len(targets)), len(targets)) for text in waves]
+    if sizes != sorted(sizes):
+        raise UsageError("the sizes of waves are cumulative and must not shrink", hint="--wave 1,10%,100%")
+    return [list(targets[begin:end]) for begin, end in zip([0, *sizes], sizes, strict=False) if end > begin]
+
+
+class Desk:
+    """One server during a rollout: its share of connections, and a session of its own to look at blockers from."""
+
+    def __init__(self, fleet: Fleet, server: Server) -> None:
+        self.server = server
+        self.session = fleet.maintenance(server)
+        self.session.require_admin()
+        self.lock = threading.Lock()
+
+    def share(self, jobs: int) -> int:
+        """How many tenants to work on at once: never beyond the configured share or the free connections."""
+        with self.lock:
+            free = int(self.session.value(queries.load("rollouts")["count_free_connections"]))
+        return max(1, min(jobs, self.server.max_connections - 1, free - SPARE_CONNECTIONS))
+
+    def blockers(self, pid: int) -> tuple[str, ...]:
+        """Say who blocks the session *pid* at this moment."""
+        with self.lock:
+            try:
+                rows = self.session.tuples(queries.load("rollouts")["find_blockers"], pid=pid)
+            except PosduifError:
+                return ()
+        return tuple(
+            f"pid {pid} ({', '.join(part for part in (role, application, state, age) if part)})"
+            for pid, role, application, state, age in rows
+        )
+
+
+@dataclass
+class Rollout:
+    """One run over many tenants; *on_outcome* is called once a tenant, from the thread that worked on it."""
+
+    fleet: Fleet
+    work: Work
+    pace: Pace = field(default_factory=Pace)
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    tell: Callable[[str], None] = lambda text: None
+    check: Callable[[Session], str | None] = lambda conn: None
+    outcomes: list[Outcome] = field(default_factory=list)
+    errors: Errors = field(default_factory=dict)
+    stopped_by: str = ""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._sessions: dict[int, Session] = {}
+        self._failures = 0
+        self._several = False
+        self._limit: int | None = None
+
+    def leave(self, tenants: Sequence[Tenant]) -> None:
+        """Note tenants that need nothing, by their records."""
+        for t in tenants:
+            version = t.schema_version
+            self.outcomes.append(Outcome(t.tenant, t.server, "unchanged", False, version, version, 0.0))
+
+    def fail(self, name: str, error: PosduifError) -> None:
+        """Note a tenant that could not even be found."""
+        self.errors[name] = error
+        detail = OutcomeError(error.message)
+        self._record(Outcome(name, "", "failed", False, None, None, 0.0, detail))
+
+    def run(self, tenants: Sequence[Tenant]) -> None:
+        """Work through the tenants; every one of them ends up in *outcomes*.
+
+        Raises Interrupted on ctrl-C, after what was under way was cancelled and rolled back, and the error of a
+        server that cannot be reached when the run begins.
+        """
+        targets = [tenant for tenant in tenants if tenant.state is State.ACTIVE]
+        for tenant in tenants:
             if tenant.state is not State.ACTIVE:
-                outcomes.append(_skipped(tenant))
+                self._record(skipped(tenant, f"tenant {tenant.tenant} is {tenant.state}"))
+        if not targets:
+            return
+        self._several = len(targets) > 1
+        waves = cut(targets, self.pace.waves)
+        if self.pace.max_failures is not None:
+            self._limit = size(self.pace.max_failures, len(targets))
+        desks = {name: Desk(self.fleet, self.fleet.server(name)) for name in dict.fromkeys(t.server for t in targets)}
+        try:
+            for number, wave in enumerate(waves, 1):
+                if len(waves) > 1:
+                    self.tell(f"wave {number} of {len(waves)}: {len(wave)} tenants")
+                self._wave(wave, desks)
+                if number < len(waves) and not self._stop.is_set():
+                    self._between(wave, number)
+        finally:
+            for desk in desks.values():
+                desk.session.close()
+        reached = {(outcome.tenant, outcome.server) for outcome in self.outcomes}
+        reason = self.stopped_by or "not part of any wave"
+        for tenant in targets:
+            if (tenant.tenant, tenant.server) not in reached:
+                self._record(skipped(tenant, reason))
+
+    def _wave(self, wave: Sequence[Tenant], desks: dict[str, Desk]) -> None:
+        # With one target there is nothing to get on with in the meantime, and it has waited long enough.
+        deferred: list[Tenant] | None = [] if self._several else None
+        self._fan_out(wave, desks, deferred)
+        if deferred and not self._stop.is_set():
+            self.tell(f"trying again: {len(deferred)} tenants that were blocked")
+            self._fan_out(deferred, desks, None)
+
+    def _fan_out(self, tenants: Sequence[Tenant], desks: dict[str, Desk], deferred: list[Tenant] | None) -> None:
+        threads = []
+        for name, desk in desks.items():
+            queue = deque(tenant for tenant in tenants if tenant.server == name)
+            if not queue:
                 continue
-            with fleet.enter(server, name) as conn:
-                conn.require_admin()
-                done = migrations.up(conn, folders=fleet.folders)
+            for _ in range(min(desk.share(self.pace.jobs), len(queue))):
+                thread = threading.Thread(target=self._serve, args=(desk, queue, deferred), daemon=True)
+                thread.start()
+                threads.append(thread)
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+        except KeyboardInterrupt:
+            self.stopped_by = "interrupted"
+            self._stop.set()
+            self._cancel()
+            for thread in threads:
+                thread.join(10)
+            raise Interrupted(
+                f"interrupted; {len(self.outcomes)} tenants had been worked on",
+                why="what was under way was rolled back",
+                hint="run the same command again: it goes on with who is left",
+            ) from None
+
+    def _cancel(self) -> None:
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.cancel()
+
+    def _serve(self, desk: Desk, queue: "deque[Tenant]", deferred: list[Tenant] | None) -> None:
+        while not self._stop.is_set():
+            try:
+                tenant = queue.popleft()
+            except IndexError:
+                return
+            outcome = self._one(desk, tenant, deferred)
+            if outcome is not None:
+                self._record(outcome)
+
+    def _one(self, desk: Desk, tenant: Tenant, deferred: list[Tenant] | None) -> Outcome | None:
+        started = time.monotonic()
+        try:
+            with self.fleet.enter(desk.server, tenant.tenant) as conn:
+                with self._lock:
+                    self._sessions[conn.pid] = conn
+                try:
+                    done = self.work(conn, Hooks(desk.blockers, self.tell))
+                finally:
+                    with self._lock:
+                        del self._sessions[conn.pid]
+        except TenantNotFound as error:
+            return skipped(tenant, error.message)
         except PosduifError as error:
-            errors[name] = error
-            outcomes.append(_failed(name, tenant, error, time.monotonic() - started))
-        else:
-            outcomes.append(_done(tenant, done, time.monotonic() - started))
-    return outcomes, errors
+            if deferred is not None and isinstance(error, Busy | ServerUnreachable) and not self._stop.is_set():
+                deferred.append(tenant)
+                return None
+            self.errors[tenant.tenant] = error
+            return failed(tenant, error, time.monotonic() - started)
+        except Exception as error:
+            bug = PosduifError(f"a bug in posduif: {type(error).__name__}", why=str(error)[:200])
+            self.errors[tenant.tenant] = bug
+            return failed(tenant, bug, time.monotonic() - started)
+        changed = bool(done.versions)
+        seconds = round(time.monotonic() - started, 3)
+        state = "ok" if changed else "unchanged"
+        return Outcome(tenant.tenant, tenant.server, state, changed, done.before, done.after, seconds)
+
+    def _record(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.outcomes.append(outcome)
+            self._failures += outcome.status == "failed"
+            if self._limit is not None and self._failures > self._limit and not self._stop.is_set():
+                self.stopped_by = f"not reached: {self._failures} failures are more than --max-failures allows"
+                self._stop.set()
+            self.on_outcome(outcome)
+
+    def _between(self, wave: Sequence[Tenant], number: int) -> None:
+        """Verify a wave, and stop before the next one if anything is wrong with it; else pause."""
+        if self._failures and self._limit is None:
+            self.stopped_by = f"not reached: {self._failures} failed in wave {number}"
+            self._stop.set()
+            return
+        worked = {(o.tenant, o.server) for o in self.outcomes if o.status == "ok"}
+        verified = [tenant for tenant in wave if (tenant.tenant, tenant.server) in worked]
+        for tenant, found in self.fleet.each(verified, self.check, jobs=self.pace.jobs):
+            wrong = found.message if isinstance(found, PosduifError) else found
+            if wrong:
+                self.stopped_by = f"not reached: wave {number} did not verify: {tenant.tenant}: {wrong}"
+                self._stop.set()
+                return
+        if self._stop.wait(self.pace.pause.total_seconds()):
+            return
 
 
-def _done(tenant: Tenant, done: migrations.Applied, seconds: float) -> Outcome:
-    changed = bool(done.versions)
-    return Outcome(
-        tenant.tenant,
-        tenant.server,
-        "ok" if changed else "unchanged",
-        changed,
-        done.before,
-        done.after,
-        round(seconds, 3),
-    )
-
-
-def _skipped(tenant: Tenant) -> Outcome:
-    reason = OutcomeError(f"tenant {tenant.tenant} is {tenant.state}")
+def skipped(tenant: Tenant, reason: str) -> Outcome:
+    """Make the outcome of a tenant that was not touched."""
     version = tenant.schema_version
-    return Outcome(tenant.tenant, tenant.server, "skipped", False, version, version, 0.0, reason)
+    return Outcome(tenant.tenant, tenant.server, "skipped", False, version, version, 0.0, OutcomeError(reason))
 
 
-def _failed(name: str, tenant: Tenant | None, error: PosduifError, seconds: float) -> Outcome:
+def failed(tenant: Tenant, error: PosduifError, seconds: float) -> Outcome:
+    """Make the outcome of a tenant that failed."""
     known = error if isinstance(error, MigrationFailed) else None
-    version = tenant.schema_version if tenant else None
-    return Outcome(
-        name,
-        tenant.server if tenant else "",
-        "failed",
-        False,
-        version,
-        version,
-        round(seconds, 3),
-        OutcomeError(
-            error.message,
-            known.sqlstate if known else None,
-            known.file if known else None,
-            known.line if known else None,
-        ),
+    detail = OutcomeError(
+        error.message if not isinstance(error, Busy) or not error.why else f"{error.message}: {error.why}",
+        known.sqlstate if known else None,
+        known.file if known else None,
+        known.line if known else None,
+        known.excerpt if known else None,
     )
+    version = tenant.schema_version
+    return Outcome(tenant.tenant, tenant.server, "failed", False, version, version, round(seconds, 3), detail)
+
+
+def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
+    """Group the failed outcomes by cause, the most frequent first: the cause, and the tenants."""
+    groups: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == "failed" and outcome.error is not None:
+            error = outcome.error
+            where = f"{error.file}:{error.line}" if error.line else error.file
+            cause = error.message.replace(f" in {outcome.tenant}:", ":").replace(outcome.tenant, "TENANT")
+            key = f"{error.sqlstate} at {where}: {cause}" if error.sqlstate else cause
+            key += f" [{error.statement}]" if error.statement else ""
+            groups.setdefault(key, []).append(outcome.tenant)
+    return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+
+
+def tally(outcomes: Sequence[Outcome]) -> Counter[str]:
+    """Count the outcomes by status."""
+    return Counter(outcome.status for outcome in outcomes)

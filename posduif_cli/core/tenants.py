@@ -101,7 +101,7 @@ def plan_create(fleet: Fleet, *, name: str, url: str | None, web_user: str | Non
             f"CREATE DATABASE {name} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'",
         ),
         Step("close to public", name, f"REVOKE ALL ON DATABASE {name} FROM PUBLIC"),
-        *(Step("migrate", f"{file.version}_{file.name}", file.up.strip()) for file in fleet.folders.files),
+        *(Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in fleet.folders.files),
     ]
     if web_user:
         steps.append(Step("create web user", web_user))

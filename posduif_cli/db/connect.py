@@ -14,6 +14,7 @@ from psycopg.rows import args_row, class_row, dict_row
 
 from posduif_cli.errors import (
     AccessDenied,
+    Blocked,
     Busy,
     InvalidDsn,
     PoolerInBetween,
@@ -83,6 +84,11 @@ class Session:
             # Not offered on every operating system; without it an orphaned backend only lives longer.
             with suppress(psycopg.Error):
                 raw.execute("SET client_connection_check_interval = '500ms'")
+
+    def cancel(self) -> None:
+        """Cancel what the session is doing, from another thread."""
+        with suppress(psycopg.Error):
+            self.raw.cancel_safe(timeout=5)
 
     def close(self) -> None:
         """End the session; a broken one too."""
@@ -309,8 +315,9 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
         )
     if state == "25006":
         return StandbyServer(f"{where} takes no changes", why=message)
-    if state in ("55P03", "55006", "57014"):
-        return Busy(f"{where}: {message}", why=f"SQLSTATE {state}", hint="try again when the other work is done")
+    if state in ("55P03", "55006", "40P01"):
+        kind = Busy if state == "55006" else Blocked
+        return kind(f"{where}: {message}", why=f"SQLSTATE {state}", hint="try again when the other work is done")
     return QueryFailed(
         f"{where}: {message}",
         why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),

@@ -1,8 +1,42 @@
 """The health report: worst first, then the figures."""
 
-from posduif_cli.models import Finding, Health, Level
+from collections import Counter
+from collections.abc import Sequence
+
+from posduif_cli.models import Finding, Health, Level, SchemaStatus, State
 from posduif_cli.render.output import Output
 from posduif_cli.render.tables import size
+
+STRAGGLERS = 20
+
+
+def skew(out: Output, rows: Sequence[SchemaStatus]) -> None:
+    """Summarise where schemas stand: version by server, then the stragglers by name."""
+    servers = sorted({row.server for row in rows})
+    versions = sorted({row.schema_version or "none" for row in rows}, reverse=True)
+    if not rows:
+        out.say("no tenants yet: posduif tenant create NAME")
+        return
+    counts = Counter((row.schema_version or "none", row.server) for row in rows)
+    out.grid(
+        ("version", *servers, "all"),
+        [
+            [
+                version,
+                *(str(counts[version, server]) for server in servers),
+                str(sum(counts[version, s] for s in servers)),
+            ]
+            for version in versions
+        ],
+    )
+    behind = [row for row in rows if row.pending or row.error or row.state is not State.ACTIVE]
+    if behind:
+        out.text("")
+        out.table(("tenant", "server", "state", "schema_version", "pending", "error"), behind[:STRAGGLERS])
+        if len(behind) > STRAGGLERS:
+            out.text(f"and {len(behind) - STRAGGLERS} more: --list")
+    else:
+        out.text(f"\nall {len(rows)} tenants are at {rows[0].latest_version}")
 
 
 def show(out: Output, health: Health) -> None:

@@ -21,3 +21,66 @@ SELECT version::text AS version, checksum, applied_at, duration_ms FROM public.s
 -- Notes a migration as applied; part of the migration's transaction.
 INSERT INTO public.schema_migrations (version, checksum, duration_ms, applied_by)
 VALUES (%(version)s, %(checksum)s, %(duration_ms)s, session_user);
+
+-- name: delete_applied
+-- Forgets a migration that was taken back; part of its transaction.
+DELETE FROM public.schema_migrations WHERE version = %(version)s;
+
+-- name: create_progress
+-- How far a file without a transaction of its own is: kept apart from the version table, where dbmate would
+-- take half a file for an applied one.
+CREATE TABLE IF NOT EXISTS public.posduif_migration_progress (
+    version text NOT NULL,
+    statement integer NOT NULL,
+    checksum text NOT NULL,
+    begun_at timestamptz NOT NULL DEFAULT now(),
+    done_at timestamptz,
+    PRIMARY KEY (version, statement)
+);
+
+-- name: find_other_progress
+-- How many statements of another version of this file were run; NULL for none.
+SELECT nullif(count(*), 0) FROM public.posduif_migration_progress
+WHERE version = %(version)s AND checksum <> %(checksum)s;
+
+-- name: is_done
+-- Whether one statement of a file was run to its end.
+SELECT done_at IS NOT NULL FROM public.posduif_migration_progress
+WHERE version = %(version)s AND statement = %(statement)s;
+
+-- name: mark_begun
+-- Notes the intent to run a statement outside a transaction; touches no row where an earlier try noted it.
+INSERT INTO public.posduif_migration_progress (version, statement, checksum)
+VALUES (%(version)s, %(statement)s, %(checksum)s) ON CONFLICT DO NOTHING;
+
+-- name: mark_done
+-- Notes that a statement was run; in its own transaction where PostgreSQL allows it one.
+INSERT INTO public.posduif_migration_progress (version, statement, checksum, done_at)
+VALUES (%(version)s, %(statement)s, %(checksum)s, now())
+ON CONFLICT (version, statement) DO UPDATE SET done_at = excluded.done_at;
+
+-- name: delete_progress
+-- Forgets the progress of a file that is through; part of the transaction that records it.
+DELETE FROM public.posduif_migration_progress WHERE version = %(version)s;
+
+-- name: find_index_state
+-- valid, invalid or building; no row for no such index.
+SELECT CASE WHEN i.indisvalid THEN 'valid'
+            WHEN EXISTS (SELECT 1 FROM pg_stat_progress_create_index p
+                         WHERE p.index_relid = i.indexrelid AND p.pid <> pg_backend_pid()) THEN 'building'
+            ELSE 'invalid' END
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(index)s;
+
+-- name: find_reindex_wrecks
+-- What an interrupted REINDEX CONCURRENTLY leaves behind, save what is still being built.
+SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relname ~ '_cc(new|old)[0-9]*$' AND c.relnamespace = 'public'::regnamespace
+  AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid);
+
+-- name: find_open_transactions
+-- Sessions of this database in a transaction: what CREATE INDEX CONCURRENTLY waits for.
+SELECT DISTINCT a.pid, coalesce(a.usename, '')::text, coalesce(a.application_name, '')
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'virtualxid' AND l.granted AND a.pid <> pg_backend_pid() AND a.datname = current_database()
+ORDER BY 1;

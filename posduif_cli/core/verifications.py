@@ -1,0 +1,180 @@
+"""Verifications: the record against the tenant's own table, the files against what was applied, schemas for drift."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from posduif_cli.core import fingerprints, migrations
+from posduif_cli.core.fingerprints import Thing
+from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.core.folders import Folders, digest
+from posduif_cli.db import record
+from posduif_cli.errors import PosduifError
+from posduif_cli.models import Finding, Level, Migration, State, Tenant
+
+SHOWN = 5
+Errors = dict[str, PosduifError]
+
+
+def run(
+    fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None = None, repair: bool = False
+) -> tuple[list[Finding], Errors]:
+    """Visit tenants and compare their records with their own version tables; *repair* mends the record.
+
+    The tenant's own table wins. Returns a finding a tenant, and the tenants and servers that failed.
+    """
+    chosen, errors = _live(fleet, tenants)
+    if sample is not None and sample < len(chosen):
+        chosen = random.sample(chosen, sample)
+    findings: list[Finding] = []
+    for tenant, result in fleet.each(chosen, lambda conn: check_record(conn, repair=repair)):
+        if isinstance(result, PosduifError):
+            errors[tenant.tenant] = result
+        else:
+            findings.append(result)
+    return findings, errors
+
+
+def _live(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
+    chosen, errors = fleet.choose(tenants)
+    live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
+    return live, {f"server {name}": error for name, error in errors.items()}
+
+
+def check_record(conn: Session, *, repair: bool = False) -> Finding:
+    """Compare a tenant's record with its version table; with *repair* write what the table says."""
+    name = conn.database
+    if not repair:
+        return _compare(conn, record.read(conn), set(migrations.applied(conn)))
+    conn.require_admin()
+    with conn.lock(name), conn.transaction():
+        current, done = record.read(conn), set(migrations.applied(conn))
+        finding = _compare(conn, current, done)
+        if finding.level is Level.OK:
+            return finding
+        record.write(conn, replace(current, schema=max(done, default=None), applied=digest(done)))
+        return replace(finding, level=Level.INFO, message=f"repaired: {finding.message}", fix=None)
+
+
+def _compare(conn: Session, current: record.Record, done: set[str]) -> Finding:
+    name, found = conn.database, max(done, default=None)
+    if (current.schema, current.applied) == (found, digest(done)):
+        return Finding("record", "tenant", name, Level.OK, f"the record says {found}, and so does the tenant")
+    what = f"the record says {current.schema or 'none'}, the tenant {found or 'none'}"
+    if current.schema == found:
+        what = f"both say {found}, but the sets of applied migrations differ"
+    return Finding("record", "tenant", name, Level.CRITICAL, what, found, fix=f"posduif tenant verify {name} --repair")
+
+
+def problem(conn: Session, folders: Folders) -> str | None:
+    """Say what is wrong with a tenant that was just migrated, or None; the gate between waves."""
+    finding = check_record(conn)
+    if finding.level is not Level.OK:
+        return finding.message
+    wrong = [m for m in migrations.history(conn, folders=folders) if m.state != "applied"]
+    return f"migration {wrong[0].version} is {wrong[0].state}" if wrong else None
+
+
+def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Finding], Errors]:
+    """Compare tenants with the files and with each other: checksums, files that are gone, order, drift.
+
+    Tenants are clustered by what their schemas are made of; the largest cluster of a set of applied migrations
+    is the majority, and the odd ones are shown with what sets them apart from it and from what the migrations
+    make on that server.
+    """
+    chosen, errors = _live(fleet, tenants)
+    folders = fleet.folders
+
+    def look(conn: Session) -> tuple[tuple[Migration, ...], tuple[Thing, ...]]:
+        with conn.transaction(read_only=True):
+            return migrations.history(conn, folders=folders), fingerprints.inventory(conn)
+
+    findings: list[Finding] = []
+    prints: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    kept: dict[str, tuple[Thing, ...]] = {}
+    current = digest(folders.paths)
+    for tenant, result in fleet.each(chosen, look):
+        if isinstance(result, PosduifError):
+            errors[tenant.tenant] = result
+            continue
+        history, things = result
+        findings += _history(tenant, history)
+        mark = fingerprints.digest(things)
+        kept.setdefault(mark, things)
+        applied = digest(m.version for m in history if m.state != "pending")
+        prints[(tenant.server, applied)][mark].append(tenant.tenant)
+    for (server, applied), clusters in sorted(prints.items()):
+        reference = fingerprints.reference(fleet, fleet.server(server)) if applied == current else None
+        findings += _drift(server, clusters, kept, reference)
+    return findings, errors
+
+
+def _history(tenant: Tenant, history: Sequence[Migration]) -> list[Finding]:
+    name = tenant.tenant
+    newest = max((m.version for m in history if m.state != "pending"), default="")
+    wrong = [
+        *(
+            (m, f"migration {m.version} changed after it was applied", Level.CRITICAL)
+            for m in history
+            if m.state == "changed"
+        ),
+        *(
+            (m, f"migration {m.version} is applied, but its file is gone", Level.WARNING)
+            for m in history
+            if m.state == "missing"
+        ),
+        *(
+            (m, f"migration {m.version} is pending, but {newest} is applied", Level.WARNING)
+            for m in history
+            if m.state == "pending" and m.version < newest
+        ),
+    ]
+    if not wrong:
+        return [Finding("files", "tenant", name, Level.OK, f"{len(history)} migrations fit their files")]
+    return [
+        Finding("files", "tenant", name, level, message, m.version, fix=f"posduif migrate list {name}")
+        for m, message, level in wrong
+    ]
+
+
+def _drift(
+    server: str,
+    clusters: dict[str, list[str]],
+    kept: dict[str, tuple[Thing, ...]],
+    reference: tuple[Thing, ...] | None,
+) -> list[Finding]:
+    ordered = sorted(clusters, key=lambda mark: (-len(clusters[mark]), mark))
+    majority = ordered[0]
+    expected = reference if reference is not None else kept[majority]
+    made = fingerprints.digest(expected)
+    findings = []
+    for mark in ordered:
+        names = tuple(sorted(clusters[mark]))
+        if mark == made:
+            message = f"{len(names)} tenants of server {server} have the schema that the migrations make"
+            findings.append(
+                Finding("drift", "server", server, Level.OK, message, len(names), "tenants", affected=names)
+            )
+            continue
+        parts = [_differences("from what the migrations make", expected, kept[mark])]
+        if mark != majority:
+            parts.append(_differences("from the majority", kept[majority], kept[mark]))
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        findings.append(
+            Finding(
+                "drift", "server", shown, Level.WARNING, "; ".join(part for part in parts if part),
+                len(names), "tenants", fix="mend by a migration, or by hand", affected=names,
+            )
+        )  # fmt: skip
+    return findings
+
+
+def _differences(against: str, expected: Sequence[Thing], found: Sequence[Thing]) -> str:
+    differences = fingerprints.compare(expected, found)
+    words = [
+        f"{d.kind} {d.name}: {d.found or 'missing'}" + (f" (not {d.expected})" if d.found and d.expected else "")
+        for d in differences
+    ]
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return f"differs {against}: {'; '.join(words[:SHOWN])}{more}" if words else ""
