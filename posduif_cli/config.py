@@ -447,7 +447,7 @@ def _choose(
         raise NoServer(
             f'server "{server}" is not configured',
             why=f"{server_source} names it; configured are: {', '.join(configured) or 'none'}",
-            hint="posduif config show",
+            hint="posduif config init" if not configured else f"--server {next(iter(configured))}",
         )
     if server:
         return (configured[server],)

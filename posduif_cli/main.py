@@ -5,7 +5,11 @@ import sys
 
 def main() -> None:
     """Run posduif on `sys.argv` and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before the command tree stood, which answers it otherwise
+        code = 130
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:

@@ -343,8 +343,8 @@ def send(tenant: str) -> list[str]:
         ("42501", 6, "access_denied"),
         ("25006", 6, "standby_server"),
         ("57P01", 6, "server_unreachable"),
-        ("55P03", 10, "busy"),
-        ("57014", 10, "busy"),
+        ("55P03", 10, "blocked"),
+        ("57014", 7, "query_failed"),
     ],
 )
 @pytest.mark.one_server
@@ -539,3 +539,29 @@ def test_a_configuration_is_read_or_refused(text: str) -> None:
             assert set(values) == set(lines)
             return
     assert file.name in message
+
+
+@pytest.mark.parametrize("dsn", ["port=abc", "host=127.0.0.1 connect_timeout=abc", "sslmode=sometimes"])
+def test_a_dsn_value_that_libpq_refuses_is_a_configuration_error(
+    clean_environ: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], dsn: str
+) -> None:
+    clean_environ.setenv("POSDUIF_DSN", dsn)
+    error = Posduif(capfd, {})("tenant", "list", "-o", "json", code=3).error
+    assert error["code"] == "invalid_dsn"
+    assert "POSDUIF_DSN" in error["why"]
+
+
+def test_an_unreachable_server_says_why(clean_environ: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    clean_environ.setenv("POSDUIF_DSN", "host=127.0.0.1 port=1")
+    assert "refused" in Posduif(capfd, {})("tenant", "list", "-o", "json", code=6).error["why"].lower()
+
+
+def test_an_engine_config_cannot_be_had_from_a_tenant_that_exists(
+    posduif: Posduif, tenant: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "engine.yaml"
+    error = posduif(
+        "tenant", "create", tenant, "--if-not-exists", "--engine-config", str(file), "-o", "json", code=5
+    ).error
+    assert "rotate-password" in error["try"][0]
+    assert not file.exists()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import PgServer, Posduif
+from conftest import PgServer, Posduif, forget
 
 from posduif_cli.core import enrollments
 from posduif_cli.db import connect
@@ -150,3 +150,39 @@ def test_one_name_belongs_to_one_user(posduif: Posduif, server: PgServer, tenant
     outcomes = race(server, tenant, [(token, f"phone-{n}", "Mia") for n, token in enumerate(tokens)])
     assert outcomes == ["done"] + ["user_exists"] * 3
     assert server.sql(STATE, database=tenant)[0][2] == 1
+
+
+def test_a_whole_url_stands_for_tenant_and_token(posduif: Posduif, tenant: str) -> None:
+    url = posduif("token", "create", tenant).out.strip()
+    shown = posduif.json("token", "show", url)
+    assert (shown["tenant"], shown["status"]) == (tenant, "active")
+    done = posduif.json("enroll", "complete", url, "--device", "phone-url", "--username", "Url")
+    assert (done["tenant"], done["device_id"]) == (tenant, "phone-url")
+    assert posduif("token", "revoke", url, "-o", "json", code=5).error["code"] == "token_used"
+    assert posduif.process("token", "show", "-", "-o", "json", stdin=url + "\n").json["status"] == "used"
+
+
+def test_a_url_of_nobody_and_a_lone_tenant_are_told_apart(posduif: Posduif, tenant: str) -> None:
+    url = "https://nobody.example.com/api/enrollment/5f3759df-0000-4000-8000-000000000000"
+    assert posduif("token", "show", url, "-o", "json", code=4).error["code"] == "tenant_not_found"
+    assert "token is missing" in posduif("token", "show", tenant, code=2).err
+    assert posduif("token", "show", "https://nobody.example.com/", code=2).out == ""
+
+
+def test_a_url_that_several_tenants_share_names_them(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    twin = f"{tenant}_b"
+    posduif("tenant", "create", twin, "--url", f"https://{tenant}.example.com")
+    try:
+        url = posduif("token", "create", tenant).out.strip()
+        error = posduif("token", "show", url, "-o", "json", code=2).error
+        assert twin in error["why"]
+        assert posduif.json("token", "show", tenant, url)["status"] == "active"
+    finally:
+        forget(server, twin)
+
+
+def test_a_device_is_found_by_its_user_too(posduif: Posduif, tenant: str) -> None:
+    url = posduif("token", "create", tenant).out.strip()
+    posduif("enroll", "complete", url, "--device", "phone-7", "--username", "Mia")
+    assert posduif.json("device", "show", tenant, "Mia")["device_id"] == "phone-7"
+    assert posduif.json("message", "pending", tenant, "--device", "Mia") == []

@@ -6,7 +6,7 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import Noun, app_of
-from posduif_cli.cli.token import read_secret
+from posduif_cli.cli.token import which
 
 app = Noun(help="Complete an enrollment, as a phone would.")
 
@@ -22,10 +22,10 @@ def enroll() -> None:
 )
 def complete(
     ctx: typer.Context,
-    tenant: options.Tenant,
-    token: options.TokenText,
+    tenant: options.TokenTenant,
     device: Annotated[str, typer.Option("--device", metavar="ID", help="Id of the phone.")],
     username: Annotated[str, typer.Option("--username", metavar="NAME", help="Name of the new mobile user.")],
+    token: options.TokenText = None,
 ) -> None:
     """Spend a token and make the mobile user, all or nothing; never takes a user or a device over."""
     from posduif_cli.core import enrollments
@@ -33,7 +33,8 @@ def complete(
 
     app = app_of(ctx)
     app.out.expect(Enrollment)
-    with app.tenant(tenant) as conn:
-        enrollment = enrollments.complete(conn, token=read_secret(token), device=device, username=username)
-    app.out.say(f"{username} enrolled device {device} in tenant {tenant}")
+    name, secret = which(app, tenant, token)
+    with app.tenant(name) as conn:
+        enrollment = enrollments.complete(conn, token=secret, device=device, username=username)
+    app.out.say(f"{username} enrolled device {device} in tenant {name}")
     app.out.show(enrollment, changed=True)

@@ -29,9 +29,15 @@ Url = Annotated[
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many.")]
 Offset = Annotated[int, typer.Option("--offset", min=0, help="Skip this many.")]
-TokenText = Annotated[
+TokenTenant = Annotated[
     str,
-    typer.Argument(metavar="TOKEN", help="The token, its id, or the enrollment URL.", show_default=False),
+    typer.Argument(
+        metavar="TENANT", help="Name of the tenant, or the enrollment URL in place of both.", show_default=False
+    ),
+]
+TokenText = Annotated[
+    str | None,
+    typer.Argument(metavar="[TOKEN]", help="The token, its id, or the enrollment URL; - reads it.", show_default=False),
 ]
 
 

@@ -26,8 +26,10 @@ def list_(ctx: typer.Context) -> None:
 def start(ctx: typer.Context) -> None:
     """Start the embedded server, made first if there is none. It goes on after the command."""
     from posduif_cli.core import servers
+    from posduif_cli.models import EmbeddedStatus
 
     app = app_of(ctx)
+    app.out.expect(EmbeddedStatus)
     _, started = servers.start(app.config.data_dir, app.config.bin_dir)
     app.out.say("started" if started else "already running")
     app.out.show(servers.status(app.config.data_dir, changed=started))
@@ -37,8 +39,10 @@ def start(ctx: typer.Context) -> None:
 def stop(ctx: typer.Context) -> None:
     """Stop the embedded server; its data stays."""
     from posduif_cli.core import servers
+    from posduif_cli.models import EmbeddedStatus
 
     app = app_of(ctx)
+    app.out.expect(EmbeddedStatus)
     stopped = servers.stop(app.config.data_dir)
     app.out.say("stopped" if stopped else "it was not running")
     app.out.show(servers.status(app.config.data_dir, changed=stopped))

@@ -7,7 +7,7 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import UsageError
+from posduif_cli.errors import TenantExists, UsageError
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -80,6 +80,11 @@ def create(
         return
     keep = keeper(app, name, engine_config)
     created = tenants.create(app.fleet, **asked, keep=keep)
+    if engine_config and not created.changed and not engine_config.exists():
+        raise TenantExists(
+            f"tenant {name} exists, and its engine's password cannot be read again for {engine_config}",
+            hint=f"posduif tenant rotate-password {name} --engine-config {engine_config}",
+        )
     server = created.tenant.server
     app.out.say(f"tenant {name} {'created' if created.changed else 'exists, unchanged,'} on server {server}")
     if keep and created.changed:

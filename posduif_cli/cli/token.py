@@ -132,31 +132,40 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
 
 
 @app.verb("show", example="posduif token show acme 5f3759df-0000-4000-8000-000000000000")
-def show(ctx: typer.Context, tenant: options.Tenant, token: options.TokenText) -> None:
+def show(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenText = None) -> None:
     """Show one token, by its id or by what the phone's owner has; never its secret."""
     from posduif_cli.core import tokens
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = tokens.find(conn, token=read_secret(token))
+    name, secret = which(app, tenant, token)
+    with app.tenant(name) as conn:
+        found = tokens.find(conn, token=secret)
     app.out.show(found)
 
 
-def read_secret(text: str) -> str:
-    """Return what was given for a token; `-` reads it from stdin."""
-    return sys.stdin.readline() if text == "-" else text
+def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
+    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL stands for both."""
+    from posduif_cli.core import tokens
+
+    given = [sys.stdin.readline().strip() if text == "-" else text for text in (tenant, token) if text is not None]
+    if len(given) == 2:
+        return given[0], given[1]
+    if "/" not in given[0]:
+        raise UsageError("the token is missing", hint="give TENANT and TOKEN, or the whole enrollment URL")
+    return tokens.tenant_of(app.fleet, url=given[0]), given[0]
 
 
 @app.verb("revoke", example="posduif token revoke acme 5f3759df-0000-4000-8000-000000000000")
-def revoke(ctx: typer.Context, tenant: options.Tenant, token: options.TokenText) -> None:
+def revoke(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenText = None) -> None:
     """End a token at once."""
     from posduif_cli.core import tokens
     from posduif_cli.models import Token
 
     app = app_of(ctx)
     app.out.expect(Token)
-    with app.tenant(tenant) as conn:
-        found, changed = tokens.revoke(conn, token=read_secret(token))
+    name, secret = which(app, tenant, token)
+    with app.tenant(name) as conn:
+        found, changed = tokens.revoke(conn, token=secret)
     app.out.say(f"token {found.id} {'revoked' if changed else 'was revoked already'}")
     app.out.show(found, changed=changed)
 

@@ -12,7 +12,7 @@ def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> list[Devic
 
 
 def find(conn: Session, *, device: str) -> Device:
-    """Return one device; raises DeviceNotFound."""
+    """Return one device, by its id or the name of its user; raises DeviceNotFound."""
     found = conn.row(Device, queries.load("devices")["list_devices"], device=device, limit=1, offset=0)
     if found is None:
         raise DeviceNotFound(

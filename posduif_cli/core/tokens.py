@@ -11,6 +11,7 @@ from posduif_cli.errors import (
     Conflict,
     InvalidDuration,
     PosduifError,
+    TenantNotFound,
     TokenNotFound,
     TokenUsed,
     UrlMissing,
@@ -129,6 +130,24 @@ def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
             hint=f"posduif device list {conn.database}",
         )
     return found, changed
+
+
+def tenant_of(fleet: Fleet, *, url: str) -> str:
+    """Return the tenant that an enrollment URL belongs to, by its origin.
+
+    Raises InvalidId for what is no enrollment URL, TenantNotFound, and UsageError where several tenants share
+    the origin.
+    """
+    names.secret(url)
+    origin = url.strip().partition("/api/enrollment/")[0]
+    found = [tenant.tenant for tenant in fleet.tenants()[0] if tenant.url == origin]
+    if len(found) > 1:
+        raise UsageError(
+            f"several tenants have the url {origin}", why=", ".join(found[:10]), hint="name the tenant before the URL"
+        )
+    if not found:
+        raise TenantNotFound(f"no tenant has the url {origin}", hint="posduif tenant list")
+    return found[0]
 
 
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:

@@ -1,5 +1,6 @@
 """The only place that connects to PostgreSQL and the only one that meets its errors."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -263,11 +264,22 @@ def connect(server: Server, database: str, *, command: str) -> Session:
         raise
 
 
-def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError:
+# What libpq says of a value that it cannot use, before it connects anywhere.
+_MALFORMED = re.compile(r"^(invalid (integer|port|sslmode|\S+) value|invalid port number|definition of service)")
+
+
+def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError | InvalidDsn:
     """Tell a server that cannot be reached from one that says no; its words come in the server's language."""
     reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
-    fatal = [line for line in reasons if "FATAL" in line] or reasons or ["no reason given"]
-    reason = scrub(fatal[-1].removeprefix("connection failed: "))
+    # libpq's later lines are advice ("Is the server running ...?"); a FATAL of the server says most.
+    said = [line for line in reasons if "FATAL" in line] or reasons[:1] or ["no reason given"]
+    reason = scrub(said[-1].removeprefix("connection failed: ").removeprefix("connection is bad: "))
+    if _MALFORMED.search(reason):
+        return InvalidDsn(
+            f"the connection string of server {server.name} is not right",
+            why=f"{reason}; it comes from {server.origin or 'the configuration'}",
+            hint="posduif config show --origin",
+        )
     said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
     if said_no and "too many clients" not in reason and "starting up" not in reason:
         return AccessDenied(

@@ -17,7 +17,9 @@ def write_private(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
         target = path.resolve()
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        # One name for all tries, so that a kill leaves at most one such file behind, which the next try removes.
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with open(descriptor, "wb") as file:

@@ -1,5 +1,5 @@
 -- name: list_devices
--- Devices of a tenant by user: one by its id, or all. The engine never writes last_seen, so the last activity
+-- Devices of a tenant by user: one by its id or its user's name, or all. The engine never writes last_seen, so the last activity
 -- is when messages were last fetched or read.
 SELECT u.device_id::text, u.id AS user_id, u.username::text, u.enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
        m.last_activity AT TIME ZONE 'UTC' AS last_activity, s.sync_status::text, coalesce(m.pending, 0) AS pending
@@ -8,5 +8,5 @@ LEFT JOIN sync_metadata s ON s.device_id = u.device_id
 LEFT JOIN LATERAL (SELECT max(greatest(synced_at, read_at)) AS last_activity,
                           count(*) FILTER (WHERE status = 'pending_sync') AS pending
                    FROM messages WHERE recipient_id = u.id) m ON true
-WHERE u.device_id IS NOT NULL AND (%(device)s::text IS NULL OR u.device_id = %(device)s)
-ORDER BY u.username LIMIT %(limit)s OFFSET %(offset)s;
+WHERE u.device_id IS NOT NULL AND (%(device)s::text IS NULL OR %(device)s IN (u.device_id, u.username))
+ORDER BY u.device_id = %(device)s DESC, u.username LIMIT %(limit)s OFFSET %(offset)s;
