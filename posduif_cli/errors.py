@@ -7,7 +7,7 @@
     │                                      MessageNotFound
     ├─ Conflict                         5  TenantExists NotOurs WrongState UserExists DeviceExists TokenUsed
     │                                      TokenExpired TokenRevoked ChecksumDiffers FileExists AmbiguousTenant
-    ├─ ServerError                      6  ServerUnreachable AccessDenied StandbyServer
+    ├─ ServerError                      6  ServerUnreachable ServerFull AccessDenied StandbyServer
     ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
     ├─ Refused                          9  ConfirmationMissing UnsafeServer
@@ -191,6 +191,10 @@ class ServerError(PosduifError):
 
 class ServerUnreachable(ServerError):
     """No connection could be made, or it broke."""
+
+
+class ServerFull(ServerUnreachable):
+    """The server has no free connection (SQLSTATE 53300)."""
 
 
 class AccessDenied(ServerError):

@@ -54,7 +54,7 @@ def test_two_administrators_share_every_tenant(fresh: PgServer, as_: As, tmp_pat
     assert fresh.sql("SELECT 1 FROM pg_roles WHERE rolname ~ '^posduif|half'") == []
 
     as_("alice")(*whole)
-    kill("after core.migrations._apply 1", *half)
+    kill("before core.migrations.grants 2", *half)
     assert fresh.sql("SELECT DISTINCT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname ~ 'half|whole'") == [
         ("posduif_admin",)
     ]

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from posduif_cli import config as configuration
 from posduif_cli.config import Config
-from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError
+from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, ServerUnreachable
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet import Fleet, Session
@@ -214,13 +214,18 @@ class App:
             )
 
     def report_failed(self, errors: dict[str, PosduifError], *, among: Sequence[str] | None) -> None:
-        """Name what failed on stderr and raise: a single named tenant's own error, else PartialFailure."""
+        """Name what failed on stderr and raise: a single named tenant's own error, else PartialFailure.
+
+        Where no server could be reached for any of the named tenants, that is the error.
+        """
         if not errors:
             return
         if among is not None and len(among) == 1:
             raise next(iter(errors.values()))
         for name, error in errors.items():
             self.out.warn(f"{name}: {error.message}" + (f": {error.why}" if error.why else ""))
+        if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
+            raise errors[among[0]]
         raise PartialFailure(f"{len(errors)} failed: {', '.join(list(errors)[:10])}", hint="posduif health")
 
     def confirm(self, expected: str, given: str | None, danger: str) -> None:

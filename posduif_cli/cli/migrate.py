@@ -8,7 +8,7 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import PartialFailure, PosduifError, UsageError
+from posduif_cli.errors import PartialFailure, PosduifError, ServerUnreachable, UsageError
 
 app = Noun(help="Bring tenants to the newest schema, and see who is where.")
 
@@ -32,7 +32,7 @@ def status(
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if anyone is behind.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Visit the tenants, and report wrong records.")] = False,
     sample: Annotated[
-        int | None, typer.Option("--sample", min=1, metavar="N", help="With --verify: visit N of them, at random.")
+        int | None, typer.Option("--sample", min=1, metavar="N", help="Visit and verify N of them, at random.")
     ] = None,
     list_all: ListAll = False,
 ) -> None:
@@ -53,12 +53,14 @@ def status(
     else:
         app.out.list(found, SchemaStatus, empty="no tenants yet: posduif tenant create NAME")
     wrong: list[Finding] = []
-    if verify:
-        findings, _ = verifications.run(app.fleet, tenants=names, sample=sample)
+    unvisited: dict[str, PosduifError] = {}
+    if verify or sample is not None:
+        findings, unvisited = verifications.run(app.fleet, tenants=names, sample=sample)
         wrong = [finding for finding in findings if finding.level is not Level.OK]
         for finding in wrong:
             app.out.warn(f"{finding.subject}: {finding.message}")
     app.report_missing(errors)
+    app.report_failed(unvisited, among=names)
     if wrong or (check and any(row.pending or row.error for row in found if row.state == "active")):
         raise typer.Exit(1)
 
@@ -244,6 +246,8 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
     if names and len(names) == 1 and failures:
         raise next(iter(failures.values()))
+    if names and all(isinstance(run.errors.get(name), ServerUnreachable) for name in names):
+        raise run.errors[names[0]]
     if failures or run.stopped_by:
         raise PartialFailure(
             f"{counted(len(failures), 'failure')}; the outcome of every tenant was reported",

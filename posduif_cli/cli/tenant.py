@@ -174,6 +174,32 @@ def adopt(ctx: typer.Context, name: options.Tenant, url: options.Url = None, dry
         app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
 
 
+@app.verb("verify", example="posduif tenant verify --all")
+def verify(
+    ctx: typer.Context,
+    tenant: options.Tenants = None,
+    everyone: options.All = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write into a wrong record what the tenant's own table says.")
+    ] = False,
+) -> None:
+    """Compare records with the tenants' own tables, which win. Exits with 1 when one is wrong and stays so."""
+    from posduif_cli.core import verifications
+    from posduif_cli.models import Finding, Level
+
+    app = app_of(ctx)
+    app.out.expect(Finding)
+    names = options.targets(tenant, everyone, "tenant verify")
+    findings, errors = verifications.run(app.fleet, tenants=names, repair=repair)
+    repaired = [finding for finding in findings if finding.level is Level.INFO]
+    app.out.list(findings, Finding, changed=lambda finding: finding in repaired)
+    if repaired:
+        app.out.say(f"{counted(len(repaired), 'record')} changed")
+    app.report_failed(errors, among=names)
+    if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
+        raise typer.Exit(1)
+
+
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
 def rotate_password(
     ctx: typer.Context,

@@ -1,5 +1,7 @@
 """The fleet: all tenants on all configured servers; find one, open one, ask many."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
     AccessDenied,
     AmbiguousTenant,
+    Interrupted,
     NoServer,
     PosduifError,
     ServerError,
@@ -82,12 +85,9 @@ class Fleet:
         """Make a Tenant of what the catalog says of a name; None when it is not ours."""
         name = row["tenant"]
         noted = record.parse(row["record"]) if row["ours"] else None
-        intent = record.parse_intent(row["intent"])
-        if intent is not None and intent.tenant != name:
-            intent = None
         if noted is not None:
             state = State.DROPPING if row["connection_limit"] == -2 else noted.state
-        elif intent is not None:
+        elif (intent := record.parse_intent(row["intent"])) is not None and intent.tenant == name:
             state = intent.state if intent.state in (State.PROVISIONING, State.DROPPING) else State.LOST
         else:
             return None
@@ -168,11 +168,19 @@ class Fleet:
         self, tenants: Sequence[Tenant], work: Callable[[Session], T], *, jobs: int = 4
     ) -> list[tuple[Tenant, T | PosduifError]]:
         """Do something in the database of each tenant, several at once; a result or an error a tenant."""
+        sessions: set[Session] = set()
+        stopping = threading.Event()
 
         def one(tenant: Tenant) -> T | PosduifError:
+            if stopping.is_set():
+                return Interrupted("interrupted")
             try:
                 with self.enter(self.server(tenant.server), tenant.tenant) as session:
-                    return work(session)
+                    sessions.add(session)
+                    try:
+                        return work(session)
+                    finally:
+                        sessions.discard(session)
             except PosduifError as error:
                 return error
 
@@ -181,8 +189,20 @@ class Fleet:
         from concurrent.futures import ThreadPoolExecutor
 
         limit = min(jobs, len(tenants), *(server.max_connections for server in self.servers))
-        with ThreadPoolExecutor(limit) as pool:
-            return list(zip(tenants, pool.map(one, tenants), strict=True))
+        pool, futures = ThreadPoolExecutor(limit), []
+        try:
+            for tenant in tenants:
+                futures.append(pool.submit(one, tenant))
+            return [(tenant, future.result()) for tenant, future in zip(tenants, futures, strict=True)]
+        except KeyboardInterrupt:
+            stopping.set()
+            while not all(future.done() for future in futures):
+                # More than once: a session may be between two statements, or not be there yet.
+                cancel(list(sessions))
+                time.sleep(0.1)
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def server(self, name: str) -> Server:
         """Return a server by name; raises NoServer."""
@@ -216,18 +236,26 @@ class Fleet:
             yield session
 
     def enter(self, server: Server, name: str) -> Session:
-        """Connect to a tenant's database; TenantNotFound when it was dropped since it was found.
+        """Connect to a tenant's database; TenantNotFound or WrongState when it was dropped since it was found.
 
         Raises AccessDenied, with what would help, for a login that is no administrator.
         """
         try:
             return connect.connect(server, name, command=self.command)
         except ServerError as error:
-            self.find(name)
+            _, now = self.find(name)
+            if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):
+                raise wrong_state(name, now.state) from None
             if isinstance(error, AccessDenied):
                 with self.maintenance(server) as session:
                     session.require_member()
             raise
+
+
+def cancel(sessions: Sequence[Session]) -> None:
+    """Cancel what several sessions are doing, from another thread than theirs."""
+    for session in sessions:
+        session.cancel()
 
 
 def _ambiguous(name: str, live: Sequence[Tenant]) -> AmbiguousTenant:

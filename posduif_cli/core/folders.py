@@ -64,7 +64,7 @@ class Folders:
 
         return tuple(read(version, path) for version, path in self.paths.items())
 
-    @property
+    @cached_property
     def latest(self) -> str | None:
         """The highest version, or None without migrations."""
         return max(self.paths, default=None)

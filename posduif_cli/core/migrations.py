@@ -1,5 +1,6 @@
 """Migrations of one tenant: tell what is applied, apply what is pending, take back what was applied."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +19,17 @@ from posduif_cli.errors import (
     Blocked,
     ChecksumDiffers,
     Conflict,
+    Interrupted,
     MigrationFailed,
     QueryFailed,
+    UsageError,
     WrongState,
 )
 from posduif_cli.models import Failure, Migration, State
 
 PATIENCE = timedelta(seconds=30)
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
+COLUMNS = 5  # of a version table that has ours, too
 CANNOT_RUN_IN_TRANSACTION = "25001"
 
 
@@ -56,18 +60,27 @@ class _Row:
 
 def applied(conn: Session) -> dict[str, _Row]:
     """Return the rows of the tenant's version table; none where there is no table, bare ones where dbmate made it."""
+    return _table(conn)[0]
+
+
+def _table(conn: Session) -> tuple[dict[str, _Row], bool]:
+    """Return the rows of the version table, and whether it has all of our columns."""
     named = queries.load("migrations")
-    if not conn.value("SELECT to_regclass('public.schema_migrations') IS NOT NULL"):
-        return {}
-    if not conn.value(named["has_table"]):
+    columns = conn.value(named["count_columns"])
+    if not columns:
+        return {}, False
+    if columns < COLUMNS:
         bare = conn.tuples("SELECT version::text FROM public.schema_migrations ORDER BY version")
-        return {version: _Row(version, None, None, None) for (version,) in bare}
-    return {row.version: row for row in conn.rows(_Row, named["list_applied"])}
+        return {version: _Row(version, None, None, None) for (version,) in bare}, False
+    return {row.version: row for row in conn.rows(_Row, named["list_applied"])}, True
 
 
 def history(conn: Session, *, folders: Folders) -> tuple[Migration, ...]:
     """Return every migration of a tenant, applied or not, in the order of versions."""
-    rows = applied(conn)
+    return _history(applied(conn), folders)
+
+
+def _history(rows: dict[str, _Row], folders: Folders) -> tuple[Migration, ...]:
     known = {file.version: file for file in folders.files}
     return tuple(_compare(version, known.get(version), rows.get(version)) for version in sorted({*known, *rows}))
 
@@ -109,14 +122,16 @@ def up(
     done are kept and not run again.
     """
     with _locked(conn, states) as current:
-        migrations = history(conn, folders=folders)
+        rows, complete = _table(conn)
+        migrations = _history(rows, folders)
         refuse_changed(conn.database, migrations, folders)
         done = {m.version for m in migrations if m.state in ("applied", "missing")}
         before = max(done, default=None)
         pending = [file for file in folders.files if file.version not in done]
         for file in pending:
             done.add(file.version)
-            _Run(conn, file, file.up, folders, hooks or Hooks(), done, taking_back=False).apply()
+            _Run(conn, file, file.up, folders, hooks or Hooks(), done, complete, taking_back=False).apply()
+            complete = True
         if not pending and (current.schema, current.applied, current.failed) != (before, digest(done), None):
             with conn.transaction():
                 _note(conn, done)
@@ -132,19 +147,29 @@ def down(
     """
     with _locked(conn, (State.ACTIVE,)):
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
-        done = set(applied(conn))
+        rows, complete = _table(conn)
+        done = set(rows)
         before = max(done, default=None)
         for file in files:
             done.discard(file.version)
             assert file.down is not None
-            _Run(conn, file, file.down, folders, hooks or Hooks(), done, taking_back=True).apply()
+            _Run(conn, file, file.down, folders, hooks or Hooks(), done, complete, taking_back=True).apply()
         return Applied(before, max(done, default=None), tuple(file.version for file in files))
 
 
 def to_take_back(conn: Session, *, folders: Folders, to: str | None, steps: int | None) -> list[File]:
-    """Return the files that `down` would take back, the newest first; raises Conflict where one cannot be."""
+    """Return the files that `down` would take back, the newest first.
+
+    Raises Conflict where one cannot be, UsageError for a version *to* that nobody knows; 0 stands for all of them.
+    """
     known = {file.version: file for file in folders.files}
     done = sorted(applied(conn), reverse=True)
+    if to is not None and to.strip("0") and to not in {*done, *known}:
+        raise UsageError(
+            f"there is no migration {to} to go back to",
+            why="neither a file nor the tenant has it; versions are compared as they are written, zeros included",
+            hint=f"posduif migrate list {conn.database}",
+        )
     chosen = [version for version in done if to is None or version > to][: steps if to is None else None]
     for version in chosen:
         file = known.get(version)
@@ -170,7 +195,10 @@ def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folder
 
 @dataclass(frozen=True)
 class _Run:
-    """One section of one file on one tenant; *done* is the set of versions once it is through."""
+    """One section of one file on one tenant.
+
+    *done* is the set of versions once it is through; *complete* says that the version table has our columns.
+    """
 
     conn: Session
     file: File
@@ -178,6 +206,7 @@ class _Run:
     folders: Folders
     hooks: Hooks
     done: set[str]
+    complete: bool
     taking_back: bool
 
     def apply(self) -> None:
@@ -187,6 +216,8 @@ class _Run:
             else:
                 self._piecemeal()
         except MigrationFailed as error:
+            if self.conn.cancelled:
+                raise Interrupted("interrupted") from error
             with self.conn.transaction():
                 failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, datetime.now(UTC))
                 record.write(self.conn, replace(record.read(self.conn), failed=failure))
@@ -197,10 +228,13 @@ class _Run:
         limits = self.folders
         with (
             self._blamed(),
-            self.conn.transaction(lock_timeout=limits.lock_timeout, statement_timeout=limits.statement_timeout),
+            self.conn.transaction(
+                lock_timeout=limits.lock_timeout,
+                statement_timeout=limits.statement_timeout,
+                # An earlier file of the same run may have changed both for the session.
+                prelude="SET LOCAL ROLE posduif_admin; SET LOCAL search_path = public",
+            ),
         ):
-            # An earlier file of the same run may have changed both for the session.
-            self.conn.script("SET LOCAL ROLE posduif_admin; SET LOCAL search_path = public")
             yield
 
     def _whole(self) -> None:
@@ -217,10 +251,9 @@ class _Run:
     def _finish(self, started: float) -> None:
         """Do what belongs into the transaction of every migration: grants, the version row, the record."""
         conn, named = self.conn, queries.load("migrations")
-        conn.script("SET LOCAL ROLE posduif_admin")
-        conn.script(grants())
+        conn.script(f"SET LOCAL ROLE posduif_admin; {grants()}")
         admin.require_private_schema(conn, conn.database)
-        if not conn.value(named["has_table"]):
+        if not self.complete:
             conn.script(named["create_table"])
         if self.taking_back:
             conn.execute(named["delete_applied"], version=self.file.version)
@@ -247,6 +280,8 @@ class _Run:
                 return attempt()
             except Blocked as error:
                 blockers = (seen[-1] if seen else ()) or blockers
+                if self.conn.cancelled:
+                    raise Interrupted("interrupted") from error
                 if time.monotonic() + pause + limit > deadline:
                     raise Blocked(
                         f"migration {self.file.path.name} got no lock in {self.conn.database}",
@@ -266,26 +301,31 @@ class _Run:
         conn, named = self.conn, queries.load("migrations")
         started = time.monotonic()
         key = self.file.version + (":down" if self.taking_back else "")
+        statements = self.section.statements
+        for statement in statements:
+            if scripts.alone(statement) and scripts.target(statement).kind == "other":
+                raise self._unjudged(statement)
         with self._transaction():
             conn.script(named["create_progress"])
-            others = conn.value(named["find_other_progress"], version=key, checksum=self.file.checksum)
-        if others is not None:
+            done = dict(conn.tuples(named["list_done"], version=key))
+        # Statement by statement: what failed can be mended in the file, what is done is history.
+        marks = {number: _mark(statement) for number, statement in enumerate(statements, 1)}
+        if any(marks.get(number) != mark for number, mark in done.items()):
             raise ChecksumDiffers(
-                f"{self.file.path} changed after {others} of its statements were run in {conn.database}",
+                f"{self.file.path} changed after {len(done)} of its statements were run in {conn.database}",
                 why="it is half applied, and the other half would come from another file",
-                hint="restore the file, and put the change into a new migration",
+                hint="restore the statements that were run, and put the change behind them or into a new migration",
             )
-        for number, statement in enumerate(self.section.statements, 1):
-            step = {"version": key, "statement": number, "checksum": self.file.checksum}
-            if conn.value(named["is_done"], version=key, statement=number):
+        for number, statement in enumerate(statements, 1):
+            if number in done:
                 continue
+            step = {"version": key, "statement": number, "checksum": marks[number]}
             try:
                 self._patiently(partial(self._one, statement, step))
             except MigrationFailed as error:
                 if error.sqlstate != CANNOT_RUN_IN_TRANSACTION:
                     raise
                 self._bare(statement, step)
-                conn.execute(named["mark_done"], **step)
         with self._transaction():
             conn.execute(named["delete_progress"], version=key)
             self._finish(started)
@@ -301,52 +341,76 @@ class _Run:
         conn, named = self.conn, queries.load("migrations")
         what = scripts.target(statement)
         if what.kind == "other":
-            raise self._failure(
-                statement, "a statement that cannot run in a transaction must be one that can be judged after a kill"
-            )
-        resumed = conn.execute(named["mark_begun"], **step) == 0
-        if what.kind == "create_index_concurrently":
-            if self._index_is_there(what, resumed):
-                return
-        elif what.kind == "drop_index_concurrently" and resumed:
-            if all(self._index(name) is None for name in what.names):
-                return
-        elif what.kind == "reindex_concurrently":
-            for (wreck,) in conn.tuples(named["find_reindex_wrecks"]):
-                conn.execute(compose("DROP INDEX CONCURRENTLY {name}", name=identifier("public", wreck)))
-        waiting = conn.tuples(named["find_open_transactions"])
-        if waiting:
-            who = ", ".join(f"pid {pid} ({role}, {app or 'no name'})" for pid, role, app in waiting)
-            self.hooks.tell(f"{conn.database}: {self.file.path.name} waits for the transactions of {who}")
+            raise self._unjudged(statement)
         milliseconds = round(self.folders.statement_timeout.total_seconds() * 1000 * CONCURRENT_FACTOR)
         # SET LOCAL does nothing outside a transaction, and a lock_timeout would leave an invalid index.
-        conn.script("SET lock_timeout = 0")
+        conn.script("SET ROLE posduif_admin; SET search_path = public; SET lock_timeout = 0")
         conn.script(f"SET statement_timeout = {milliseconds}")
         try:
-            with self._blamed(statement):
-                conn.script(statement.text)
+            if not self._was_done(what, step):
+                self._tell_of_waiting()
+                with self._blamed(statement):
+                    conn.script(statement.text)
+            conn.execute(named["mark_done"], **step)
         finally:
             if not conn.raw.closed:
                 conn.script("SET statement_timeout = 0")
 
-    def _index_is_there(self, what: Target, resumed: bool) -> bool:
-        """Judge an index that is to be built: True when an earlier try of this run finished it.
+    def _tell_of_waiting(self) -> None:
+        waiting = self.conn.tuples(queries.load("migrations")["find_open_transactions"])
+        if waiting:
+            who = ", ".join(f"pid {pid} ({role}, {app or 'no name'})" for pid, role, app in waiting)
+            self.hooks.tell(f"{self.conn.database}: {self.file.path.name} waits for the transactions of {who}")
 
-        A build that still runs, in a backend whose client died, is waited for; an invalid wreck is dropped.
+    def _was_done(self, what: Target, step: dict[str, object]) -> bool:
+        """Clear away what an earlier try left; True when it did all of the statement's work.
+
+        The intent is noted only where the statement has something to do: else an index that someone else made,
+        or a name that was never there, would pass for the work of an earlier try.
         """
-        name = what.names[0]
-        deadline = time.monotonic() + self.folders.statement_timeout.total_seconds() * CONCURRENT_FACTOR
-        while (state := self._index(name)) == "building":
-            if time.monotonic() > deadline:
-                raise Blocked(f"index {name.name} of {self.conn.database} is still being built by another session")
-            time.sleep(0.2)
-        if state == "invalid":
-            self.hooks.tell(f"{self.conn.database}: dropping the invalid index {name.name}, to build it again")
-            self.conn.execute(
-                compose("DROP INDEX CONCURRENTLY {name}", name=identifier(name.schema or "public", name.name))
+        conn, named = self.conn, queries.load("migrations")
+        begun = bool(
+            conn.value(
+                named["is_begun"], version=step["version"], statement=step["statement"], checksum=step["checksum"]
             )
-            return False
-        return state == "valid" and resumed
+        )
+        if what.kind == "create_index_concurrently":
+            name = what.names[0]
+            state = self._settled(lambda: self._index(name), name.name)
+            if state == "valid":
+                return begun
+            if state == "invalid":
+                self._drop_wreck(name)
+        elif what.kind == "drop_index_concurrently":
+            if all(self._settled(partial(self._index, name), name.name) is None for name in what.names):
+                return begun
+        elif what.kind == "reindex_concurrently":
+            for schema, wreck in conn.tuples(named["find_reindex_wrecks"]):
+                name = Name(schema, wreck)
+                if self._settled(partial(self._index, name), wreck) == "invalid":
+                    self._drop_wreck(name)
+        if not begun:
+            conn.execute(named["mark_begun"], **step)
+        return False
+
+    def _settled(self, look: Callable[[], str | None], index: str) -> str | None:
+        """Return the state of an index once nobody works on it: a backend whose client died may still build it."""
+        deadline = time.monotonic() + self.folders.statement_timeout.total_seconds() * CONCURRENT_FACTOR
+        told = False
+        while (state := look()) == "building":
+            if not told:
+                self.hooks.tell(f"{self.conn.database}: another session works on index {index}; waiting for it")
+                told = True
+            if time.monotonic() > deadline:
+                raise Blocked(f"index {index} of {self.conn.database} is still being built by another session")
+            time.sleep(0.2)
+        return state
+
+    def _drop_wreck(self, name: Name) -> None:
+        self.hooks.tell(f"{self.conn.database}: dropping the invalid index {name.name}, to build it again")
+        self._tell_of_waiting()
+        whole = identifier(name.schema or "public", name.name)
+        self.conn.execute(compose("DROP INDEX CONCURRENTLY IF EXISTS {name}", name=whole))
 
     def _index(self, name: Name) -> str | None:
         found = self.conn.value(
@@ -354,10 +418,11 @@ class _Run:
         )
         return None if found is None else str(found)
 
-    def _failure(self, statement: Statement, why: str) -> MigrationFailed:
+    def _unjudged(self, statement: Statement) -> MigrationFailed:
         return MigrationFailed(
-            f"migration {self.file.path.name}:{statement.line} failed in {self.conn.database}",
-            why=why,
+            f"migration {self.file.path.name}:{statement.line} cannot be run in {self.conn.database}",
+            why="after a kill nobody could tell whether this statement, which takes no transaction, was done",
+            hint=f"run it by hand, and take it out of {self.file.path}",
             sqlstate=CANNOT_RUN_IN_TRANSACTION,
             file=self.file.path.name,
             line=statement.line,
@@ -392,6 +457,10 @@ class _Run:
 def grants() -> str:
     """Return the text of `grants.sql`."""
     return queries.bundled("grants.sql").read_text(encoding="utf-8")
+
+
+def _mark(statement: Statement) -> str:
+    return hashlib.sha256(statement.text.encode()).hexdigest()
 
 
 def _note(conn: Session, done: set[str]) -> None:

@@ -6,28 +6,34 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from posduif_cli.core import migrations, verifications
-from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.core.fleet import Fleet, Session, cancel
 from posduif_cli.core.migrations import Applied, Hooks
 from posduif_cli.core.scripts import File
-from posduif_cli.db import queries
+from posduif_cli.db import queries, record
 from posduif_cli.errors import (
     Busy,
     Interrupted,
     MigrationFailed,
     PosduifError,
+    ServerFull,
     ServerUnreachable,
     TenantNotFound,
     UsageError,
+    WrongState,
 )
 from posduif_cli.models import Outcome, OutcomeError, Plan, SchemaStatus, Server, State, Step, Tenant
 
+T = TypeVar("T")
 Work = Callable[[Session, Hooks], Applied]
 DEFAULT_JOBS = 4
 SPARE_CONNECTIONS = 3
+FIRST_PAUSE, LAST_PAUSE = 0.25, 5.0  # seconds between two tries
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,14 @@ class Pace:
     waves: tuple[str, ...] = ()
     max_failures: str | None = None
     pause: timedelta = timedelta(0)
+
+    def check(self) -> None:
+        """Raise UsageError for what can be seen to be wrong without knowing how many targets there are."""
+        for text in self.waves:
+            if not size(text, 100):
+                raise UsageError("a wave of nobody is none", hint="--wave 1,10%,100%")
+        if self.max_failures is not None:
+            size(self.max_failures, 100, hint="--max-failures 1%")
 
 
 def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaStatus], dict[str, PosduifError]]:
@@ -73,6 +87,7 @@ def up(
     """
     folders = fleet.folders
     _ = folders.files
+    pace.check()
     run = Rollout(
         fleet,
         lambda conn, hooks: migrations.up(conn, folders=folders, hooks=hooks),
@@ -119,12 +134,27 @@ def down(
 
 def _choose(run: "Rollout", tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
     """Choose the targets; a name that cannot be found is a failed outcome, a server that cannot be asked an error."""
-    chosen, errors = run.fleet.choose(tenants)
+    chosen, errors = choose(run.fleet, tenants)
     if tenants is None:
         return chosen, errors
     for name, error in errors.items():
         run.fail(name, error)
     return chosen, {}
+
+
+def choose(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
+    """Choose as `Fleet.choose`, but wait up to PATIENCE while a server has no free connection."""
+    deadline, pause = time.monotonic() + migrations.PATIENCE.total_seconds(), FIRST_PAUSE
+    while True:
+        try:
+            chosen, errors = fleet.choose(tenants)
+            if time.monotonic() > deadline or not any(isinstance(error, ServerFull) for error in errors.values()):
+                return chosen, errors
+        except ServerFull:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 2, LAST_PAUSE)
 
 
 def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False) -> tuple[Plan, Errors]:
@@ -141,7 +171,7 @@ def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False
         wanted = {migration.version for migration in history if migration.state == "pending"}
         return tuple(file for file in folders.files if file.version in wanted)
 
-    chosen, errors = fleet.choose(tenants)
+    chosen, errors = choose(fleet, tenants)
     targets = [t for t in chosen if (tenants is not None or _behind(t)) and (t.error or not failed)]
     return _plan(fleet, targets, errors, pending, "migrate up", lambda file: file.up.text)
 
@@ -153,7 +183,7 @@ def plan_down(fleet: Fleet, *, tenants: Sequence[str] | None, to: str | None, st
     def newest(conn: Session) -> tuple[File, ...]:
         return tuple(migrations.to_take_back(conn, folders=folders, to=to, steps=steps))
 
-    chosen, errors = fleet.choose(tenants)
+    chosen, errors = choose(fleet, tenants)
     return _plan(fleet, chosen, errors, newest, "migrate down", lambda file: file.down.text if file.down else "")
 
 
@@ -184,7 +214,7 @@ def _plan(
     return Plan(tuple(steps)), errors
 
 
-def size(text: str, total: int) -> int:
+def size(text: str, total: int, hint: str = "--wave 1,10%,100%") -> int:
     """Read a number or a share of *total*, rounded up: `5`, `10%`. Raises UsageError.
 
     >>> size("10%", 25), size("3", 25)
@@ -192,7 +222,7 @@ def size(text: str, total: int) -> int:
     """
     match = re.fullmatch(r"([0-9]{1,6})(%?)", text.strip())
     if match is None or (match[2] and int(match[1]) > 100):
-        raise UsageError(f'"{text}" is neither a number nor a percentage', hint="--wave 1,10%,100%")
+        raise UsageError(f'"{text}" is neither a number nor a percentage', hint=hint)
     return math.ceil(total * int(match[1]) / 100) if match[2] else int(match[1])
 
 
@@ -210,27 +240,86 @@ def cut(targets: Sequence[Tenant], waves: Sequence[str]) -> list[list[Tenant]]:
 
 
 class Desk:
-    """One server during a rollout: its share of connections, and a session of its own to look at blockers from."""
+    """One server during a rollout: its share of connections, and a session of its own to look at blockers from.
+
+    With a share of one connection that session is there only between two waves.
+    """
 
     def __init__(self, fleet: Fleet, server: Server) -> None:
+        self.fleet = fleet
         self.server = server
-        self.session = fleet.maintenance(server)
-        self.session.require_admin()
         self.lock = threading.Lock()
+        self.session: Session | None = None
+        self.missed: float | None = None
+        self.enter(lambda: self._ask("count_free_connections"), threading.Event())
+
+    def _ask(self, name: str, **params: object) -> list[tuple[Any, ...]]:
+        with self.lock:
+            if self.session is None:
+                self.session = self.fleet.maintenance(self.server)
+            try:
+                self.session.require_admin()
+                return self.session.tuples(queries.load("rollouts")[name], **params)
+            except PosduifError:
+                self._close()
+                raise
+
+    def _close(self) -> None:
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    def close(self) -> None:
+        """End the session."""
+        with self.lock:
+            self._close()
+
+    @property
+    def workers(self) -> int:
+        """How many tenants may be worked on at once beside this session."""
+        return max(1, self.server.max_connections - 1)
 
     def share(self, jobs: int) -> int:
         """How many tenants to work on at once: never beyond the configured share or the free connections."""
-        with self.lock:
-            free = int(self.session.value(queries.load("rollouts")["count_free_connections"]))
-        return max(1, min(jobs, self.server.max_connections - 1, free - SPARE_CONNECTIONS))
+        try:
+            free = int(self._ask("count_free_connections")[0][0])
+        except ServerUnreachable:
+            free = 0
+        if self.server.max_connections == 1:
+            self.close()
+        return max(1, min(jobs, self.workers, free - SPARE_CONNECTIONS))
+
+    def enter(self, door: Callable[[], T], stop: threading.Event) -> T:
+        """Connect by *door*, trying again while the server is full or away, until PATIENCE is over for all.
+
+        The server is waited for once, not once a tenant. Raises ServerUnreachable.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                found = door()
+            except ServerUnreachable:
+                with self.lock:
+                    self.missed = self.missed or time.monotonic()
+                    waited = time.monotonic() - self.missed
+                patience = migrations.PATIENCE.total_seconds()
+                if stop.is_set() or waited + pause > patience:
+                    raise
+                stop.wait(pause)
+                pause = min(pause * 2, LAST_PAUSE)
+            else:
+                with self.lock:
+                    self.missed = None
+                return found
 
     def blockers(self, pid: int) -> tuple[str, ...]:
         """Say who blocks the session *pid* at this moment."""
-        with self.lock:
-            try:
-                rows = self.session.tuples(queries.load("rollouts")["find_blockers"], pid=pid)
-            except PosduifError:
-                return ()
+        if self.server.max_connections == 1:
+            return ()
+        try:
+            rows = self._ask("find_blockers", pid=pid)
+        except PosduifError:
+            return ()
         return tuple(
             f"pid {pid} ({', '.join(part for part in (role, application, state, age) if part)})"
             for pid, role, application, state, age in rows
@@ -287,22 +376,38 @@ class Rollout:
         waves = cut(targets, self.pace.waves)
         if self.pace.max_failures is not None:
             self._limit = size(self.pace.max_failures, len(targets))
-        desks = {name: Desk(self.fleet, self.fleet.server(name)) for name in dict.fromkeys(t.server for t in targets)}
-        try:
+        with ExitStack() as stack:
+            desks = self._desks(targets, stack)
             for number, wave in enumerate(waves, 1):
                 if len(waves) > 1:
                     self.tell(f"wave {number} of {len(waves)}: {len(wave)} tenants")
                 self._wave(wave, desks)
                 if number < len(waves) and not self._stop.is_set():
-                    self._between(wave, number)
-        finally:
-            for desk in desks.values():
-                desk.session.close()
+                    self._between(wave, number, desks)
         reached = {(outcome.tenant, outcome.server) for outcome in self.outcomes}
         reason = self.stopped_by or "not part of any wave"
         for tenant in targets:
             if (tenant.tenant, tenant.server) not in reached:
                 self._record(skipped(tenant, reason))
+
+    def _desks(self, targets: Sequence[Tenant], stack: ExitStack) -> dict[str, Desk]:
+        """Open a desk on each server; of several, one that cannot be used fails its own tenants and no others."""
+        desks: dict[str, Desk] = {}
+        names = list(dict.fromkeys(tenant.server for tenant in targets))
+        for name in names:
+            server = self.fleet.server(name)
+            try:
+                desk = Desk(self.fleet, server)
+            except PosduifError as error:
+                if len(names) == 1:
+                    raise
+                for tenant in (tenant for tenant in targets if tenant.server == name):
+                    self.errors[tenant.tenant] = error
+                    self._record(failed(tenant, error, 0.0))
+            else:
+                stack.callback(desk.close)
+                desks[name] = desk
+        return desks
 
     def _wave(self, wave: Sequence[Tenant], desks: dict[str, Desk]) -> None:
         # With one target there is nothing to get on with in the meantime, and it has waited long enough.
@@ -313,36 +418,38 @@ class Rollout:
             self._fan_out(deferred, desks, None)
 
     def _fan_out(self, tenants: Sequence[Tenant], desks: dict[str, Desk], deferred: list[Tenant] | None) -> None:
-        threads = []
-        for name, desk in desks.items():
-            queue = deque(tenant for tenant in tenants if tenant.server == name)
-            if not queue:
-                continue
-            for _ in range(min(desk.share(self.pace.jobs), len(queue))):
-                thread = threading.Thread(target=self._serve, args=(desk, queue, deferred), daemon=True)
-                thread.start()
-                threads.append(thread)
+        threads: list[threading.Thread] = []
         try:
+            for name, desk in desks.items():
+                queue = deque(tenant for tenant in tenants if tenant.server == name)
+                if not queue:
+                    continue
+                for _ in range(min(desk.share(self.pace.jobs), len(queue))):
+                    thread = threading.Thread(target=self._serve, args=(desk, queue, deferred), daemon=True)
+                    thread.start()
+                    threads.append(thread)
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)
         except KeyboardInterrupt:
             self.stopped_by = "interrupted"
             self._stop.set()
-            self._cancel()
-            for thread in threads:
-                thread.join(10)
+            self._end(threads)
+            worked_on = sum(outcome.status in ("ok", "failed") for outcome in self.outcomes)
             raise Interrupted(
-                f"interrupted; {len(self.outcomes)} tenants had been worked on",
+                f"interrupted; {worked_on} tenant{'' if worked_on == 1 else 's'} had been worked on",
                 why="what was under way was rolled back",
                 hint="run the same command again: it goes on with who is left",
             ) from None
 
-    def _cancel(self) -> None:
-        with self._lock:
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            session.cancel()
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """Cancel what is under way, more than once: a session may be between two statements, or not be there yet."""
+        deadline = time.monotonic() + 10
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            with self._lock:
+                sessions = list(self._sessions.values())
+            cancel(sessions)
+            time.sleep(0.1)
 
     def _serve(self, desk: Desk, queue: "deque[Tenant]", deferred: list[Tenant] | None) -> None:
         while not self._stop.is_set():
@@ -354,25 +461,42 @@ class Rollout:
             if outcome is not None:
                 self._record(outcome)
 
+    def _reached(self, conn: Session, tenant: Tenant) -> tuple[str | None, bool] | None:
+        """Tell where a tenant stands whose migration failed: files before it may have been applied."""
+        try:
+            now = record.read(conn)
+        except PosduifError:
+            return None
+        pending = self.fleet.folders.pending(now.schema, now.applied)
+        return now.schema, (now.schema, pending) != (tenant.schema_version, tenant.pending)
+
     def _one(self, desk: Desk, tenant: Tenant, deferred: list[Tenant] | None) -> Outcome | None:
         started = time.monotonic()
+        reached: tuple[str | None, bool] | None = None
         try:
-            with self.fleet.enter(desk.server, tenant.tenant) as conn:
+            with desk.enter(lambda: self.fleet.enter(desk.server, tenant.tenant), self._stop) as conn:
                 with self._lock:
-                    self._sessions[conn.pid] = conn
+                    self._sessions[id(conn)] = conn
                 try:
                     done = self.work(conn, Hooks(desk.blockers, self.tell))
+                except (MigrationFailed, Busy):
+                    reached = self._reached(conn, tenant)
+                    raise
                 finally:
                     with self._lock:
-                        del self._sessions[conn.pid]
-        except TenantNotFound as error:
+                        del self._sessions[id(conn)]
+        except (TenantNotFound, WrongState) as error:
+            return skipped(tenant, error.message)
+        except Interrupted as error:
             return skipped(tenant, error.message)
         except PosduifError as error:
+            if self.stopped_by == "interrupted":
+                return skipped(tenant, self.stopped_by)
             if deferred is not None and isinstance(error, Busy | ServerUnreachable) and not self._stop.is_set():
                 deferred.append(tenant)
                 return None
             self.errors[tenant.tenant] = error
-            return failed(tenant, error, time.monotonic() - started)
+            return failed(tenant, error, time.monotonic() - started, reached)
         except Exception as error:
             bug = PosduifError(f"a bug in posduif: {type(error).__name__}", why=str(error)[:200])
             self.errors[tenant.tenant] = bug
@@ -391,7 +515,7 @@ class Rollout:
                 self._stop.set()
             self.on_outcome(outcome)
 
-    def _between(self, wave: Sequence[Tenant], number: int) -> None:
+    def _between(self, wave: Sequence[Tenant], number: int, desks: dict[str, Desk]) -> None:
         """Verify a wave, and stop before the next one if anything is wrong with it; else pause."""
         if self._failures and self._limit is None:
             self.stopped_by = f"not reached: {self._failures} failed in wave {number}"
@@ -399,7 +523,8 @@ class Rollout:
             return
         worked = {(o.tenant, o.server) for o in self.outcomes if o.status == "ok"}
         verified = [tenant for tenant in wave if (tenant.tenant, tenant.server) in worked]
-        for tenant, found in self.fleet.each(verified, self.check, jobs=self.pace.jobs):
+        jobs = min(self.pace.jobs, *(desk.workers for desk in desks.values()))
+        for tenant, found in self.fleet.each(verified, self.check, jobs=jobs):
             wrong = found.message if isinstance(found, PosduifError) else found
             if wrong:
                 self.stopped_by = f"not reached: wave {number} did not verify: {tenant.tenant}: {wrong}"
@@ -415,8 +540,10 @@ def skipped(tenant: Tenant, reason: str) -> Outcome:
     return Outcome(tenant.tenant, tenant.server, "skipped", False, version, version, 0.0, OutcomeError(reason))
 
 
-def failed(tenant: Tenant, error: PosduifError, seconds: float) -> Outcome:
-    """Make the outcome of a tenant that failed."""
+def failed(
+    tenant: Tenant, error: PosduifError, seconds: float, reached: tuple[str | None, bool] | None = None
+) -> Outcome:
+    """Make the outcome of a tenant that failed; *reached* is its version by then and whether that is a change."""
     known = error if isinstance(error, MigrationFailed) else None
     detail = OutcomeError(
         error.message if not isinstance(error, Busy) or not error.why else f"{error.message}: {error.why}",
@@ -425,8 +552,9 @@ def failed(tenant: Tenant, error: PosduifError, seconds: float) -> Outcome:
         known.line if known else None,
         known.excerpt if known else None,
     )
-    version = tenant.schema_version
-    return Outcome(tenant.tenant, tenant.server, "failed", False, version, version, round(seconds, 3), detail)
+    version, changed = reached or (tenant.schema_version, False)
+    before = tenant.schema_version
+    return Outcome(tenant.tenant, tenant.server, "failed", changed, before, version, round(seconds, 3), detail)
 
 
 def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
@@ -436,7 +564,8 @@ def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
         if outcome.status == "failed" and outcome.error is not None:
             error = outcome.error
             where = f"{error.file}:{error.line}" if error.line else error.file
-            cause = error.message.replace(f" in {outcome.tenant}:", ":").replace(outcome.tenant, "TENANT")
+            cause = error.message.replace(f" in {outcome.tenant}:", ":")
+            cause = re.sub(rf"(?<![\w]){re.escape(outcome.tenant)}(?![\w])", "TENANT", cause)
             key = f"{error.sqlstate} at {where}: {cause}" if error.sqlstate else cause
             key += f" [{error.statement}]" if error.statement else ""
             groups.setdefault(key, []).append(outcome.tenant)

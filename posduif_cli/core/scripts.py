@@ -354,6 +354,11 @@ def _statement_errors(statement: Statement, transactional: bool, kind: str) -> I
         yield "unnamed-index", message, "CREATE INDEX CONCURRENTLY name ON ..."
 
 
+def alone(statement: Statement) -> bool:
+    """Say whether PostgreSQL is known to refuse a statement inside a transaction, whatever it works on."""
+    return bool(_ALONE.match(statement.shape))
+
+
 def kind(statement: Statement) -> str:
     """Say how the runner can judge a statement outside a transaction; see `Target`."""
     return target(statement).kind

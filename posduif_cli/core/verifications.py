@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from posduif_cli.core import fingerprints, migrations
 from posduif_cli.core.fingerprints import Thing
-from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.core.fleet import Fleet, Session, wrong_state
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.db import record
 from posduif_cli.errors import PosduifError
@@ -39,7 +39,9 @@ def run(
 def _live(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
     chosen, errors = fleet.choose(tenants)
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
-    return live, {f"server {name}": error for name, error in errors.items()}
+    if tenants is None:
+        return live, {f"server {name}": error for name, error in errors.items()}
+    return live, errors | {t.tenant: wrong_state(t.tenant, t.state) for t in chosen if t not in live}
 
 
 def check_record(conn: Session, *, repair: bool = False) -> Finding:
@@ -146,18 +148,20 @@ def _drift(
 ) -> list[Finding]:
     ordered = sorted(clusters, key=lambda mark: (-len(clusters[mark]), mark))
     majority = ordered[0]
-    expected = reference if reference is not None else kept[majority]
-    made = fingerprints.digest(expected)
+    made = majority if reference is None else fingerprints.digest(reference)
+    meant = "the same schema" if reference is None else "the schema that the migrations make"
     findings = []
     for mark in ordered:
         names = tuple(sorted(clusters[mark]))
         if mark == made:
-            message = f"{len(names)} tenants of server {server} have the schema that the migrations make"
+            message = f"server {server}: {meant} in {len(names)} of {sum(map(len, clusters.values()))} tenants"
             findings.append(
                 Finding("drift", "server", server, Level.OK, message, len(names), "tenants", affected=names)
             )
             continue
-        parts = [_differences("from what the migrations make", expected, kept[mark])]
+        parts = []
+        if reference is not None:
+            parts.append(_differences("from what the migrations make", reference, kept[mark]))
         if mark != majority:
             parts.append(_differences("from the majority", kept[majority], kept[mark]))
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

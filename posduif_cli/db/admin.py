@@ -59,13 +59,7 @@ def _make_admin(session: Session) -> None:
             _describe(session, ADMIN_ROLE)
             grant = "GRANT {role} TO {login}" + (" WITH INHERIT TRUE, SET TRUE" if session.version >= 160000 else "")
             session.execute(compose(grant, role=identifier(ADMIN_ROLE), login=identifier(session.login)))
-            session.member = True
-    if not session.member:
-        session.member = session.value(
-            "SELECT pg_has_role(session_user, 'posduif_admin', 'MEMBER') FROM pg_roles WHERE rolname = 'posduif_admin'"
-        )
-    if session.member:
-        session.execute("SET ROLE posduif_admin")
+    session.member = session.become_admin()
 
 
 def _describe(session: Session, role: str) -> None:

@@ -17,11 +17,13 @@ from posduif_cli.errors import (
     AccessDenied,
     Blocked,
     Busy,
+    Interrupted,
     InvalidDsn,
     PoolerInBetween,
     PosduifError,
     QueryFailed,
     ServerError,
+    ServerFull,
     ServerUnreachable,
     StandbyServer,
     scrub,
@@ -36,19 +38,14 @@ ADMIN_ROLE = "posduif_admin"
 CONNECT_TIMEOUT = 10
 LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
 
+# One round trip, and statements that plan nothing: a new session's first look into each catalog is dear.
 SETUP: LiteralString = """
-SELECT set_config('TimeZone', 'UTC', false),
-       set_config('search_path', 'public', false),
-       set_config('idle_session_timeout', '0', false),
-       set_config('lock_timeout', '0', false),
-       set_config('statement_timeout', '0', false),
-       set_config('default_transaction_read_only', 'off', false),
-       pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int, session_user::text,
-       (SELECT pg_has_role(session_user, oid,
-                           CASE WHEN current_setting('server_version_num')::int >= 160000
-                                THEN 'SET' ELSE 'MEMBER' END)
-        FROM pg_roles WHERE rolname = 'posduif_admin')
+SELECT pg_backend_pid(), pg_is_in_recovery();
+SET TimeZone = 'UTC'; SET search_path = public; SET default_transaction_read_only = off;
+SET idle_session_timeout = 0; SET lock_timeout = 0; SET statement_timeout = 0
 """
+# Not offered on every operating system; without it an orphaned backend only lives longer.
+WATCHFUL: LiteralString = SETUP + "; SET client_connection_check_interval = 500"
 
 
 class _Text(psycopg.adapt.Loader):
@@ -68,26 +65,38 @@ class Session:
         self.raw = raw
         self.server = server
         self.database = database
+        self.cancelled = False
         raw.adapters.register_loader("text", _Text)
+        self.version = raw.info.server_version
+        self.login = raw.info.user
         with translated(self):
-            row = raw.execute(SETUP).fetchone()
+            try:
+                row = raw.execute(WATCHFUL).fetchone()
+            except psycopg.errors.InvalidParameterValue:
+                row = raw.execute(SETUP).fetchone()
             assert row is not None
-            self.pid, self.standby, self.version, self.login, self.member = row[6:]
+            self.pid, self.standby = row
             if raw.info.backend_pid != self.pid:
                 raise PoolerInBetween(
                     f"a connection pooler stands before server {server.name}",
                     why="it would keep locks and roles for other people's sessions",
                     hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
                 )
-            if self.member:
-                raw.execute("SET ROLE posduif_admin")
-        if not self.standby:
-            # Not offered on every operating system; without it an orphaned backend only lives longer.
-            with suppress(psycopg.Error):
-                raw.execute("SET client_connection_check_interval = '500ms'")
+            self.member = self.become_admin()
+
+    def become_admin(self) -> bool | None:
+        """Take on the administrators' role; False where the login is no member, None where there is no role yet."""
+        try:
+            self.raw.execute("SET ROLE posduif_admin")
+        except psycopg.errors.InvalidParameterValue:
+            return None
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+        return True
 
     def cancel(self) -> None:
-        """Cancel what the session is doing, from another thread."""
+        """Cancel what the session is doing, from another thread, and let it wait for nothing any more."""
+        self.cancelled = True
         with suppress(psycopg.Error):
             self.raw.cancel_safe(timeout=5)
 
@@ -129,15 +138,15 @@ class Session:
         rollback: bool = False,
         lock_timeout: timedelta | None = None,
         statement_timeout: timedelta | None = None,
+        prelude: str = "",
     ) -> Iterator[None]:
-        """Run the block in one transaction, with time limits that hold for it alone."""
+        """Run the block in one transaction, with time limits that hold for it alone; *prelude* is run first."""
+        limits = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
+        settings = ["SET TRANSACTION READ ONLY"] if read_only else []
+        settings += [f"SET LOCAL {k} = {round(v.total_seconds() * 1000)}" for k, v in limits.items() if v is not None]
         with translated(self), self.raw.transaction(force_rollback=rollback):
-            if read_only:
-                self.raw.execute("SET TRANSACTION READ ONLY")
-            for name, limit in (("lock_timeout", lock_timeout), ("statement_timeout", statement_timeout)):
-                if limit is not None:
-                    milliseconds = str(round(limit.total_seconds() * 1000))
-                    self.raw.execute("SELECT set_config(%s, %s, true)", (name, milliseconds))
+            if settings or prelude:
+                self.script("; ".join([*settings, prelude]))
             yield
 
     def execute(self, query: Query, **params: Any) -> int:
@@ -190,6 +199,8 @@ class Session:
         deadline = time.monotonic() + wait.total_seconds()
         key = {"class": LOCK_CLASS, "subject": subject}
         while not self.value("SELECT pg_try_advisory_lock(%(class)s, hashtext(%(subject)s))", **key):
+            if self.cancelled:
+                raise Interrupted("interrupted")
             if time.monotonic() > deadline:
                 raise self._held(subject)
             time.sleep(0.1)
@@ -265,7 +276,11 @@ def connect(server: Server, database: str, *, command: str) -> Session:
 
 
 # What libpq says of a value that it cannot use, before it connects anywhere.
-_MALFORMED = re.compile(r"^(invalid (integer|port|sslmode|\S+) value|invalid port number|definition of service)")
+_MALFORMED = re.compile(r"^(bad value for|invalid (\w+ )*value|invalid port number|definition of service)")
+
+
+# The messages of SQLSTATE 53300; libpq does not pass the code on for a connection that was never made.
+_FULL = ("too many clients", "remaining connection slots are reserved", "too many connections for")
 
 
 def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError | InvalidDsn:
@@ -281,13 +296,14 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
             hint="posduif config show --origin",
         )
     said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
-    if said_no and "too many clients" not in reason and "starting up" not in reason:
+    full = any(words in reason for words in _FULL)
+    if said_no and not full and "the database system is" not in reason:
         return AccessDenied(
             f"server {server.name} refuses the connection to database {database}",
             why=reason,
             hint=["check user and password (~/.pgpass)", "posduif config show"],
         )
-    return ServerUnreachable(
+    return (ServerFull if full else ServerUnreachable)(
         f"server {server.name} cannot be reached",
         why=reason,
         hint=[

@@ -17,6 +17,7 @@ from posduif_cli.models import Failure, State
 
 PREFIX = "posduif "
 KNOWN = ("v", "state", "schema", "set", "url", "created", "failed", "note")
+_STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,8 @@ def _payload(comment: str | None) -> dict[str, Any] | None:
 
 
 def _state(payload: Mapping[str, Any]) -> State | None:
-    try:
-        return State(payload["state"])
-    except (KeyError, ValueError):
-        return None
+    state = payload.get("state")
+    return _STATES.get(state) if isinstance(state, str) else None
 
 
 def parse(comment: str | None) -> Record | None:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
@@ -72,9 +72,18 @@ class Output:
         else:
             write(self._card(subject, list(data)))
 
-    def list(self, values: Sequence[Any], model: type, *, empty: str = "", changed: bool | None = None) -> None:
+    def list(
+        self,
+        values: Sequence[Any],
+        model: type,
+        *,
+        empty: str = "",
+        changed: bool | Callable[[Any], bool] | None = None,
+    ) -> None:
         """Show several things of one kind; *empty* is said on stderr when there are none."""
-        subjects = values if changed is None else [Changed(value, changed) for value in values]
+        subjects = values
+        if changed is not None:
+            subjects = [Changed(value, changed(value) if callable(changed) else changed) for value in values]
         picked = self._checked(model, changes=changed is not None)
         rows = [self._pick(tables.row(subject), model) for subject in subjects]
         if self.format == "json":

@@ -46,8 +46,11 @@ def _live(out: Output) -> Iterator[Watcher]:
     """Keep one line with the counts at the bottom; failures and remarks scroll above it."""
     lock = threading.Lock()
     counts: Counter[str] = Counter()
+    over = False
 
     def redraw(above: str = "") -> None:
+        if over:
+            return  # a thread that outlived the run
         words = ", ".join(f"{counts[word]} {word}" for word in ("ok", "failed", "unchanged", "skipped") if counts[word])
         line = f"{words or 'starting'} ..."[: columns_of(sys.stderr) - 1]
         write(f"\r\x1b[K{above}{line}", sys.stderr)
@@ -66,4 +69,6 @@ def _live(out: Output) -> Iterator[Watcher]:
     try:
         yield Watcher(on_outcome, tell)
     finally:
+        with lock:
+            over = True
         write("\r\x1b[K", sys.stderr)

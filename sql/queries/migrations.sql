@@ -7,9 +7,9 @@ ALTER TABLE public.schema_migrations
     ADD COLUMN IF NOT EXISTS duration_ms integer,
     ADD COLUMN IF NOT EXISTS applied_by text DEFAULT session_user;
 
--- name: has_table
--- Whether the version table exists with all of our columns.
-SELECT count(*) = 5 FROM pg_attribute
+-- name: count_columns
+-- How many of the version table's columns there are: 0 without the table, 5 when it is complete.
+SELECT count(*) FROM pg_attribute
 WHERE attrelid = to_regclass('public.schema_migrations') AND NOT attisdropped
   AND attname IN ('version', 'checksum', 'applied_at', 'duration_ms', 'applied_by');
 
@@ -38,45 +38,50 @@ CREATE TABLE IF NOT EXISTS public.posduif_migration_progress (
     PRIMARY KEY (version, statement)
 );
 
--- name: find_other_progress
--- How many statements of another version of this file were run; NULL for none.
-SELECT nullif(count(*), 0) FROM public.posduif_migration_progress
-WHERE version = %(version)s AND checksum <> %(checksum)s;
+-- name: list_done
+-- The statements of a file that were run to their end, with the checksum of each.
+SELECT statement, checksum FROM public.posduif_migration_progress
+WHERE version = %(version)s AND done_at IS NOT NULL;
 
--- name: is_done
--- Whether one statement of a file was run to its end.
-SELECT done_at IS NOT NULL FROM public.posduif_migration_progress
-WHERE version = %(version)s AND statement = %(statement)s;
+-- name: is_begun
+-- Whether an earlier try noted that it would run this statement outside a transaction.
+SELECT EXISTS (SELECT 1 FROM public.posduif_migration_progress
+               WHERE version = %(version)s AND statement = %(statement)s AND checksum = %(checksum)s);
 
 -- name: mark_begun
--- Notes the intent to run a statement outside a transaction; touches no row where an earlier try noted it.
+-- Notes the intent to run a statement outside a transaction.
 INSERT INTO public.posduif_migration_progress (version, statement, checksum)
-VALUES (%(version)s, %(statement)s, %(checksum)s) ON CONFLICT DO NOTHING;
+VALUES (%(version)s, %(statement)s, %(checksum)s)
+ON CONFLICT (version, statement) DO UPDATE SET checksum = excluded.checksum;
 
 -- name: mark_done
 -- Notes that a statement was run; in its own transaction where PostgreSQL allows it one.
 INSERT INTO public.posduif_migration_progress (version, statement, checksum, done_at)
 VALUES (%(version)s, %(statement)s, %(checksum)s, now())
-ON CONFLICT (version, statement) DO UPDATE SET done_at = excluded.done_at;
+ON CONFLICT (version, statement) DO UPDATE SET checksum = excluded.checksum, done_at = excluded.done_at;
 
 -- name: delete_progress
 -- Forgets the progress of a file that is through; part of the transaction that records it.
 DELETE FROM public.posduif_migration_progress WHERE version = %(version)s;
 
 -- name: find_index_state
--- valid, invalid or building; no row for no such index.
-SELECT CASE WHEN i.indisvalid THEN 'valid'
-            WHEN EXISTS (SELECT 1 FROM pg_stat_progress_create_index p
-                         WHERE p.index_relid = i.indexrelid AND p.pid <> pg_backend_pid()) THEN 'building'
+-- valid, invalid or building; no row for no such index. A partitioned table's own index is never a wreck.
+-- Who builds is told by locks, because index_relid of the progress is hidden from other roles, and late.
+SELECT CASE WHEN i.indisvalid OR c.relkind = 'I' THEN 'valid'
+            WHEN EXISTS (SELECT 1 FROM pg_stat_progress_create_index p JOIN pg_locks l USING (pid)
+                         WHERE l.locktype = 'relation' AND l.relation = i.indrelid AND l.granted
+                           AND l.mode = 'ShareUpdateExclusiveLock' AND p.pid <> pg_backend_pid()
+                           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+                THEN 'building'
             ELSE 'invalid' END
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(index)s;
 
 -- name: find_reindex_wrecks
--- What an interrupted REINDEX CONCURRENTLY leaves behind, save what is still being built.
-SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE NOT i.indisvalid AND c.relname ~ '_cc(new|old)[0-9]*$' AND c.relnamespace = 'public'::regnamespace
-  AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid);
+-- What an interrupted REINDEX CONCURRENTLY leaves behind, or one that still runs is working on.
+SELECT n.nspname::text, c.relname::text
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relname ~ '_cc(new|old)[0-9]*$' AND n.nspname !~ '^pg_';
 
 -- name: find_open_transactions
 -- Sessions of this database in a transaction: what CREATE INDEX CONCURRENTLY waits for.

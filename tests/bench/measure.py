@@ -10,6 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from conftest import PgServer as PgServer
+from conftest import scratch as scratch
+from conftest import start as start
+
 PYTHON = sys.executable
 POSDUIF = (PYTHON, "-m", "posduif_cli")
 
