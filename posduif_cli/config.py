@@ -150,6 +150,8 @@ def _span(value: Any) -> timedelta:
 
 
 def _origin(value: Any) -> str:
+    if isinstance(value, str) and (odd := set(re.findall(r"{([^}]*)}?", value)) - {"tenant"}):
+        raise ValueError(f"{{{odd.pop()}}} is not known; the placeholder is {{tenant}}")
     try:
         return origin(_text(value))
     except UsageError as error:
@@ -228,6 +230,11 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     path = _file(given, env)
     values, lines = read(path) if path else ({}, {})
     servers = _choose(given, _servers(values, path), env)
+    if "config" in given:
+        lines["config"] = given["config"][1]
+    for server in servers:
+        if server.name == "libpq":
+            values["server"], lines["server"] = server.name, server.origin
     for key in ("server", "dsn", "output", "color"):
         if key in given:
             values[key], lines[key] = given[key]
@@ -239,7 +246,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     return Config(
         path=path,
         servers=servers,
-        default_server=_default_server(get("default_server"), servers, path),
+        default_server=_default_server(get("default_server"), values, path),
         enrollment_ttl=get("enrollment.ttl"),
         enrollment_max_ttl=get("enrollment.max_ttl"),
         migration_paths=get("migrations.paths"),
@@ -299,6 +306,8 @@ def _file(given: Mapping[str, tuple[Any, str]], env: Mapping[str, str]) -> Path 
     if "config" in given:
         value, source = given["config"]
         path = Path(value).expanduser()
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{path} is not a regular file", why=f"{source} names it")
         if not path.is_file():
             raise ConfigurationError(
                 f"configuration file {path} does not exist",
@@ -392,6 +401,8 @@ def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any
                 values[key] = SCHEMA[pattern](loader.construct_object(value_node, deep=True))
             except (ValueError, yaml.YAMLError) as error:
                 raise fail(value_node, key, str(error)) from None
+        elif pattern == "servers.*" and not getattr(value_node, "value", None):
+            raise fail(value_node, f"{key}.dsn", "is missing", 'dsn: "host=... user=..."')
         elif pattern == "servers" or any(known.startswith(f"{pattern}.") for known in SCHEMA):
             if value_node.tag != "tag:yaml.org,2002:null":
                 _walk(value_node, f"{key}.", path, loader, values, lines)
@@ -457,11 +468,14 @@ def _choose(
     return (ServerSettings(name="libpq", dsn="", origin=named[0]),) if named else ()
 
 
-def _default_server(name: str | None, servers: tuple[ServerSettings, ...], path: Path | None) -> str | None:
-    narrowed = len(servers) <= 1
-    if name in (None, "emptiest") or narrowed or any(server.name == name for server in servers):
+def _default_server(name: str | None, values: Mapping[str, Any], path: Path | None) -> str | None:
+    known = {key.split(".")[1] for key in values if key.startswith("servers.")}
+    if name in (None, "emptiest") or name in known:
         return name
-    raise ConfigurationError(f'{path}: default_server: no server is called "{name}"')
+    near = difflib.get_close_matches(name, known, 1)
+    raise ConfigurationError(
+        f'{path}: default_server: no server is called "{name}"', hint=f'did you mean "{near[0]}"?' if near else ()
+    )
 
 
 def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | None) -> tuple[Entry, ...]:
@@ -483,7 +497,8 @@ def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | N
         return scrub(str(value))
 
     entries = [Entry(key, show(key, value), lines.get(key, "default")) for key, value in values.items()]
-    return (Entry("config", str(path or ""), "found there" if path else "no file found"), *entries)
+    where = lines.get("config", "found there") if path else "no file found"
+    return (Entry("config", str(path or ""), where), *entries)
 
 
 TEMPLATE = """\

@@ -17,7 +17,11 @@ def run(argv: list[str]) -> int:
     if argv in (["version"], ["--version"], ["-V"]):
         from posduif_cli import __version__
 
-        sys.stdout.write(f"posduif {__version__}\n")
+        try:
+            sys.stdout.write(f"posduif {__version__}\n")
+            sys.stdout.flush()
+        except (OSError, AttributeError):  # a full disk, or no standard output at all
+            return 7
         return 0
     from posduif_cli.cli import tree
 

@@ -282,7 +282,7 @@ def test_a_wrong_file_is_answered_with_line_and_key(
 
 def test_a_file_that_cannot_be_read(cli: Posduif, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "latin1.yaml").write_bytes(b"# \xff\n")
-    for name, reason in (("none.yaml", "does not exist"), ("latin1.yaml", "not UTF-8"), (".", "does not exist")):
+    for name, reason in (("none.yaml", "does not exist"), ("latin1.yaml", "not UTF-8"), (".", "not a regular file")):
         assert reason in cli("tenant", "list", "--config", str(tmp_path / name), code=3).err
     monkeypatch.setenv("POSDUIF_CONFIG", str(tmp_path / "none.yaml"))
     assert "POSDUIF_CONFIG names it" in cli("tenant", "list", code=3).err

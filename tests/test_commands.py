@@ -83,6 +83,7 @@ def prepare(
     def make(path: str) -> list[str]:
         words = shlex.split(EXAMPLES[path])
         assert words[0] == "posduif"
+        (tmp_path / "migrations").mkdir(exist_ok=True)
         if path in AT_HOME:
             monkeypatch.delenv("POSDUIF_DSN")
             monkeypatch.setenv("POSDUIF_DATA_DIR", str(home / "data"))

@@ -279,7 +279,7 @@ LOST_BACKENDS = [
     ("before db.admin.create_engine_role 1", "create"),
     ("before db.admin.create_database 1", "create"),
     ("before db.admin.open_database 1", "create"),
-    ("before core.migrations.grants 2", "create"),
+    ("before core.migrations._note 2", "create"),
     ("after db.admin.set_password 1", "create"),
     ("before db.admin.drop_database 1", "drop"),
     ("before db.admin.drop_role 1", "drop"),

@@ -389,7 +389,7 @@ def test_purge_deletes_only_old_unused_tokens(posduif: Posduif, server: PgServer
     planned = posduif.json(*purge, "--dry-run")
     assert planned == {
         "dry_run": True,
-        "steps": [{"action": "delete 2 tokens", "subject": tenant, "sql": None}],
+        "steps": [{"action": "delete 2 tokens", "subject": tenant, "sql": None, "tenants": []}],
     }
     assert len(posduif.json("token", "list", tenant)) == 6
     (row,) = posduif.json(*purge)

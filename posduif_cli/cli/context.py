@@ -1,10 +1,13 @@
 """What every command gets: the global options, and what they lead to, made when it is first asked for."""
 
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -126,7 +129,14 @@ class App:
 
         chosen = self.config.output or ("table" if sys.stdout.isatty() else "tsv")
         fields = tuple(name.strip() for name in self.options.get("fields", "").split(",") if name.strip())
-        return Output(chosen, fields, bool(self.options.get("quiet")), self.config.terminal.color)
+        quiet, color = bool(self.options.get("quiet")), self.config.terminal.color
+        return Output(chosen, fields, quiet, color, program(), self.suffix)
+
+    @property
+    def suffix(self) -> str:
+        """The options, as typed, that must follow another command so that it asks the same server."""
+        named = {key: self.options[key] for key in ("server", "dsn", "config", "data_dir") if key in self.options}
+        return "".join(f" --{key.replace('_', '-')} {shlex.quote(value)}" for key, value in named.items())
 
     @property
     def interactive(self) -> bool:
@@ -210,7 +220,7 @@ class App:
         if servers:
             raise PartialFailure(
                 f"the answer lacks {len(servers)} server{'s' if len(servers) > 1 else ''}: {', '.join(servers)}",
-                hint="posduif server list",
+                hint="posduif config show --origin",
             )
 
     def report_failed(self, errors: dict[str, PosduifError], *, among: Sequence[str] | None) -> None:
@@ -223,7 +233,7 @@ class App:
         if among is not None and len(among) == 1:
             raise next(iter(errors.values()))
         for name, error in errors.items():
-            self.out.warn(f"{name}: {error.message}" + (f": {error.why}" if error.why else ""))
+            self.out.warn(_of(name, error))
         if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
             raise errors[among[0]]
         raise PartialFailure(f"{len(errors)} failed: {', '.join(list(errors)[:10])}", hint="posduif health")
@@ -236,18 +246,35 @@ class App:
         if given is None and self.interactive and not self.out.machine:
             sys.stderr.write(f"{danger}\nType {expected} to go on: ")
             sys.stderr.flush()
-            given = sys.stdin.readline().rstrip("\r\n")
+            answer = sys.stdin.readline()
+            if not answer:
+                sys.stderr.write("\n")
+            given = answer.rstrip("\r\n")
         if given != expected:
             raise ConfirmationMissing(
                 f"refused: {danger}",
-                why="nothing was changed"
-                + (f"; --confirm names {given}, not {expected}" if given else "; --confirm is missing"),
+                why="nothing was changed" + (f"; {given} is not {expected}" if given else "; it was not confirmed"),
                 hint=f"add --confirm {expected}",
             )
 
     def duration(self, text: str | None, fallback: timedelta) -> timedelta:
         """Read a duration option; raises InvalidDuration."""
         return fallback if text is None else configuration.duration(text)
+
+
+def program() -> str:
+    """Spell this program so that it runs when pasted into the same shell."""
+    started = Path(sys.argv[0])
+    if started.name != "posduif":
+        return "posduif"
+    on_path = shutil.which("posduif")
+    return "posduif" if on_path and Path(on_path).resolve() == started.resolve() else shlex.quote(sys.argv[0])
+
+
+def _of(name: str, error: PosduifError) -> str:
+    """Say an error of a tenant or server in one line, naming it once."""
+    said = error.message if name in error.message else f"{name}: {error.message}"
+    return said + (f": {error.why}" if error.why else "")
 
 
 def counted(number: int, noun: str) -> str:

@@ -108,6 +108,8 @@ def up(
         app.report_failed(errors, among=names)
         return
     pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
+    pace.check()
+    _ = app.fleet  # says which server is used before the progress line begins
     with watched(app) as watcher:
         run, errors = rollouts.up(app.fleet, tenants=names, failed=failed, pace=pace, **watcher.callbacks)
     conclude(app, run, errors, names, list_all=list_all)
@@ -239,7 +241,11 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     app.out.list(shown, Outcome)
     counts = rollouts.tally(run.outcomes)
     summary = ", ".join(f"{counts[word]} {word}" for word in ("ok", "unchanged", "skipped", "failed") if counts[word])
-    app.out.say(f"{summary or 'nothing to do'}; servers: {', '.join(server.name for server in app.fleet.servers)}")
+    app.out.say(
+        f"{summary or 'nothing to do'}; servers: {', '.join(s.name for s in app.fleet.servers if s.name not in errors)}"
+    )
+    for name, error in errors.items():
+        app.out.warn(f"server {name} could not be asked: {error.why or error.message}")
     for cause, tenants in rollouts.causes(run.outcomes):
         more = f" and {len(tenants) - 5} more" if len(tenants) > 5 else ""
         app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({', '.join(tenants[:5])}{more}): {cause}")
@@ -250,7 +256,8 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
         raise run.errors[names[0]]
     if failures or run.stopped_by:
         raise PartialFailure(
-            f"{counted(len(failures), 'failure')}; the outcome of every tenant was reported",
-            why=run.stopped_by or None,
-            hint="posduif migrate up --all --failed" if counts["failed"] else "posduif server list",
+            f"{counted(len(run.errors), 'tenant')} failed"
+            + (f", {counted(len(errors), 'server')} could not be asked" if errors else ""),
+            why=run.stopped_by or "the outcome of every tenant that was asked is above",
+            hint="mend the cause, then the same command again goes on with who is left",
         )

@@ -1,17 +1,14 @@
 """`posduif quickstart`: a whole tenant on an embedded server, from nothing, step by step as the single commands do."""
 
 import shlex
-import shutil
-import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import DeviceNotFound, TenantNotFound
+from posduif_cli.cli.context import App, Noun, app_of, program
+from posduif_cli.errors import DeviceNotFound, TenantNotFound, UsageError
 
 app = Noun()
 
@@ -22,29 +19,15 @@ MOBILE_USER = "Joe the Mobile User"
 TEXT = "Hello from posduif"
 
 
-def program() -> str:
-    """Spell this program so that it runs when pasted into the same shell."""
-    started = Path(sys.argv[0])
-    if started.name == "__main__.py":
-        return f"{shlex.quote(sys.executable)} -m posduif_cli"
-    on_path = shutil.which(started.name)
-    if on_path and Path(on_path).resolve() == started.resolve():
-        return started.name
-    return shlex.quote(sys.argv[0])
-
-
 class Walk:
     """Tells the steps: the command that each stands for, and what came of it."""
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.steps: list[dict[str, Any]] = []
-        options = []
-        if app.options.get("data_dir"):
-            options = ["--data-dir", app.options["data_dir"]]
-        if app.config.servers:
-            options += ["--server", "embedded"]
-        self.suffix = "".join(f" {shlex.quote(option)}" for option in options)
+        # Another server is configured: without its name the pasted commands would go there.
+        elsewhere = " --server embedded" if app.config.servers else ""
+        self.suffix = app.suffix + elsewhere
 
     def line(self, command: str) -> str:
         """Spell a command as it runs when pasted."""
@@ -71,6 +54,9 @@ def quickstart(
     The server keeps running for further commands of this user. Run again, it says what is there already.
     """
     app = app_of(ctx)
+    for option in ("server", "dsn"):
+        if app.options.get(option, "embedded") != "embedded":
+            raise UsageError(f"--{option} does not go with quickstart", why="it always uses the embedded server")
     if remove:
         _remove(app)
         return
@@ -186,4 +172,6 @@ def _remove(app: App) -> None:
     if app.out.machine:
         app.out.show({"removed": removed, "changed": bool(removed)})
     else:
-        app.out.text("removed: " + (", ".join(removed) or "nothing; other tenants live on the embedded server"))
+        app.out.text("removed: " + (", ".join(removed) or "nothing"))
+        if not any("server" in thing for thing in removed):
+            app.out.say("kept: the embedded server, which holds other tenants or was there before: posduif server stop")

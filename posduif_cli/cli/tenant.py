@@ -271,6 +271,7 @@ def drop(
         f"drop tenant {name} on server {loss.server} with {counted(loss.users, 'user')}, "
         f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}",
     )
-    tenants.drop(app.fleet, name=name)
-    app.out.say(f"tenant {name} dropped from server {loss.server}")
-    app.out.show(loss, changed=True)
+    changed = tenants.drop(app.fleet, name=name)
+    gone = f"dropped from server {loss.server}" if changed else "was dropped by someone else in this moment"
+    app.out.say(f"tenant {name} {gone}")
+    app.out.show(loss, changed=changed)

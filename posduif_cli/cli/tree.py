@@ -3,6 +3,8 @@
 import importlib
 import os
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -10,7 +12,7 @@ from typer.core import TyperGroup
 
 from posduif_cli import config as configuration
 from posduif_cli.cli.context import App, Group
-from posduif_cli.errors import Interrupted, PosduifError, UsageError, scrub
+from posduif_cli.errors import Interrupted, OperationFailed, PosduifError, UsageError, scrub
 
 NOUNS = {
     "quickstart": "A whole tenant on an embedded server, from nothing.",
@@ -105,6 +107,8 @@ def run(argv: list[str]) -> int:
         return _fail(app, argv, Interrupted("interrupted", hint="run the same command again: it goes on"))
     except typer.TyperException as error:
         return _usage(app, argv, error)
+    except OSError as error:
+        return _fail(app, argv, OperationFailed("the result could not be written", why=error.strerror))
     except Exception as error:
         return _fail(app, argv, _bug(error))
 
@@ -127,7 +131,7 @@ def _usage(app: App, argv: list[str], error: typer.TyperException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(context.get_help() + "\n")
         return 2
-    message = error.format_message().strip().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     path = context.command_path if context else "posduif"
     return _fail(app, argv, UsageError(message[:1].lower() + message[1:], hint=f"{path} --help"))
 
@@ -152,8 +156,9 @@ def _fail(app: App, argv: list[str], error: PosduifError) -> int:
     except Exception:
         out = Output(configuration.environment_output())
     # What stands on the command line wins, also where the error came before it was parsed.
-    out = Output(_asked_output(argv) or out.format, color=out.color)
-    out.error(error)
+    out = replace(out, format=_asked_output(argv) or out.format)
+    with suppress(OSError):
+        out.error(error)
     return error.exit_code
 
 

@@ -165,9 +165,17 @@ class Fleet:
         return chosen, errors
 
     def each(
-        self, tenants: Sequence[Tenant], work: Callable[[Session], T], *, jobs: int = 4
+        self,
+        tenants: Sequence[Tenant],
+        work: Callable[[Session], T],
+        *,
+        jobs: int = 4,
+        enter: Callable[[Server, str], Session] | None = None,
     ) -> list[tuple[Tenant, T | PosduifError]]:
-        """Do something in the database of each tenant, several at once; a result or an error a tenant."""
+        """Do something in the database of each tenant, several at once; a result or an error a tenant.
+
+        *enter* connects in place of the method of that name. On ctrl-C what is under way is cancelled.
+        """
         sessions: set[Session] = set()
         stopping = threading.Event()
 
@@ -175,7 +183,7 @@ class Fleet:
             if stopping.is_set():
                 return Interrupted("interrupted")
             try:
-                with self.enter(self.server(tenant.server), tenant.tenant) as session:
+                with (enter or self.enter)(self.server(tenant.server), tenant.tenant) as session:
                     sessions.add(session)
                     try:
                         return work(session)
@@ -272,7 +280,7 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
     return ServerUnreachable(
         f"servers {', '.join(errors)} could not be asked",
         why="; ".join(error.why or error.message for error in errors.values()),
-        hint="posduif server list",
+        hint="posduif config show --origin",
     )
 
 

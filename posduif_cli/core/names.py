@@ -57,6 +57,13 @@ def device(name: str) -> str:
     return name
 
 
+def label(text: str) -> str:
+    """Check what a token is for and return it; raises InvalidName."""
+    if len(text) > 255 or not text.isprintable():
+        raise InvalidName(f"{text[:40]!a} cannot be a label", why="a label has at most 255 printable characters")
+    return text
+
+
 def uuid(text: str, *, kind: str) -> UUID:
     """Read a UUID in its usual form, in upper or lower case; raises InvalidId naming *kind*.
 

@@ -259,6 +259,8 @@ class Desk:
                 self.session = self.fleet.maintenance(self.server)
             try:
                 self.session.require_admin()
+                # It only reads, and the login may see more of other people's sessions.
+                self.session.script("SET ROLE none")
                 return self.session.tuples(queries.load("rollouts")[name], **params)
             except PosduifError:
                 self._close()
@@ -380,7 +382,7 @@ class Rollout:
             desks = self._desks(targets, stack)
             for number, wave in enumerate(waves, 1):
                 if len(waves) > 1:
-                    self.tell(f"wave {number} of {len(waves)}: {len(wave)} tenants")
+                    self.tell(f"wave {number} of {len(waves)}: {_tenants(len(wave))}")
                 self._wave(wave, desks)
                 if number < len(waves) and not self._stop.is_set():
                     self._between(wave, number, desks)
@@ -414,7 +416,7 @@ class Rollout:
         deferred: list[Tenant] | None = [] if self._several else None
         self._fan_out(wave, desks, deferred)
         if deferred and not self._stop.is_set():
-            self.tell(f"trying again: {len(deferred)} tenants that were blocked")
+            self.tell(f"trying again: {_tenants(len(deferred))} that could not be worked on")
             self._fan_out(deferred, desks, None)
 
     def _fan_out(self, tenants: Sequence[Tenant], desks: dict[str, Desk], deferred: list[Tenant] | None) -> None:
@@ -437,7 +439,7 @@ class Rollout:
             self._end(threads)
             worked_on = sum(outcome.status in ("ok", "failed") for outcome in self.outcomes)
             raise Interrupted(
-                f"interrupted; {worked_on} tenant{'' if worked_on == 1 else 's'} had been worked on",
+                f"interrupted; {_tenants(worked_on)} had been worked on",
                 why="what was under way was rolled back",
                 hint="run the same command again: it goes on with who is left",
             ) from None
@@ -524,7 +526,11 @@ class Rollout:
         worked = {(o.tenant, o.server) for o in self.outcomes if o.status == "ok"}
         verified = [tenant for tenant in wave if (tenant.tenant, tenant.server) in worked]
         jobs = min(self.pace.jobs, *(desk.workers for desk in desks.values()))
-        for tenant, found in self.fleet.each(verified, self.check, jobs=jobs):
+
+        def enter(server: Server, name: str) -> Session:
+            return desks[server.name].enter(lambda: self.fleet.enter(server, name), self._stop)
+
+        for tenant, found in self.fleet.each(verified, self.check, jobs=jobs, enter=enter):
             wrong = found.message if isinstance(found, PosduifError) else found
             if wrong:
                 self.stopped_by = f"not reached: wave {number} did not verify: {tenant.tenant}: {wrong}"
@@ -532,6 +538,10 @@ class Rollout:
                 return
         if self._stop.wait(self.pace.pause.total_seconds()):
             return
+
+
+def _tenants(number: int) -> str:
+    return f"{number} tenant{'' if number == 1 else 's'}"
 
 
 def skipped(tenant: Tenant, reason: str) -> Outcome:
@@ -559,17 +569,21 @@ def failed(
 
 def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
     """Group the failed outcomes by cause, the most frequent first: the cause, and the tenants."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.status == "failed" and outcome.error is not None:
             error = outcome.error
-            where = f"{error.file}:{error.line}" if error.line else error.file
-            cause = error.message.replace(f" in {outcome.tenant}:", ":")
-            cause = re.sub(rf"(?<![\w]){re.escape(outcome.tenant)}(?![\w])", "TENANT", cause)
-            key = f"{error.sqlstate} at {where}: {cause}" if error.sqlstate else cause
-            key += f" [{error.statement}]" if error.statement else ""
-            groups.setdefault(key, []).append(outcome.tenant)
-    return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+            cause = error.message.replace(outcome.tenant, "")
+            groups.setdefault(f"{error.sqlstate} {error.file} {error.line} {cause}", []).append(outcome)
+    found = []
+    for group in groups.values():
+        first = group[0].error
+        assert first is not None
+        cause = first.message if len(group) == 1 else first.message.replace(f" in {group[0].tenant}:", ":")
+        cause += f" (SQLSTATE {first.sqlstate})" if first.sqlstate else ""
+        cause += f" [{first.statement}]" if first.statement else ""
+        found.append((cause, sorted(outcome.tenant for outcome in group)))
+    return sorted(found, key=lambda group: (-len(group[1]), group[0]))
 
 
 def tally(outcomes: Sequence[Outcome]) -> Counter[str]:

@@ -328,8 +328,10 @@ def plan_drop(fleet: Fleet, *, name: str) -> Plan:
     )
 
 
-def drop(fleet: Fleet, *, name: str) -> None:
+def drop(fleet: Fleet, *, name: str) -> bool:
     """Drop a tenant's database, slots and role, or finish a drop that was interrupted.
+
+    Returns False when someone else dropped it in the meantime.
 
     Of a lost tenant only the role is dropped: a database that took its place is someone else's. Raises as
     Fleet.find; Busy, naming the sessions that posduif may not end.
@@ -340,7 +342,7 @@ def drop(fleet: Fleet, *, name: str) -> None:
         with session.lock(name):
             tenant = fleet.look(session, name)
             if tenant is None:
-                return
+                return False
             traces = _traces(session, name)
             ours = _is_ours(traces, _intent_of(traces, name))
             _announce_drop(session, fleet, server, tenant, traces)
@@ -349,6 +351,7 @@ def drop(fleet: Fleet, *, name: str) -> None:
                 _drop_database(session, name)
             if _intent_of(_traces(session, name), name) is not None:
                 admin.drop_role(session, name)
+            return True
 
 
 def _announce_drop(session: Session, fleet: Fleet, server: Server, tenant: Tenant, traces: _Traces) -> None:

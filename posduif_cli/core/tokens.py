@@ -42,6 +42,8 @@ def create(
             f"a token may live for {max_ttl.total_seconds() / 3600:g} hours at most",
             hint=["give a smaller --ttl", "or raise enrollment.max_ttl in the configuration"],
         )
+    if label is not None:
+        names.label(label)
     current = record.read(conn)
     origin = current.url or (conn.server.url and conn.server.url.replace("{tenant}", conn.database))
     if origin is None:
@@ -175,7 +177,7 @@ def purge_fleet(
     chosen, errors = fleet.choose(tenants)
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
     results = fleet.each(live, lambda conn: purge(conn, older_than=older_than, dry_run=dry_run))
-    failed = {f"server {name}": error for name, error in errors.items()}
+    failed = {f"server {name}" if tenants is None else name: error for name, error in errors.items()}
     failed |= {tenant.tenant: result for tenant, result in results if isinstance(result, PosduifError)}
     purged = [
         Purged(tenant.tenant, tenant.server, result, changed=not dry_run)

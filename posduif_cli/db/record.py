@@ -17,6 +17,7 @@ from posduif_cli.models import Failure, State
 
 PREFIX = "posduif "
 KNOWN = ("v", "state", "schema", "set", "url", "created", "failed", "note")
+_decode = json.JSONDecoder().raw_decode  # in place: `loads` takes twice the time for a text this short
 _STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
 
 
@@ -68,10 +69,10 @@ def _payload(comment: str | None) -> dict[str, Any] | None:
     if comment is None or not comment.startswith(PREFIX + "{"):
         return None
     try:
-        payload = json.loads(comment.removeprefix(PREFIX))
+        payload, end = _decode(comment, len(PREFIX))
     except (ValueError, RecursionError):
         return None
-    return payload if isinstance(payload, dict) else None
+    return payload if isinstance(payload, dict) and not comment[end:].strip() else None
 
 
 def _state(payload: Mapping[str, Any]) -> State | None:

@@ -4,14 +4,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, TextIO
 
 from posduif_cli.errors import OperationFailed, PosduifError, UsageError
 from posduif_cli.render import tables
 from posduif_cli.render.tables import Changed
+
+GAP = "   "
+NARROWEST = 16  # cells: a folding column gets no narrower
 
 LEVEL_COLORS = {
     "ok": "32",
@@ -38,6 +42,9 @@ LEVEL_COLORS = {
 class Output:
     """Where and how a command shows things.
 
+    *program* is how this program was called; *options* follow every command that is hinted at, so that it asks
+    the same server.
+
     *format* is table, tsv, json or jsonl; *fields* the columns that were picked; *color* auto, always or never.
     """
 
@@ -45,6 +52,17 @@ class Output:
     fields: tuple[str, ...] = ()
     quiet: bool = False
     color: str = "auto"
+    program: str = "posduif"
+    options: str = ""
+
+    def spell(self, text: str) -> str:
+        """Spell the command that a hint is, or ends with, so that it runs when pasted and asks the same server.
+
+        >>> Output("table", options=" --server eu1").spell("none yet: posduif tenant create NAME")
+        'none yet: posduif tenant create NAME --server eu1'
+        """
+        found = re.search(r"(?:^|: )(posduif) (?=[a-z])", text)
+        return f"{text[: found.start(1)]}{self.program}{text[found.end(1) :]}{self.options}" if found else text
 
     @property
     def machine(self) -> bool:
@@ -123,39 +141,35 @@ class Output:
         return "\n".join(lines) + "\n"
 
     def table(self, columns: Sequence[str], values: Iterable[Any]) -> None:
-        """Show a table that fits the terminal's width; cells fold, so that nothing is cut off."""
-        self.grid(columns, [[tables.cell(_get(value, name)) for name in columns] for value in values])
+        """Show a table; where the terminal is too narrow for one, a block of lines for each row."""
+        cells = [[tables.cell(_get(value, name)) for name in columns] for value in values]
+        self.grid(columns, cells, folding=[n for n, name in enumerate(columns) if name in tables.FOLDING])
 
-    def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show rows of text below headers."""
-        from io import StringIO
-
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD if _unicode(sys.stdout) else box.ASCII2, show_edge=False, pad_edge=False)
-        width = columns_of(sys.stdout)
-        for header in headers:
-            # An id is there to be copied, so it is the last thing to be folded.
-            whole = 36 if header == "id" and width >= 80 else None
-            table.add_column(header.replace("_", " ").upper(), overflow="fold", min_width=whole)
+    def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, folding: Sequence[int] = ()) -> None:
+        """Show rows of text below headers; only the columns in *folding* may become narrower than their text."""
+        titles = [header.replace("_", " ").upper() for header in headers]
+        widths = [max(map(_width, column)) for column in zip(titles, *rows, strict=True)]
+        room = columns_of(sys.stdout) - len(GAP) * (len(widths) - 1)
+        while sum(widths) > room and (wide := max(folding, key=widths.__getitem__, default=None)) is not None:
+            if widths[wide] <= NARROWEST:
+                break
+            widths[wide] = max(NARROWEST, widths[wide] - (sum(widths) - room))
+        if sum(widths) > room:
+            blocks = ("\n".join(self._lines(headers, row)) for row in rows)
+            return write("\n\n".join(blocks) + "\n")
+        rule = "\u2500" if _unicode(sys.stdout) else "-"
+        lines = [_joined(titles, widths), rule * (sum(widths) + len(GAP) * (len(widths) - 1))]
         for row in rows:
-            table.add_row(*(Text.from_ansi(self.paint(text)) for text in row))
-        # By way of `write`, which knows what to do with an encoding that lacks a character.
-        console = Console(
-            file=StringIO(),
-            width=width,
-            force_terminal=self.colored(sys.stdout),
-            no_color=not self.colored(sys.stdout),
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        with console.capture() as capture:
-            console.print(table)
-        write(capture.get())
+            folded = [_fold(text, width) for text, width in zip(row, widths, strict=True)]
+            for parts in zip_longest(*folded, fillvalue=""):
+                lines.append(_joined([self.paint(part) for part in parts], widths))
+        write("\n".join(lines) + "\n")
+
+    def _lines(self, headers: Sequence[str], row: Sequence[str]) -> Iterator[str]:
+        width = max(map(len, headers), default=0)
+        for header, text in zip(headers, row, strict=True):
+            if text:
+                yield f"{header.replace('_', ' '):<{width}}  {self.paint(text)}"
 
     def paint(self, text: str) -> str:
         """Colour a word that says how good something is."""
@@ -173,7 +187,7 @@ class Output:
     def say(self, text: str) -> None:
         """Tell the person something on stderr, unless -q or JSON asks for silence."""
         if not self.quiet and not self.machine:
-            write(text + "\n", sys.stderr)
+            write(self.spell(text) + "\n", sys.stderr)
 
     def warn(self, text: str) -> None:
         """Warn on stderr; -q does not silence it, JSON does."""
@@ -188,17 +202,38 @@ class Output:
                 "exit": error.exit_code,
                 "message": error.message,
                 "why": error.why,
-                "try": list(error.hints),
+                "try": [self.spell(hint) for hint in error.hints],
             }
             write(json.dumps({"error": payload}) + "\n", sys.stderr)
             return
         label = "\x1b[1;31merror:\x1b[0m" if self.colored(sys.stderr) else "error:"
-        lines = [f"{label} {tables.visible(error.message)}"]
+        lines = [f"{label} {tables.visible(' '.join(error.message.split()))}"]
         if error.why:
-            lines.append(f"  why   {tables.visible(error.why)}")
+            lines.append(f"  why   {tables.visible(' '.join(error.why.split()))}")
         for number, hint in enumerate(error.hints):
-            lines.append(f"  {'try' if number == 0 else '   '}   {tables.visible(hint)}")
+            lines.append(f"  {'try' if number == 0 else '   '}   {tables.visible(self.spell(hint))}")
         write("\n".join(lines) + "\n", sys.stderr)
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(re.sub(r"\x1b\[[0-9;]*m", "", text))
+
+
+def _joined(parts: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (part + " " * (width - _width(part)) for part, width in zip(parts, widths, strict=True))
+    return GAP.join(padded).rstrip()
+
+
+def _fold(text: str, width: int) -> Sequence[str]:
+    """Break a text into lines of at most *width* cells, at blanks where it has them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if _width(text) <= width:
+        return [text]
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width, overflow="fold")]
 
 
 def _get(subject: Any, name: str) -> Any:

@@ -28,6 +28,23 @@ COLUMNS: Mapping[type, tuple[str, ...]] = {
     models.Adoption: ("tenant", "server", "state", "schema_version", "url", "changed"),
     models.Finding: ("level", "check", "subject", "message", "fix"),
 }
+# The columns whose text may be folded to make a table fit; an id or a time is there to be copied whole.
+FOLDING = frozenset(
+    (
+        "content",
+        "url",
+        "message",
+        "fix",
+        "error",
+        "label",
+        "username",
+        "created_by",
+        "subject",
+        "name",
+        "value",
+        "origin",
+    )
+)
 RENAMED = {"from_": "from", "bytes": "size_bytes"}
 UNWRAPPED: Mapping[type, Callable[[Any], Row]] = {
     models.IssuedToken: lambda issued: {

@@ -45,11 +45,15 @@ FROM pg_stat_user_indexes s JOIN pg_class c ON c.oid = s.indexrelid
 WHERE s.schemaname = 'public' ORDER BY 1;
 
 -- name: find_invalid_indexes
--- Indexes that a failed CREATE INDEX CONCURRENTLY left behind, save those still being built.
+-- Indexes that a failed CREATE INDEX CONCURRENTLY left behind, save those still being built: index_relid of
+-- the progress is hidden from other roles, so the builder is told by its lock on the table.
 SELECT c.relname::text AS index
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE NOT i.indisvalid AND c.relnamespace = 'public'::regnamespace
-  AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid);
+  AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index p JOIN pg_locks l USING (pid)
+                  WHERE l.locktype = 'relation' AND l.relation = i.indrelid AND l.granted
+                    AND l.mode = 'ShareUpdateExclusiveLock'
+                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
 
 -- name: find_stuck_devices
 -- Devices that fetched messages after one had been waiting for five minutes, which is still waiting.

@@ -1,0 +1,1037 @@
+"""Rollouts over many tenants on a real server of their own: raced, killed, locked, full, restarted, interrupted."""
+
+import fcntl
+import json
+import os
+import pty
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import REPO, PgServer, Posduif, scratch, start
+from psycopg import sql
+
+from posduif_cli.core import migrations
+from posduif_cli.core.folders import digest
+from posduif_cli.db import embedded
+
+BUNDLED = [path.name[:4] for path in sorted((REPO / "sql" / "migrations").glob("*.sql"))]
+LATEST = BUNDLED[-1]
+CONNECTIONS = 40
+SETTINGS = {
+    "max_connections": str(CONNECTIONS),
+    "shared_buffers": "32MB",
+    "autovacuum": "off",
+    "restart_after_crash": "on",
+}
+Make = Callable[..., list[str]]
+FIELDS = {"tenant", "server", "status", "changed", "from", "to", "seconds", "error"}
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[PgServer]:
+    """A server with the closed database `pristine`: a tenant as posduif makes it, and a table that counts runs."""
+    folder = scratch()
+    try:
+        server = start(folder / "own", None, **SETTINGS)
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(("POSDUIF_", "PG", "XDG_"))}
+        subprocess.run(
+            [sys.executable, "-m", "posduif_cli", "tenant", "create", "source", "--web-user", "desk"],
+            env={**environ, "POSDUIF_DSN": server.dsn, "HOME": str(folder)},
+            check=True,
+            capture_output=True,
+        )
+        server.sql("CREATE DATABASE pristine OWNER posduif_admin TEMPLATE source")
+        server.sql("SET ROLE posduif_admin; CREATE TABLE public.runs (version text)", database="pristine")
+        [(comment,)] = server.sql(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'source'"
+        )
+        with server.connect() as conn:
+            conn.execute(sql.SQL("COMMENT ON DATABASE pristine IS {}").format(sql.Literal(comment)))
+        server.sql("ALTER DATABASE pristine OWNER TO postgres")  # so that it is no tenant
+        server.sql("DROP DATABASE source")
+        server.sql("DROP ROLE source_engine")
+        server.sql("CREATE ROLE alice LOGIN NOSUPERUSER; GRANT posduif_admin TO alice")
+        yield server
+    finally:
+        embedded.stop(folder / "own")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clone(server: PgServer, *names: str) -> None:
+    """Make tenants as `tenant create` leaves them, within milliseconds each."""
+    with server.connect() as conn:
+        for name in names:
+            role = f"{name}_engine"
+            [comment] = conn.execute(
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'pristine'"
+            ).fetchone() or [None]
+            intent = "posduif " + json.dumps({"v": 1, "tenant": name, "state": "active", "nonce": 7})
+            for statement in (
+                f"CREATE ROLE {role} LOGIN",
+                f"GRANT posduif_engine TO {role}",
+                f"GRANT {role} TO posduif_admin WITH INHERIT TRUE, SET FALSE",
+                f"COMMENT ON ROLE {role} IS '{intent}'",
+                f"CREATE DATABASE {name} OWNER posduif_admin TEMPLATE pristine STRATEGY FILE_COPY",
+                f"REVOKE ALL ON DATABASE {name} FROM PUBLIC",
+                f"GRANT CONNECT ON DATABASE {name} TO {role}",
+                f"ALTER DATABASE {name} SET timezone = 'UTC'",
+                f"COMMENT ON DATABASE {name} IS '{comment}'",
+            ):
+                conn.execute(statement.encode())
+
+
+def remove(server: PgServer, *names: str) -> None:
+    with server.connect() as conn:
+        for name in names:
+            conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            conn.execute(f"DROP ROLE IF EXISTS {name}_engine".encode())
+
+
+@pytest.fixture
+def many(ground: PgServer) -> Iterator[Make]:
+    """Makes tenants a00, a01 ... on the module's server; the server has no others, and none afterwards."""
+    embedded.start(_data_dir(ground), settings={"fsync": "off", "full_page_writes": "off", **SETTINGS})
+
+    def make(count: int, first: int = 0) -> list[str]:
+        names = [f"a{number:02}" for number in range(first, first + count)]
+        clone(ground, *names)
+        return names
+
+    yield make
+    found = ground.sql(r"SELECT datname::text FROM pg_database WHERE datname ~ '^a\d+$'")
+    roles = ground.sql(r"SELECT split_part(rolname, '_', 1) FROM pg_roles WHERE rolname ~ '^a\d+_engine$'")
+    remove(ground, *{name for (name,) in [*found, *roles]})
+
+
+def _data_dir(server: PgServer) -> Path:
+    assert server.data_dir is not None
+    return server.data_dir
+
+
+@pytest.fixture
+def posduif(ground: PgServer, run_on: Callable[[PgServer], Posduif]) -> Posduif:
+    return run_on(ground)
+
+
+class Folder:
+    """A further folder of migrations; each file leaves a table and a row in `runs`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "more"
+        self.path.mkdir()
+        self.config = path / "config.yaml"
+        self.configure()
+
+    def configure(self, more: str = "", lock_timeout: str = "300ms") -> None:
+        self.config.write_text(f"migrations: {{paths: ['{self.path}'], lock_timeout: {lock_timeout}}}\n{more}")
+
+    def put(self, version: str, more: str = "", *, down: bool = True, before: str = "") -> Path:
+        path = self.path / f"{version}_x.sql"
+        path.write_text(
+            f"-- migrate:up\n{before}INSERT INTO runs VALUES ('{version}');\nCREATE TABLE t{version} (id int);\n"
+            + f"{more}\n"
+            + (f"-- migrate:down\nDROP TABLE t{version};\n" if down else "")
+        )
+        return path
+
+    @property
+    def option(self) -> tuple[str, str]:
+        return ("--config", str(self.config))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+# One statement, so one snapshot: the table, the version row, the row of `runs`, and the record.
+LOOK = """
+SELECT (SELECT count(*) FROM pg_catalog.pg_class WHERE relname = 't' || v),
+       (SELECT count(*) FROM public.schema_migrations WHERE version = v),
+       (SELECT count(*) FROM public.runs WHERE version = v),
+       (SELECT array_agg(version ORDER BY version) FROM public.schema_migrations),
+       (SELECT description FROM pg_catalog.pg_shdescription s JOIN pg_catalog.pg_database d ON d.oid = s.objoid
+        WHERE s.classoid = 'pg_database'::regclass AND d.datname = current_database())
+FROM (SELECT %s) AS asked (v)
+"""
+
+
+def has(server: PgServer, tenant: str, version: str) -> bool:
+    """Whether a tenant has a migration; asserts that it has all of it exactly once, or nothing."""
+    [(table, row, runs, versions, comment)] = server.sql(LOOK, version, database=tenant)
+    assert table == row == runs, (tenant, version, table, row, runs)
+    noted = json.loads(comment.removeprefix("posduif "))
+    assert (noted["schema"], noted["set"]) == (max(versions), digest(versions)), (tenant, noted, versions)
+    return bool(row)
+
+
+def having(server: PgServer, tenants: Sequence[str], version: str) -> list[str]:
+    return [tenant for tenant in tenants if has(server, tenant, version)]
+
+
+def record(server: PgServer, tenant: str) -> dict[str, Any]:
+    [(comment,)] = server.sql(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", tenant
+    )
+    payload: dict[str, Any] = json.loads(comment.removeprefix("posduif "))
+    return payload
+
+
+def set_state(server: PgServer, tenant: str, state: str) -> None:
+    noted = {**record(server, tenant), "state": state}
+    server.sql(f"COMMENT ON DATABASE {tenant} IS 'posduif {json.dumps(noted)}'")
+
+
+def statuses(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    assert len({row["tenant"] for row in rows}) == len(rows), "an outcome a tenant"
+    assert all(set(row) == FIELDS for row in rows)
+    return {row["tenant"]: row["status"] for row in rows}
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+def workers(server: PgServer, condition: str = "true") -> list[int]:
+    """Sessions of posduif in tenants' databases."""
+    found = server.sql(
+        "SELECT pid FROM pg_stat_activity "
+        f"WHERE application_name LIKE 'posduif%' AND datname <> 'postgres' AND {condition}"
+    )
+    return [pid for (pid,) in found]
+
+
+@contextmanager
+def held(server: PgServer, tenant: str, statement: str) -> Iterator[psycopg.Connection[Any]]:
+    with server.connect(tenant, application_name="the holder") as conn, conn.transaction():
+        conn.execute(statement.encode())
+        yield conn
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(migrations, "PATIENCE", timedelta(seconds=seconds))
+
+
+def ended(process: "subprocess.Popen[bytes]", timeout: float = 60) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError((out, err)) from None
+    return process.returncode, out.decode(), err.decode()
+
+
+LOCK_USERS = "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"
+
+
+# --- whom it visits, and what it says
+
+
+def test_all_visits_those_who_are_behind_and_nobody_else(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(5)
+    folder.put("1000")
+    posduif("migrate", "up", *names[:3], *folder.option)
+    set_state(ground, names[4], "suspended")
+    visits = "SELECT datname::text, sessions FROM pg_stat_database WHERE datname ~ '^a\\d'"
+    ground.sql("SELECT pg_stat_force_next_flush()")
+    time.sleep(0.1)  # a session counts when it ends
+    before = dict(ground.sql(visits))
+    done = posduif("migrate", "up", "--all", "--list", *folder.option, "-o", "json")
+    until(lambda: dict(ground.sql(visits))[names[3]] == before[names[3]] + 1, "the visit is counted")
+    after = dict(ground.sql(visits))
+    assert {name for name in names if after[name] != before[name]} == {names[3]}
+    expected = dict.fromkeys(names[:3], "unchanged") | {names[3]: "ok", names[4]: "skipped"}
+    assert statuses(done.json) == expected
+    by_name = {row["tenant"]: row for row in done.json}
+    ok = by_name[names[3]]
+    assert (ok["changed"], ok["from"], ok["to"], ok["error"]) == (True, LATEST, "1000", None)
+    assert 0 < ok["seconds"] < 60
+    assert "suspended" in by_name[names[4]]["error"]["message"]
+    assert done.err == "", "with JSON stderr holds nothing but an error"
+    assert having(ground, names, "1000") == names[:4]
+    assert record(ground, names[4])["state"] == "suspended"
+
+    again = posduif("migrate", "up", "--all", *folder.option, "-o", "tsv")
+    lines = [line.split("\t") for line in again.out.splitlines()]
+    assert [line[0] for line in lines] == ["tenant", names[4]], "only who changed, failed or was skipped"
+    assert "4 unchanged, 1 skipped; servers: " in again.err
+    quiet = posduif("migrate", "up", "--all", "--list", "-q", *folder.option)
+    assert (quiet.err, len(quiet.out.splitlines())) == ("", 6)
+
+
+def test_an_empty_fleet_is_no_failure(posduif: Posduif, many: Make, folder: Folder) -> None:
+    assert many(0) == []
+    folder.put("1000")
+    done = posduif("migrate", "up", "--all", *folder.option, "-o", "json")
+    assert (done.json, done.err) == ([], "")
+    assert "nothing to do" in posduif("migrate", "up", "--all", *folder.option).err
+    assert "nothing to take back" in posduif("migrate", "down", "--all", "--steps", "1", *folder.option).err
+    posduif("migrate", "up", *folder.option, code=2)
+    posduif("migrate", "up", "--all", "acme", *folder.option, code=2)
+
+
+def test_one_tenants_failure_is_an_outcome_and_causes_are_grouped(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(6)
+    folder.put("1000")
+    file = folder.put(
+        "1001", more="CREATE TABLE taken (id int);\nINSERT INTO users (username, user_type)\n  SELECT v, 'x' FROM bad;"
+    )
+    file.write_text(
+        file.read_text().replace("-- migrate:up\n", "-- migrate:up\nCREATE TABLE IF NOT EXISTS bad (v text);\n")
+    )
+    for name in names[:2]:
+        ground.sql("SET ROLE posduif_admin; CREATE TABLE taken (id int)", database=name)
+    ground.sql(
+        "SET ROLE posduif_admin; CREATE TABLE bad (v text); INSERT INTO bad VALUES ('secret')", database=names[2]
+    )
+    ran = posduif("migrate", "up", "--all", *folder.option, "-o", "tsv", code=8)
+    found = [line for line in ran.err.splitlines() if re.match(r" +\d tenants? failed", line)]
+    assert len(found) == 2, ran.err
+    for line, words in (
+        (found[0], ("2 tenants failed (a00, a01): ", "1001_x.sql:5 ", "42P07", "[CREATE TABLE taken (id int)")),
+        (found[1], ("1 tenant failed (a02): ", "1001_x.sql:6 ", "23514", "[INSERT INTO users")),
+    ):
+        assert all(word in line for word in words), line
+    assert "secret" not in ran.out + ran.err
+    assert [line.split("\t")[2] for line in ran.out.splitlines()[1:]] == ["failed"] * 3 + ["ok"] * 3
+    assert having(ground, names, "1000") == names
+    assert having(ground, names, "1001") == names[3:]
+
+    # Once more: only those who are left are visited, and what is told of them is the same.
+    again = posduif("migrate", "up", "--all", *folder.option, "-o", "json", code=8)
+    assert statuses(again.json) == dict.fromkeys(names[:3], "failed")
+    assert again.error["code"] == "partial_failure"
+    details = again.json[0]["error"]
+    assert (details["sqlstate"], details["file"], details["line"]) == ("42P07", "1001_x.sql", 5)
+    assert details["statement"].startswith("CREATE TABLE taken")
+    assert (again.json[0]["changed"], again.json[0]["to"]) == (False, "1000")
+
+    # --failed leaves alone who is merely behind; mended ones pass.
+    [late] = many(1, first=6)
+    ground.sql("DROP TABLE taken", database=names[0])
+    narrowed = posduif("migrate", "up", "--all", "--failed", *folder.option, "-o", "json", code=8)
+    assert statuses(narrowed.json) == {names[0]: "ok", names[1]: "failed", names[2]: "failed"}
+    assert not has(ground, late, "1000")
+    ground.sql("DROP TABLE taken", database=names[1])
+    ground.sql("TRUNCATE bad", database=names[2])
+    rest = posduif("migrate", "up", "--all", *folder.option, "-o", "json")
+    assert statuses(rest.json) == {names[1]: "ok", names[2]: "ok", late: "ok"}
+    assert having(ground, [*names, late], "1001") == [*names, late]
+    assert posduif("migrate", "up", "--all", "--failed", *folder.option, "-o", "json").json == []
+
+
+def test_a_failure_after_an_applied_file_tells_of_the_applied_one(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(2)
+    folder.put("1000")
+    folder.put("1001", more="SELECT 1/0;")
+    for row in posduif("migrate", "up", "--all", *folder.option, "-o", "json", code=8).json:
+        assert (row["status"], row["changed"], row["from"], row["to"]) == ("failed", True, LATEST, "1000")
+        assert row["error"]["sqlstate"] == "22012"
+    assert having(ground, names, "1000") == names
+    assert having(ground, names, "1001") == []
+
+
+# --- waves and the brake
+
+
+def test_waves_are_cumulative_stop_at_a_failure_and_can_leave_tenants_out(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(8)
+    folder.put("1000")
+    part = posduif("migrate", "up", "--all", "--wave", "1,25%", *folder.option)
+    assert re.findall(r"wave \d of \d: \d tenants?", part.err) == ["wave 1 of 2: 1 tenant", "wave 2 of 2: 1 tenant"]
+    assert having(ground, names, "1000") == names[:2]
+    assert part.out.count("not part of any wave") == 6
+
+    folder.put("1001")
+    ground.sql("CREATE TABLE t1001 (id int)", database=names[0])
+    stopped = posduif("migrate", "up", "--all", "--wave", "1,50%,100%", *folder.option, "-o", "json", code=8)
+    expected = {names[0]: "failed"} | dict.fromkeys(names[1:], "skipped")
+    assert statuses(stopped.json) == expected
+    assert "1 failed in wave 1" in stopped.json[1]["error"]["message"]
+    assert not any(row["changed"] for row in stopped.json)
+    ground.sql("DROP TABLE t1001", database=names[0])
+    assert having(ground, names, "1001") == []
+
+    started = time.monotonic()
+    paused = posduif("migrate", "up", "--all", "--wave", "1,100%", "--pause", "1500ms", *folder.option)
+    assert time.monotonic() - started > 1.5
+    assert having(ground, names, "1001") == names, paused
+
+
+def test_a_wave_that_does_not_verify_stops_the_run(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    folder.put("1000", more="DELETE FROM schema_migrations WHERE version = '0003';")
+    ran = posduif("migrate", "up", "--all", "--wave", "1,100%", *folder.option, "-o", "json", code=8)
+    assert statuses(ran.json) == {names[0]: "ok", names[1]: "skipped", names[2]: "skipped"}
+    assert f"wave 1 did not verify: {names[0]}" in ran.json[1]["error"]["message"]
+    assert "wave 1 did not verify" in ran.error["why"]
+    assert having(ground, names[1:], "1000") == []
+
+
+@pytest.mark.parametrize(("brake", "reached"), [("0", 1), ("1", 2), ("25%", 3), ("100%", 8)])
+def test_the_brake_stops_the_run(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, brake: str, reached: int
+) -> None:
+    names = many(8)
+    folder.put("1000", more="SELECT 1/0;")
+    argv = ("migrate", "up", "--all", "--jobs", "1", "--max-failures", brake, *folder.option, "-o", "json")
+    ran = posduif(*argv, code=8)
+    expected = dict.fromkeys(names[:reached], "failed") | dict.fromkeys(names[reached:], "skipped")
+    assert statuses(ran.json) == expected
+    if reached < len(names):
+        assert "--max-failures" in ran.json[-1]["error"]["message"]
+        assert "--max-failures" in ran.error["why"]
+
+
+def test_the_brake_lets_waves_go_on_below_it(posduif: Posduif, ground: PgServer, many: Make, folder: Folder) -> None:
+    names = many(4)
+    folder.put("1000")
+    ground.sql("CREATE TABLE t1000 (id int)", database=names[0])
+    ran = posduif(
+        "migrate", "up", "--all", "--wave", "1,100%", "--max-failures", "1", *folder.option, "-o", "json", code=8
+    )
+    assert statuses(ran.json) == {names[0]: "failed"} | dict.fromkeys(names[1:], "ok")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_wrong_paces_are_usage_errors_before_anything_is_done(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, count: int
+) -> None:
+    names = many(count)
+    folder.put("1000")
+    for option, value in (
+        *(("--wave", bad) for bad in ("x", "0", "101%", "-1", "1,,2", "0%,100%", "1.5", "%")),
+        *(("--max-failures", bad) for bad in ("x", "-1", "101%", "1,2", "")),
+        *(("--jobs", bad) for bad in ("0", "65", "x")),
+        *(("--pause", bad) for bad in ("x", "-1s", "1")),
+    ):
+        refused = posduif("migrate", "up", "--all", f"{option}={value}", *folder.option, "-o", "json", code=2)
+        assert refused.out == "", (option, value)
+        if option == "--max-failures":
+            assert "--wave" not in str(refused.error["try"]), value
+    if count:
+        posduif("migrate", "up", "--all", "--wave", "2,1", *folder.option, code=2)
+    assert having(ground, names, "1000") == []
+
+
+# --- raced and killed
+
+
+@pytest.mark.slow
+def test_two_full_runners_apply_each_file_once_on_a_hundred_tenants(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(100)
+    folder.put("1000", more="SELECT pg_sleep(0.03);")
+    folder.put("1001")
+    folder.configure("servers: {both: {dsn: '%s', max_connections: 8}}\n" % ground.dsn)  # noqa: UP031
+    argv = ("migrate", "up", "--all", "--list", "--jobs", "6", *folder.option, "--server", "both", "-o", "json")
+    runners = [posduif.popen(*argv) for _ in range(2)]
+    ends = [ended(runner, 90) for runner in runners]
+    assert [code for code, _, _ in ends] == [0, 0], [err for _, _, err in ends]
+    first, second = (statuses(json.loads(out)) for _, out, _ in ends)
+    assert set(first) == set(second) == set(names)
+    for name in names:
+        assert sorted((first[name], second[name])) == ["ok", "unchanged"], name
+    for _, out, _ in ends:
+        visited = sum(row["seconds"] > 0 for row in json.loads(out))
+        assert visited > 80, "they did not run together"
+    for name in names:
+        rows = ground.sql("SELECT array_agg(version ORDER BY version) FROM runs", database=name)
+        assert rows == [(["1000", "1001"],)], name
+        noted = record(ground, name)
+        assert (noted["schema"], noted["set"]) == ("1001", digest([*BUNDLED, "1000", "1001"]))
+    assert posduif.json("migrate", "up", "--all", *folder.option) == []
+
+
+def test_kill_9_at_any_moment_leaves_each_tenant_wholly_old_or_new(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(14)
+    folder.put("1000", more="SELECT pg_sleep(0.05);")
+    folder.put("1001", more="SELECT pg_sleep(0.05);")
+    dice = random.Random(20261122)
+    argv = ("migrate", "up", "--all", "--jobs", "2", *folder.option, "-o", "json")
+    seen = set()
+    for number in range(9):
+        runner = posduif.popen(*argv)
+        until(lambda: workers(ground) or runner.poll() is not None, "a worker")  # noqa: B023
+        time.sleep(dice.uniform(0, 0.15 * (number + 1)))  # later and later, so that a slow machine gets somewhere
+        runner.kill()
+        runner.communicate()
+        seen.add((len(having(ground, names, "1000")), len(having(ground, names, "1001"))))
+        if (14, 14) in seen:
+            break
+    assert any(0 < done < 14 for done, _ in seen), f"no kill met a run in the middle: {seen}"
+    assert set(statuses(posduif.json(*argv[:-2])).values()) <= {"ok", "unchanged"}
+    assert having(ground, names, "1000") == having(ground, names, "1001") == names
+    assert posduif.json(*argv[:-2]) == []
+
+
+def test_a_backend_that_is_ended_is_tried_again_at_the_end(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(4)
+    folder.put("1000", more="SELECT pg_sleep(0.4);")
+    runner = posduif.popen("migrate", "up", "--all", "--jobs", "2", *folder.option, "-o", "json")
+    until(lambda: len(workers(ground, "wait_event = 'PgSleep'")) == 2, "both work")
+    [(victim, where), *_] = ground.sql(
+        "SELECT pid, datname::text FROM pg_stat_activity WHERE wait_event = 'PgSleep' ORDER BY datname"
+    )
+    ground.sql("SELECT pg_terminate_backend(%s)", victim)
+    code, out, err = ended(runner)
+    assert (code, err) == (0, "")
+    assert where == names[0]
+    assert statuses(json.loads(out)) == dict.fromkeys(names, "ok")
+    assert having(ground, names, "1000") == names
+
+
+@pytest.mark.parametrize("how", ["kill -9 of a backend", "restart", "a long restart"])
+def test_a_server_that_goes_away_amid_a_run_is_waited_for(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, how: str
+) -> None:
+    names = many(8)
+    folder.put("1000", more="SELECT pg_sleep(0.2);")
+    runner = posduif.popen("migrate", "up", "--all", "--jobs", "2", *folder.option, "-o", "json")
+    until(lambda: len(workers(ground, "wait_event = 'PgSleep'")) == 2, "both work")
+    if how == "kill -9 of a backend":
+        os.kill(workers(ground, "wait_event = 'PgSleep'")[0], signal.SIGKILL)
+    else:
+        embedded.stop(_data_dir(ground))
+        time.sleep(3 if how == "a long restart" else 0)
+        start(_data_dir(ground), None, **SETTINGS)
+    code, out, err = ended(runner)
+    assert (code, err) == (0, ""), out
+    assert statuses(json.loads(out)) == dict.fromkeys(names, "ok")
+    assert having(ground, names, "1000") == names
+
+
+def test_a_server_that_stays_away_ends_the_run_with_every_outcome(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, 1)
+    names = many(6)
+    folder.put("1000", more="SELECT pg_sleep(0.2);")
+
+    def stop() -> None:
+        until(lambda: len(workers(ground, "wait_event = 'PgSleep'")) == 2, "both work")
+        embedded.stop(_data_dir(ground))
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    started = time.monotonic()
+    try:
+        ran = posduif("migrate", "up", "--all", "--jobs", "2", *folder.option, "-o", "json", code=8)
+    finally:
+        stopper.join()
+        start(_data_dir(ground), None, **SETTINGS)
+    assert time.monotonic() - started < 12, "the server is waited for once, not once a tenant"
+    assert statuses(ran.json) == dict.fromkeys(names, "failed")
+    assert having(ground, names, "1000") == []
+    assert statuses(posduif.json("migrate", "up", "--all", *folder.option)) == dict.fromkeys(names, "ok")
+
+
+def test_tenants_that_come_go_or_are_suspended_amid_a_run(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(6)
+    folder.put("1000", more="SELECT pg_sleep(0.8);")
+    runner = posduif.popen("migrate", "up", "--all", "--jobs", "1", *folder.option, "-o", "json")
+    until(lambda: workers(ground, "wait_event = 'PgSleep'"), "it works")
+    remove(ground, names[2])
+    ground.sql(f"DROP DATABASE {names[3]}")  # its engine's role remains, as amid a drop
+    set_state(ground, names[4], "suspended")
+    [late] = many(1, first=6)
+    code, out, err = ended(runner)
+    assert (code, err) == (0, ""), out
+    expected = dict.fromkeys(names, "ok") | dict.fromkeys(names[2:5], "skipped")
+    assert statuses(json.loads(out)) == expected
+    left = [names[0], names[1], names[4], names[5], late]
+    assert having(ground, left, "1000") == [names[0], names[1], names[5]]
+    assert record(ground, names[4])["state"] == "suspended"
+
+
+def test_a_tenant_dropped_under_its_migration_is_skipped(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    folder.put("1000", more="SELECT pg_sleep(1);")
+    runner = posduif.popen("migrate", "up", "--all", "--jobs", "1", *folder.option, "-o", "json")
+    until(lambda: workers(ground, "wait_event = 'PgSleep'"), "it works")
+    remove(ground, names[0])
+    code, out, err = ended(runner)
+    assert (code, err) == (0, ""), out
+    assert statuses(json.loads(out)) == {names[0]: "skipped", names[1]: "ok", names[2]: "ok"}
+
+
+# --- locks
+
+
+def test_a_locked_tenant_is_deferred_and_then_reported_with_its_blocker(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, 1.2)
+    names = many(4)
+    folder.put("1000", more="ALTER TABLE users ADD COLUMN extra text;")
+    with held(ground, names[0], LOCK_USERS) as holder:
+        ran = posduif("migrate", "up", "--all", "--jobs", "1", *folder.option, code=8)
+        [row] = [line for line in ran.out.splitlines() if line.startswith(names[0])]
+        assert f"blocked by pid {holder.info.backend_pid} (postgres, the holder, idle in transaction, 00:0" in row
+        lines = ran.err.splitlines()
+        order = [line.split(":")[1].strip() for line in lines if line.startswith(("ok: ", "failed: "))]
+        assert order == [*names[1:], names[0]], "it was put off to the end"
+        assert any("trying again: 1 tenant" in line for line in lines)
+        assert holder.execute("SELECT 1").fetchone() == (1,), "nobody is killed"
+        assert having(ground, names[1:], "1000") == names[1:]
+        assert "failed" not in record(ground, names[0]), "to wait in vain is no failed migration"
+    assert statuses(posduif.json("migrate", "up", "--all", *folder.option)) == {names[0]: "ok"}
+
+
+def test_a_lock_that_is_let_go_in_time_is_no_failure(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, 1)
+    names = many(3)
+    folder.put("1000", more="ALTER TABLE users ADD COLUMN extra text;")
+    done: list[dict[str, str]] = []
+    with held(ground, names[0], LOCK_USERS) as holder:
+        timer = threading.Timer(1.6, holder.execute, ["ROLLBACK"])
+        timer.start()
+        done.append(statuses(posduif.json("migrate", "up", "--all", *folder.option)))
+        timer.join()
+    assert done == [dict.fromkeys(names, "ok")]
+
+
+# --- connections
+
+
+@contextmanager
+def sampled(server: PgServer) -> Iterator[list[int]]:
+    """Count posduif's sessions all the time; one that was closed is there for some milliseconds more."""
+    counts: list[int] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        query = b"SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'posduif%'"
+        before: set[int] = set()
+        with server.connect(application_name="sampler") as conn:
+            while not stop.wait(0.015):
+                now = {pid for (pid,) in conn.execute(query)}
+                counts.append(len(now & before))
+                before = now
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_connections_stay_within_the_configured_share(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, share: int
+) -> None:
+    names = many(9)
+    folder.put("1000", more="SELECT pg_sleep(0.1);")
+    folder.configure(f"servers: {{eu1: {{dsn: '{ground.dsn}', max_connections: {share}}}}}\n")
+    fleet = ("--all", *folder.option, "--server", "eu1")
+    with sampled(ground) as counts:
+        done = posduif.json("migrate", "up", "--jobs", "16", "--wave", "50%,100%", *fleet)
+        assert statuses(done) == dict.fromkeys(names, "ok")
+        folder.put("1001")
+        posduif("migrate", "up", "--dry-run", *fleet)
+        posduif("migrate", "down", "--steps", "1", "--confirm", "eu1", "--jobs", "16", *fleet)
+    assert max(counts) == share
+    assert having(ground, names, "1001") == []
+
+
+def test_jobs_are_at_once_and_no_more(posduif: Posduif, ground: PgServer, many: Make, folder: Folder) -> None:
+    names = many(6)
+    folder.put("1000", more="SELECT pg_sleep(0.15);")
+    with sampled(ground) as counts:
+        assert statuses(posduif.json("migrate", "up", "--all", "--jobs", "3", *folder.option)) == dict.fromkeys(
+            names, "ok"
+        )
+    assert max(counts) == 4  # and the one that looks at blockers
+
+
+def hog(server: PgServer, stack: ExitStack, **parts: Any) -> None:
+    """Take every connection that there is."""
+    with suppress(psycopg.OperationalError):
+        while True:
+            stack.enter_context(server.connect(**parts))
+
+
+@pytest.mark.parametrize("login", ["postgres", "alice"])
+def test_a_full_server_is_waited_for(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, login: str
+) -> None:
+    """For `alice` the server says something else: the last places are kept for superusers."""
+    names = many(3)
+    folder.put("1000")
+    with ExitStack() as stack:
+        hog(ground, stack, user=login)
+        dsn = ground.dsn_for(user=login)
+        runner = posduif.popen("migrate", "up", "--all", *folder.option, "-o", "json", POSDUIF_DSN=dsn)
+        time.sleep(2)
+        assert runner.poll() is None, runner.communicate()
+    code, out, err = ended(runner)
+    assert (code, err) == (0, ""), out
+    assert statuses(json.loads(out)) == dict.fromkeys(names, "ok")
+
+
+def test_a_server_that_fills_up_amid_a_run_is_waited_for(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(5)
+    folder.put("1000", more="SELECT pg_sleep(0.5);")
+    argv = ("migrate", "up", "--all", "--jobs", "2", "--wave", "2,100%", *folder.option, "-o", "json")
+    runner = posduif.popen(*argv)
+    until(lambda: workers(ground, "wait_event = 'PgSleep'"), "it works")
+    with ExitStack() as stack:
+        hog(ground, stack)
+        until_full = time.monotonic() + 2
+        while time.monotonic() < until_full:
+            with suppress(psycopg.OperationalError):
+                stack.enter_context(ground.connect())
+            time.sleep(0.01)
+        assert runner.poll() is None, runner.communicate()
+    code, out, err = ended(runner)
+    assert (code, err) == (0, ""), out
+    assert statuses(json.loads(out)) == dict.fromkeys(names, "ok")
+    assert having(ground, names, "1000") == names
+
+
+# --- interrupted
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("what", ["a table's lock", "the tenant's lock", "a statement"])
+def test_ctrl_c_ends_at_once_and_leaves_nothing_half_done(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, what: str, count: int
+) -> None:
+    names = many(count)
+    before = {name: record(ground, name) for name in names}
+    statement = "SELECT pg_sleep(60);" if what == "a statement" else "ALTER TABLE users ADD COLUMN extra text;"
+    folder.put("1000", more=statement)
+    lock = {"a table's lock": LOCK_USERS, "a statement": "SELECT 1"}.get(
+        what, f"SELECT pg_advisory_xact_lock({0x706F7364}, hashtext(current_database()))"
+    )
+    folder.configure(lock_timeout="20s" if count == 1 else "300ms")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(held(ground, name, lock))
+        runner = posduif.popen("migrate", "up", *names, *folder.option, "-o", "json")
+        until(lambda: len(workers(ground)) == count, "all work")
+        time.sleep(0.7)
+        started = time.monotonic()
+        os.kill(runner.pid, signal.SIGINT)
+        code, out, err = ended(runner, 20)
+        assert time.monotonic() - started < 3
+        assert code == 130
+        assert json.loads(err)["error"]["code"] == "interrupted"
+        assert "Traceback" not in out + err
+    until(lambda: not workers(ground), "no session is left")
+    assert {name: record(ground, name) for name in names} == before, "who interrupts has no failed migration"
+    assert having(ground, names, "1000") == []
+
+
+def test_ctrl_c_between_waves(posduif: Posduif, ground: PgServer, many: Make, folder: Folder) -> None:
+    names = many(3)
+    folder.put("1000")
+    argv = ("migrate", "up", "--all", "--wave", "1,100%", "--pause", "60s", *folder.option)
+    runner = posduif.popen(*argv)
+    until(lambda: has(ground, names[0], "1000"), "the first wave")
+    time.sleep(0.5)
+    os.kill(runner.pid, signal.SIGINT)
+    code, _, err = ended(runner, 5)
+    assert code == 130, err
+    assert having(ground, names, "1000") == names[:1]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_ctrl_c_in_a_fleet_command_that_waits_for_a_lock(
+    posduif: Posduif, ground: PgServer, many: Make, count: int
+) -> None:
+    names = many(count)
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(held(ground, name, "LOCK TABLE enrollment_tokens IN ACCESS EXCLUSIVE MODE"))
+        runner = posduif.popen("token", "purge", "--all", "-o", "json")
+        until(lambda: len(workers(ground, "wait_event_type = 'Lock'")) == count, "all wait")
+        started = time.monotonic()
+        os.kill(runner.pid, signal.SIGINT)
+        code, _, err = ended(runner, 10)
+        assert time.monotonic() - started < 3
+        assert code == 130
+        assert json.loads(err)["error"]["code"] == "interrupted"
+    until(lambda: not workers(ground), "no session is left")
+
+
+# --- several named, and no server
+
+
+def test_several_named_tenants_whose_server_cannot_be_reached_is_6(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, clean_environ: pytest.MonkeyPatch
+) -> None:
+    names = many(2)
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(held(ground, name, "LOCK TABLE enrollment_tokens IN ACCESS EXCLUSIVE MODE"))
+        runner = posduif.popen("token", "purge", *names, "-o", "json")
+        until(lambda: len(workers(ground, "wait_event_type = 'Lock'")) == 2, "both wait")
+        for pid in workers(ground):
+            ground.sql("SELECT pg_terminate_backend(%s)", pid)
+        code, _, err = ended(runner)
+    assert (code, json.loads(err)["error"]["code"]) == (6, "server_unreachable")
+
+    with held(ground, names[0], "LOCK TABLE enrollment_tokens IN ACCESS EXCLUSIVE MODE"):
+        runner = posduif.popen("token", "purge", *names, "-o", "json")
+        until(lambda: len(workers(ground, "wait_event_type = 'Lock'")) == 1, "one waits")
+        for pid in workers(ground):
+            ground.sql("SELECT pg_terminate_backend(%s)", pid)
+        code, _, err = ended(runner)
+    assert (code, json.loads(err)["error"]["code"]) == (8, "partial_failure")
+
+    folder.put("1000")
+    clean_environ.setenv("POSDUIF_DSN", "host=127.0.0.1 port=1")
+    for verb in (("up",), ("up", "--dry-run"), ("down", "--steps", "1"), ("verify",)):
+        for whom in (names, ["--all"]):
+            posduif("migrate", *verb, *whom, *folder.option, "-o", "json", code=6)
+
+
+# --- down, dry runs, new
+
+
+def dump(server: PgServer, tenant: str) -> str:
+    """What pg_dump says of schema, grants and data, but for the version table's times."""
+    done = subprocess.run(
+        [embedded.locate(None).bin_dir / "pg_dump", "--dbname", server.dsn_for(dbname=tenant), "--create"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+    return "\n".join(lines)
+
+
+def whole(server: PgServer, tenants: Sequence[str]) -> list[Any]:
+    return [
+        [dump(server, tenant) for tenant in tenants],
+        server.sql("SELECT rolname::text, shobj_description(oid, 'pg_authid') FROM pg_authid ORDER BY 1"),
+    ]
+
+
+def test_down_takes_back_and_up_again_makes_the_same(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    folder.put("1000", more="CREATE INDEX t_idx ON t1000 (id);\nALTER TABLE t1000 ADD CHECK (id > 0);")
+    folder.put("1001")
+    clock = re.compile(r"^(\d+)\t(\w{64})\t.*$", re.MULTILINE)
+
+    def schema(tenant: str) -> str:
+        text = clock.sub(r"\1 \2", dump(ground, tenant))
+        return re.sub(r"COPY public.runs.*?\\\.", "", text, flags=re.DOTALL)
+
+    old = {name: schema(name) for name in names}
+    posduif("migrate", "up", "--all", *folder.option)
+    new = {name: schema(name) for name in names}
+    assert new != old
+
+    # --to keeps the version named; --steps counts.
+    argv = ("migrate", "down", names[0], "--to", LATEST, *folder.option)
+    [row] = posduif.json(*argv, "--confirm", names[0])
+    assert (row["status"], row["changed"], row["from"], row["to"]) == ("ok", True, "1001", LATEST)
+    assert schema(names[0]) == old[names[0]]
+    posduif("migrate", "up", names[0], *folder.option)
+    assert schema(names[0]) == new[names[0]]
+
+    fleet = ("migrate", "down", "--all", *folder.option)
+    server_name = posduif.json("migrate", "status", names[0], *folder.option)[0]["server"]
+    posduif(*fleet, "--steps", "2", "--confirm", server_name)
+    again = posduif("migrate", "down", *names, "--to", LATEST, *folder.option, "-o", "json")
+    assert (again.json, again.code) == ([], 0), "what is taken back already needs no confirmation"
+    assert {name: schema(name) for name in names} == old
+    posduif("migrate", "up", "--all", *folder.option)
+    assert {name: schema(name) for name in names} == new
+
+
+def test_down_refuses_before_anything_is_changed(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(2)
+    folder.put("1000", down=False)
+    folder.put("1001")
+    posduif("migrate", "up", "--all", *folder.option)
+    server_name = posduif.json("migrate", "status", names[0], *folder.option)[0]["server"]
+    before = whole(ground, names)
+    one, fleet = ("migrate", "down", names[0], *folder.option), ("migrate", "down", "--all", *folder.option)
+    for argv, code in (
+        ((*one, "--steps", "1"), 9),
+        ((*one, "--steps", "1", "--confirm", names[1]), 9),
+        ((*one, "--steps", "1", "--confirm", server_name), 9),
+        ((*fleet, "--steps", "1"), 9),
+        ((*fleet, "--steps", "1", "--confirm", names[0]), 9),
+        ((*one, "--steps", "2", "--confirm", names[0]), 5),
+        ((*fleet, "--steps", "2", "--confirm", server_name), 8),
+        ((*one, "--to", LATEST, "--confirm", names[0]), 5),
+        ((*one, "--confirm", names[0]), 2),
+        ((*one, "--steps", "1", "--to", "1000", "--confirm", names[0]), 2),
+        ((*one, "--steps", "0", "--confirm", names[0]), 2),
+        ((*one, "--to", "3", "--confirm", names[0]), 2),
+        ((*one, "--to", "oops", "--confirm", names[0]), 2),
+        (("migrate", "down", "nobody", "--steps", "1", "--confirm", "nobody"), 4),
+    ):
+        posduif(*argv, "-o", "json", code=code)
+        assert whole(ground, names) == before, argv
+    refused = posduif(*one, "--steps", "2", "--confirm", names[0], "-o", "json", code=5)
+    assert "1000_x.sql has no `-- migrate:down`" in refused.error["why"]
+    assert server_name in posduif(*fleet, "--steps", "1", "-o", "json", code=9).error["try"][0]
+    posduif(*one, "--to", "1001", "--confirm", names[0])
+    assert whole(ground, names) == before, "nothing is newer than the newest"
+    posduif(*one, "--steps", "1", "--confirm", names[0])
+    assert having(ground, names, "1000") == names
+    with pytest.raises(AssertionError):
+        has(ground, names[0], "1001")  # `runs` tells of it still: the data of a run is not taken back
+
+
+def test_dry_runs_change_nothing_and_group_by_plan(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(5)
+    folder.put("1000")
+    posduif("migrate", "up", *names[:2], *folder.option)
+    folder.put("1001", more="SELECT pg_sleep(60);")
+    set_state(ground, names[4], "suspended")
+    before = whole(ground, names)
+    plan = posduif("migrate", "up", "--all", "--dry-run", *folder.option, "-o", "json")
+    assert plan.json["dry_run"] is True
+    found = {(step["subject"], tuple(step["tenants"])) for step in plan.json["steps"]}
+    assert found == {
+        ("1001_x", tuple(names[:2])),
+        ("1000_x", tuple(names[2:4])),
+        ("1001_x", tuple(names[2:4])),
+    }
+    assert {step["action"] for step in plan.json["steps"]} == {"migrate up"}
+    assert all("CREATE TABLE t1" in step["sql"] for step in plan.json["steps"])
+    assert "nothing was changed" in posduif("migrate", "up", "--all", "-n", *folder.option).err
+    down = posduif("migrate", "down", *names[:2], "--steps", "1", "-n", *folder.option, "-o", "json")
+    assert [(step["subject"], step["tenants"]) for step in down.json["steps"]] == [("1000_x", names[:2])]
+    assert whole(ground, names) == before
+    assert posduif("migrate", "up", names[4], "-n", *folder.option, "-o", "json").json["steps"] == []
+
+    # Read-only transactions: a role that may not write at all can plan.
+    ground.sql("ALTER ROLE alice SET default_transaction_read_only = on")
+    try:
+        posduif("migrate", "up", "--all", "-n", "--dsn", ground.dsn_for(user="alice"), *folder.option)
+    finally:
+        ground.sql("ALTER ROLE alice RESET default_transaction_read_only")
+
+
+def test_new_makes_the_next_file(posduif: Posduif, many: Make, folder: Folder) -> None:
+    [name] = many(1)
+    made = [posduif.json("migrate", "new", f"step_{n}", *folder.option)["path"] for n in range(2)]
+    assert all(Path(path).parent == folder.path for path in made)
+    assert len(set(made)) == 2, "two in one second"
+    posduif("migrate", "new", "Bad-Name", *folder.option, code=2)
+    refused = posduif("migrate", "up", name, *folder.option, code=3)  # an empty section is no migration
+    assert made[0] in refused.err
+
+
+# --- the terminal
+
+
+def screen(text: str) -> list[str]:
+    """What stands on a wide terminal after *text*."""
+    lines, column = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            lines.append("")
+            column = 0
+        elif part == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        elif not part.startswith("\x1b"):
+            lines[-1] = lines[-1][:column] + part + lines[-1][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("end", ["finished", "interrupted"])
+def test_the_live_line_leaves_nothing_behind(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, end: str
+) -> None:
+    names = many(4)
+    folder.put(
+        "1000",
+        more="SELECT pg_sleep(0.2);"
+        if end == "finished"
+        else "SELECT pg_sleep(0.2 + 60 * (current_database() = 'a03')::int);",
+    )
+    ground.sql("CREATE TABLE t1000 (id int)", database=names[0])
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, b"\x18\x00\xc8\x00\x00\x00\x00\x00")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posduif_cli", "migrate", "up", "--all", "--jobs", "1", *folder.option],
+        env={**os.environ, "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    seen = b""
+    sent = False
+    with suppress(OSError):  # what Linux makes of the end
+        while chunk := os.read(leader, 65536):
+            seen += chunk
+            if end == "interrupted" and not sent and b"1 failed" in seen and b"2 ok" in seen:
+                time.sleep(0.3)
+                os.kill(process.pid, signal.SIGINT)
+                sent = True
+    os.close(leader)
+    assert process.wait(20) == (8 if end == "finished" else 130), seen
+    text = seen.decode()
+    assert re.search(r"\n1 failed \.\.\.", text), "the line lives"
+    assert "1 ok, 1 failed ..." in text
+    last = screen(text)
+    assert not any("..." in line for line in last), last
+    assert sum(line.startswith(f"failed: {names[0]}: ") for line in last) == 1
+    assert last[-1] == ""
+    if end == "finished":
+        assert any(line.startswith("3 ok, 1 failed; servers: ") for line in last)
+        assert any(re.match(rf" ?{names[1]} +\S+ +ok", line) for line in last), last
+    else:
+        assert any(line.startswith("error: interrupted; 3 tenants") for line in last), last
