@@ -16,7 +16,7 @@ from conftest import REPO, PgServer, Posduif, forget
 from test_kill_points import kill
 from test_migrations import Folder, folder, held, record, until, versions
 
-from posduif_cli.core import rollouts, verifications
+from posduif_cli.core import statuses, verifications
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet
 from posduif_cli.core.folders import Folders, digest
@@ -311,7 +311,7 @@ def test_a_hundred_thousand_records_are_judged_in_a_moment() -> None:
     server: Server = simulated.servers[0]
     started = time.process_time()
     tenants = [tenant for row in many if (tenant := simulated.judge(row, server)) is not None]
-    behind = [tenant for tenant in tenants if rollouts._behind(tenant)]
+    behind = [tenant for tenant in tenants if statuses.behind(tenant)]
     spent = time.process_time() - started
     print(f"{spent:.2f} s for {len(many)} records")
     assert len(tenants) == 100_000

@@ -41,20 +41,23 @@ def status(
     A terminal gets a summary by version and server with the stragglers named; --list and every machine format
     have a row a tenant.
     """
-    from posduif_cli.core import rollouts, verifications
+    from posduif_cli.core import statuses
     from posduif_cli.models import Finding, Level, SchemaStatus
-    from posduif_cli.render import report
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate status")
-    found, errors = rollouts.status(app.fleet, tenants=names)
+    found, errors = statuses.status(app.fleet, tenants=names)
     if app.out.format == "table" and everyone and not list_all and not app.out.fields:
+        from posduif_cli.render import report
+
         report.skew(app.out, found)
     else:
         app.out.list(found, SchemaStatus, empty="no tenants yet: posduif tenant create NAME")
     wrong: list[Finding] = []
     unvisited: dict[str, PosduifError] = {}
     if verify or sample is not None:
+        from posduif_cli.core import verifications
+
         findings, unvisited = verifications.run(app.fleet, tenants=names, sample=sample)
         wrong = [finding for finding in findings if finding.level is not Level.OK]
         for finding in wrong:
@@ -205,6 +208,8 @@ def split(text: str | None) -> tuple[str, ...]:
 
 def warn_of_risks(app: App) -> None:
     """Pass on what the files' checks warn of, for files that are not posduif's own."""
+    if not app.folders.further:
+        return
     from posduif_cli.core import risks
 
     for problem in risks.check_all(app.folders):
@@ -232,21 +237,21 @@ def show_plans(app: App, plan: Any) -> None:
 
 def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[str] | None, *, list_all: bool) -> None:
     """Show the outcomes and the summary, and turn failures into the exit code."""
-    from posduif_cli.core import rollouts
+    from posduif_cli.core import statuses
     from posduif_cli.models import Outcome
 
     order = {name: number for number, name in enumerate(names or ())}
     ordered = sorted(run.outcomes, key=lambda outcome: (order.get(outcome.tenant, 0), outcome.tenant, outcome.server))
     shown = ordered if names or list_all else [o for o in ordered if o.status != "unchanged"]
     app.out.list(shown, Outcome)
-    counts = rollouts.tally(run.outcomes)
+    counts = statuses.tally(run.outcomes)
     summary = ", ".join(f"{counts[word]} {word}" for word in ("ok", "unchanged", "skipped", "failed") if counts[word])
     app.out.say(
         f"{summary or 'nothing to do'}; servers: {', '.join(s.name for s in app.fleet.servers if s.name not in errors)}"
     )
     for name, error in errors.items():
         app.out.warn(f"server {name} could not be asked: {error.why or error.message}")
-    for cause, tenants in rollouts.causes(run.outcomes):
+    for cause, tenants in statuses.causes(run.outcomes):
         more = f" and {len(tenants) - 5} more" if len(tenants) > 5 else ""
         app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({', '.join(tenants[:5])}{more}): {cause}")
     failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}

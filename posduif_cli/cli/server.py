@@ -37,7 +37,7 @@ def start(ctx: typer.Context) -> None:
 
 @app.verb("stop", example="posduif server stop")
 def stop(ctx: typer.Context) -> None:
-    """Stop the embedded server; its data stays."""
+    """Stop the embedded server; its data stays, and the next command that needs it starts it again."""
     from posduif_cli.core import servers
     from posduif_cli.models import EmbeddedStatus
 

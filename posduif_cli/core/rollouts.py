@@ -4,17 +4,19 @@ import math
 import re
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from posduif_cli.core import migrations, verifications
+from posduif_cli.core import migrations
 from posduif_cli.core.fleet import Fleet, Session, cancel
+from posduif_cli.core.folders import Folders
 from posduif_cli.core.migrations import Applied, Hooks
 from posduif_cli.core.scripts import File
+from posduif_cli.core.statuses import behind
 from posduif_cli.db import queries, record
 from posduif_cli.errors import (
     Busy,
@@ -27,7 +29,7 @@ from posduif_cli.errors import (
     UsageError,
     WrongState,
 )
-from posduif_cli.models import Outcome, OutcomeError, Plan, SchemaStatus, Server, State, Step, Tenant
+from posduif_cli.models import Outcome, OutcomeError, Plan, Server, State, Step, Tenant
 
 T = TypeVar("T")
 Work = Callable[[Session, Hooks], Applied]
@@ -58,15 +60,6 @@ class Pace:
             size(self.max_failures, 100, hint="--max-failures 1%")
 
 
-def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaStatus], dict[str, PosduifError]]:
-    """Return where the schemas stand, from the records alone, and the servers that could not be asked."""
-    chosen, errors = fleet.choose(tenants)
-    return [
-        SchemaStatus(t.tenant, t.server, t.state, t.schema_version, t.latest_version, t.pending, t.error)
-        for t in chosen
-    ], errors
-
-
 Errors = dict[str, PosduifError]
 
 
@@ -94,18 +87,14 @@ def up(
         pace,
         on_outcome,
         tell,
-        lambda conn: verifications.problem(conn, folders),
+        lambda conn: _problem(conn, folders),
     )
     chosen, errors = _choose(run, tenants)
     chosen = [tenant for tenant in chosen if tenant.error or not failed]
-    behind = [tenant for tenant in chosen if tenants is not None or _behind(tenant)]
-    run.leave([tenant for tenant in chosen if tenants is None and not _behind(tenant)])
-    run.run(behind)
+    targets = [tenant for tenant in chosen if tenants is not None or behind(tenant)]
+    run.leave([tenant for tenant in chosen if tenants is None and not behind(tenant)])
+    run.run(targets)
     return run, errors
-
-
-def _behind(tenant: Tenant) -> bool:
-    return tenant.state is not State.ACTIVE or tenant.pending > 0 or tenant.error is not None
 
 
 def down(
@@ -157,6 +146,13 @@ def choose(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], E
         pause = min(pause * 2, LAST_PAUSE)
 
 
+def _problem(conn: Session, folders: Folders) -> str | None:
+    """Say what is wrong with a tenant of a wave that is over, or None."""
+    from posduif_cli.core import verifications  # only waves need it, and it brings the fingerprints along
+
+    return verifications.problem(conn, folders)
+
+
 def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False) -> tuple[Plan, Errors]:
     """Say what `up` would run where: a step for each migration and group of tenants with the same plan.
 
@@ -172,7 +168,7 @@ def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False
         return tuple(file for file in folders.files if file.version in wanted)
 
     chosen, errors = choose(fleet, tenants)
-    targets = [t for t in chosen if (tenants is not None or _behind(t)) and (t.error or not failed)]
+    targets = [t for t in chosen if (tenants is not None or behind(t)) and (t.error or not failed)]
     return _plan(fleet, targets, errors, pending, "migrate up", lambda file: file.up.text)
 
 
@@ -565,27 +561,3 @@ def failed(
     version, changed = reached or (tenant.schema_version, False)
     before = tenant.schema_version
     return Outcome(tenant.tenant, tenant.server, "failed", changed, before, version, round(seconds, 3), detail)
-
-
-def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
-    """Group the failed outcomes by cause, the most frequent first: the cause, and the tenants."""
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.status == "failed" and outcome.error is not None:
-            error = outcome.error
-            cause = error.message.replace(outcome.tenant, "")
-            groups.setdefault(f"{error.sqlstate} {error.file} {error.line} {cause}", []).append(outcome)
-    found = []
-    for group in groups.values():
-        first = group[0].error
-        assert first is not None
-        cause = first.message if len(group) == 1 else first.message.replace(f" in {group[0].tenant}:", ":")
-        cause += f" (SQLSTATE {first.sqlstate})" if first.sqlstate else ""
-        cause += f" [{first.statement}]" if first.statement else ""
-        found.append((cause, sorted(outcome.tenant for outcome in group)))
-    return sorted(found, key=lambda group: (-len(group[1]), group[0]))
-
-
-def tally(outcomes: Sequence[Outcome]) -> Counter[str]:
-    """Count the outcomes by status."""
-    return Counter(outcome.status for outcome in outcomes)

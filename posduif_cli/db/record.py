@@ -159,8 +159,10 @@ def read(session: Session) -> Record:
     Raises WrongState when the database is not ours: its owner is not `posduif_admin`, or it has no record.
     """
     rows = session.tuples(
-        """SELECT pg_get_userbyid(datdba), shobj_description(oid, 'pg_database')
-           FROM pg_database WHERE datname = current_database()"""
+        # 1262 is pg_database: shobj_description() would look it up by name, in catalogs a new session has not read.
+        """SELECT pg_get_userbyid(d.datdba), (SELECT c.description FROM pg_shdescription c
+                                              WHERE c.objoid = d.oid AND c.classoid = 1262)
+           FROM pg_database d WHERE d.datname = current_database()"""
     )
     record = parse(rows[0][1]) if rows and rows[0][0] == ADMIN_ROLE else None
     if record is None:
