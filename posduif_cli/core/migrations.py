@@ -29,7 +29,7 @@ from posduif_cli.models import Failure, Migration, State
 
 PATIENCE = timedelta(seconds=30)
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
-COLUMNS = 5  # of a version table that has ours, too
+NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
 CANNOT_RUN_IN_TRANSACTION = "25001"
 
 
@@ -56,6 +56,7 @@ class _Row:
     checksum: str | None
     applied_at: datetime | None
     duration_ms: int | None
+    applied_by: str | None
 
 
 def applied(conn: Session) -> dict[str, _Row]:
@@ -66,13 +67,16 @@ def applied(conn: Session) -> dict[str, _Row]:
 def _table(conn: Session) -> tuple[dict[str, _Row], bool]:
     """Return the rows of the version table, and whether it has all of our columns."""
     named = queries.load("migrations")
-    columns = conn.value(named["count_columns"])
-    if not columns:
+    try:
+        with conn.transaction():
+            return {row.version: row for row in conn.rows(_Row, named["list_applied"])}, True
+    except QueryFailed as error:
+        if error.sqlstate not in NO_SUCH_TABLE_OR_COLUMN:
+            raise
+    if not conn.value("SELECT to_regclass('public.schema_migrations') IS NOT NULL"):
         return {}, False
-    if columns < COLUMNS:
-        bare = conn.tuples("SELECT version::text FROM public.schema_migrations ORDER BY version")
-        return {version: _Row(version, None, None, None) for (version,) in bare}, False
-    return {row.version: row for row in conn.rows(_Row, named["list_applied"])}, True
+    bare = conn.tuples("SELECT version::text FROM public.schema_migrations ORDER BY version")
+    return {version: _Row(version, None, None, None, None) for (version,) in bare}, False
 
 
 def history(conn: Session, *, folders: Folders) -> tuple[Migration, ...]:

@@ -7,15 +7,9 @@ ALTER TABLE public.schema_migrations
     ADD COLUMN IF NOT EXISTS duration_ms integer,
     ADD COLUMN IF NOT EXISTS applied_by text DEFAULT session_user;
 
--- name: count_columns
--- How many of the version table's columns there are: 0 without the table, 5 when it is complete.
-SELECT count(*) FROM pg_attribute
-WHERE attrelid = to_regclass('public.schema_migrations') AND NOT attisdropped
-  AND attname IN ('version', 'checksum', 'applied_at', 'duration_ms', 'applied_by');
-
 -- name: list_applied
 -- The applied migrations, in the order of their versions.
-SELECT version::text AS version, checksum, applied_at, duration_ms FROM public.schema_migrations ORDER BY version;
+SELECT version::text AS version, checksum, applied_at, duration_ms, applied_by FROM public.schema_migrations ORDER BY version;
 
 -- name: add_applied
 -- Notes a migration as applied; part of the migration's transaction.
