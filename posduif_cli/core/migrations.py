@@ -275,11 +275,14 @@ class _Run:
         deadline = time.monotonic() + PATIENCE.total_seconds()
         pause, limit = 0.25, self.folders.lock_timeout.total_seconds()
         blockers: tuple[str, ...] = ()
+        # A thread costs more than most migrations do, so nobody is looked for before a first try has failed.
+        watched = limit * 2 > PATIENCE.total_seconds()
         while True:
             seen: list[tuple[str, ...]] = []
             watch = threading.Timer(limit * 0.7, self._look, [seen])
             watch.daemon = True
-            watch.start()
+            if watched:
+                watch.start()
             try:
                 return attempt()
             except Blocked as error:
@@ -294,6 +297,7 @@ class _Run:
                     ) from error
             finally:
                 watch.cancel()
+            watched = True
             time.sleep(pause)
             pause = min(pause * 2, 5)
 
