@@ -127,7 +127,7 @@ complete -c posduif -n '__fish_seen_subcommand_from message; and __fish_seen_sub
 complete -c posduif -n '__fish_seen_subcommand_from message; and __fish_seen_subcommand_from mark' -a 'read synced'
 complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_subcommand_from list start stop status' -a list -d "List the configured servers and how they are"
 complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_subcommand_from list start stop status' -a start -d "Start the embedded server, made first if there is none"
-complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_subcommand_from list start stop status' -a stop -d "Stop the embedded server; its data stays"
+complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_subcommand_from list start stop status' -a stop -d "Stop the embedded server; its data stays, and the next command that needs it starts it again"
 complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_subcommand_from list start stop status' -a status -d "Show whether the embedded server runs; exits with 1 when it does not"
 complete -c posduif -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from show init' -a show -d "Print every setting in force; secrets are masked"
 complete -c posduif -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from show init' -a init -d "Write a commented configuration file, to --config or the user's usual place; never over one that exists"
