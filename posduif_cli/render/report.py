@@ -36,7 +36,7 @@ def skew(out: Output, rows: Sequence[SchemaStatus]) -> None:
         if len(behind) > STRAGGLERS:
             out.text(f"and {len(behind) - STRAGGLERS} more: --list")
     else:
-        out.text(f"\nall {len(rows)} tenants are at {rows[0].latest_version}")
+        out.text("\nno tenant is behind")
 
 
 def show(out: Output, health: Health) -> None:
