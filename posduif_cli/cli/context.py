@@ -20,7 +20,7 @@ from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, Po
 if TYPE_CHECKING:
     from posduif_cli.core.fleet import Fleet, Session
     from posduif_cli.core.folders import Folders
-    from posduif_cli.models import Server
+    from posduif_cli.models import Plan, Server
     from posduif_cli.render.output import Output
 
 GLOBAL_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
@@ -237,6 +237,16 @@ class App:
         if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
             raise errors[among[0]]
         raise PartialFailure(f"{len(errors)} failed: {', '.join(list(errors)[:10])}", hint="posduif health")
+
+    def show_plan(self, plan: "Plan") -> None:
+        """Show what a command would do, having done nothing."""
+        from posduif_cli.models import Step
+
+        if self.out.machine:
+            self.out.show(plan)
+        else:
+            self.out.list(plan.steps, Step, empty="nothing to do")
+            self.out.say("dry run: nothing was changed")
 
     def confirm(self, expected: str, given: str | None, danger: str) -> None:
         """Have a destructive command confirmed by the name of what it destroys.

@@ -107,11 +107,10 @@ def up(
     warn_of_risks(app)
     if dry_run:
         plan, errors = rollouts.plan_up(app.fleet, tenants=names, failed=failed)
-        show_plans(app, plan)
+        app.show_plan(plan)
         app.report_failed(errors, among=names)
         return
     pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
-    pace.check()
     _ = app.fleet  # says which server is used before the progress line begins
     with watched(app) as watcher:
         run, errors = rollouts.up(app.fleet, tenants=names, failed=failed, pace=pace, **watcher.callbacks)
@@ -144,7 +143,7 @@ def down(
         raise UsageError("say how far: either --to or --steps", hint="posduif migrate down acme --steps 1")
     plan, errors = rollouts.plan_down(app.fleet, tenants=names, to=to, steps=steps)
     if dry_run or errors:
-        show_plans(app, plan)
+        app.show_plan(plan)
         app.report_failed(errors, among=names)
         return
     affected = sorted({name for step in plan.steps for name in step.tenants})
@@ -222,17 +221,6 @@ def watched(app: App) -> Any:
     from posduif_cli.render import progress
 
     return progress.watch(app.out)
-
-
-def show_plans(app: App, plan: Any) -> None:
-    """Show what a run would do, a row for each migration and group of tenants that have the same plan."""
-    from posduif_cli.models import Step
-
-    if app.out.machine:
-        app.out.show(plan)
-    else:
-        app.out.list(plan.steps, Step, empty="nothing to do")
-        app.out.say("dry run: nothing was changed")
 
 
 def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[str] | None, *, list_all: bool) -> None:

@@ -76,7 +76,7 @@ def create(
         "if_not_exists": if_not_exists,
     }
     if dry_run:
-        show_plan(app, tenants.plan_create(app.fleet, **asked))
+        app.show_plan(tenants.plan_create(app.fleet, **asked))
         return
     keep = keeper(app, name, engine_config)
     created = tenants.create(app.fleet, **asked, keep=keep)
@@ -92,17 +92,6 @@ def create(
     app.out.show(created.tenant, changed=created.changed)
     if created.changed and keep is None:
         app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
-
-
-def show_plan(app: App, plan: Any) -> None:
-    """Show what a command would do."""
-    from posduif_cli.models import Step
-
-    if app.out.machine:
-        app.out.show(plan)
-    else:
-        app.out.list(plan.steps, Step, empty="nothing to do")
-        app.out.say("dry run: nothing was changed")
 
 
 @app.verb("list", example="posduif tenant list")
@@ -159,7 +148,7 @@ def adopt(ctx: typer.Context, name: options.Tenant, url: options.Url = None, dry
         app.out.expect(Adoption)
     done = adoptions.adopt(app.fleet, database=name, url=options.url(url), dry_run=dry_run)
     if not isinstance(done, Adoption):
-        show_plan(app, done)
+        app.show_plan(done)
         return
     for change in done.changes:
         app.out.say(change)
@@ -261,7 +250,7 @@ def drop(
     if not dry_run:
         app.out.expect(Loss)
     if dry_run:
-        show_plan(app, tenants.plan_drop(app.fleet, name=name))
+        app.show_plan(tenants.plan_drop(app.fleet, name=name))
         return
     loss = tenants.loss(app.fleet, name=name)
     last = f", last activity {loss.last_activity:%Y-%m-%d %H:%M UTC}" if loss.last_activity else ""

@@ -182,7 +182,6 @@ def purge(
     dry_run: options.DryRun = False,
 ) -> None:
     """Delete unused tokens that expired or were revoked a while ago; used ones stay. Made for cron."""
-    from posduif_cli.cli.tenant import show_plan
     from posduif_cli.core import tokens
     from posduif_cli.models import Plan, Purged, Step
 
@@ -193,7 +192,7 @@ def purge(
     age = app.duration(older_than, timedelta(days=7))
     results, errors = tokens.purge_fleet(app.fleet, tenants=names, older_than=age, dry_run=dry_run)
     if dry_run:
-        show_plan(app, Plan(tuple(Step(f"delete {row.deleted} tokens", row.tenant) for row in results)))
+        app.show_plan(Plan(tuple(Step(f"delete {row.deleted} tokens", row.tenant) for row in results)))
     elif results or app.out.machine:
         app.out.list(results, Purged)
     app.report_failed(errors, among=names)

@@ -80,7 +80,6 @@ def delete(
     dry_run: options.DryRun = False,
 ) -> None:
     """Delete a user with all messages from and to it."""
-    from posduif_cli.cli.tenant import show_plan
     from posduif_cli.core import users
     from posduif_cli.models import Plan, Step, User
 
@@ -92,7 +91,7 @@ def delete(
         users.require_unused(conn, user=user)
         count = users.loss(conn, user=user.id)
         if dry_run:
-            show_plan(app, Plan((Step("delete messages", f"{count}"), Step("delete user", user.username))))
+            app.show_plan(Plan((Step("delete messages", f"{count}"), Step("delete user", user.username))))
             return
         app.confirm(
             user.username, confirm, f"delete user {user.username} of tenant {tenant} with {counted(count, 'message')}"

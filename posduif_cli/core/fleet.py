@@ -119,7 +119,7 @@ class Fleet:
         names.tenant(name)
         answers = self.ask(lambda session: self.list_on(session, name=name, sizes=sizes))
         found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
-        live = [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
+        live = _live(found)
         if len(live) > 1:
             raise _ambiguous(name, live)
         if live:
@@ -154,8 +154,7 @@ class Fleet:
         chosen: list[Tenant] = []
         errors: dict[str, PosduifError] = {}
         for name in wanted:
-            found = [t for t in known if t.tenant == name]
-            live = [t for t in found if t.state not in (State.LOST, State.MOVED)] or found
+            live = _live([t for t in known if t.tenant == name])
             if len(live) == 1:
                 chosen += live
             elif live:
@@ -264,6 +263,11 @@ def cancel(sessions: Sequence[Session]) -> None:
     """Cancel what several sessions are doing, from another thread than theirs."""
     for session in sessions:
         session.cancel()
+
+
+def _live(found: Sequence[Tenant]) -> Sequence[Tenant]:
+    """Return the tenants of one name that live, or what is left of it where none does."""
+    return [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
 
 
 def _ambiguous(name: str, live: Sequence[Tenant]) -> AmbiguousTenant:
