@@ -64,7 +64,7 @@ def origin(text: str) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ServerSettings:
     """One entry of `servers:`; *engine* holds what `engine-config` fills in."""
 
@@ -77,7 +77,7 @@ class ServerSettings:
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Entry:
     """One setting, for `config show`."""
 
@@ -86,7 +86,7 @@ class Entry:
     origin: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Terminal:
     """What the environment says about the terminal."""
 
@@ -96,7 +96,7 @@ class Terminal:
     shell: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Config:
     """Everything that is configured; *servers* is empty when no server was named anywhere."""
 

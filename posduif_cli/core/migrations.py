@@ -68,7 +68,7 @@ def _table(conn: Session) -> tuple[dict[str, _Row], bool]:
     """Return the rows of the version table, and whether it has all of our columns."""
     named = queries.load("migrations")
     try:
-        with conn.transaction():
+        with conn.savepoint():
             return {row.version: row for row in conn.rows(_Row, named["list_applied"])}, True
     except QueryFailed as error:
         if error.sqlstate not in NO_SUCH_TABLE_OR_COLUMN:
@@ -134,11 +134,11 @@ def up(
         pending = [file for file in folders.files if file.version not in done]
         for file in pending:
             done.add(file.version)
-            _Run(conn, file, file.up, folders, hooks or Hooks(), done, complete, taking_back=False).apply()
-            complete = True
+            _Run(conn, file, file.up, folders, hooks or Hooks(), current, done, complete, taking_back=False).apply()
+            complete, current = True, _after(current, done)
         if not pending and (current.schema, current.applied, current.failed) != (before, digest(done), None):
             with conn.transaction():
-                _note(conn, done)
+                record.write(conn, _after(current, done))
         return Applied(before, max(done, default=None), tuple(file.version for file in pending))
 
 
@@ -149,7 +149,7 @@ def down(
 
     Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file.
     """
-    with _locked(conn, (State.ACTIVE,)):
+    with _locked(conn, (State.ACTIVE,)) as current:
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
         rows, complete = _table(conn)
         done = set(rows)
@@ -157,7 +157,8 @@ def down(
         for file in files:
             done.discard(file.version)
             assert file.down is not None
-            _Run(conn, file, file.down, folders, hooks or Hooks(), done, complete, taking_back=True).apply()
+            _Run(conn, file, file.down, folders, hooks or Hooks(), current, done, complete, taking_back=True).apply()
+            current = _after(current, done)
         return Applied(before, max(done, default=None), tuple(file.version for file in files))
 
 
@@ -201,7 +202,8 @@ def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folder
 class _Run:
     """One section of one file on one tenant.
 
-    *done* is the set of versions once it is through; *complete* says that the version table has our columns.
+    *current* is the record as it was read under the tenant's lock, *done* the set of versions once the section is
+    through; *complete* says that the version table has our columns.
     """
 
     conn: Session
@@ -209,6 +211,7 @@ class _Run:
     section: Section
     folders: Folders
     hooks: Hooks
+    current: record.Record
     done: set[str]
     complete: bool
     taking_back: bool
@@ -224,7 +227,7 @@ class _Run:
                 raise Interrupted("interrupted") from error
             with self.conn.transaction():
                 failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, datetime.now(UTC))
-                record.write(self.conn, replace(record.read(self.conn), failed=failure))
+                record.write(self.conn, replace(self.current, failed=failure))
             raise
 
     @contextmanager
@@ -243,32 +246,34 @@ class _Run:
 
     def _whole(self) -> None:
         with self._transaction():
-            started = time.monotonic()
-            for statement in self.section.statements:
-                self._execute(statement)
-            self._finish(started)
+            self._finish(self.section.statements, [])
 
-    def _execute(self, statement: Statement) -> None:
-        with self._blamed(statement):
-            self.conn.script(statement.text)
+    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[tuple[str | None, ...]]:
+        """Run statements of the file, and what belongs to them, in one message; return the first row of each."""
+        rows, failure = self.conn.batch([*(statement.text for statement in statements), *further])
+        if failure is not None:
+            index, error = failure
+            with self._blamed(statements[index] if index < len(statements) else None):
+                raise error
+        return rows
 
-    def _finish(self, started: float) -> None:
-        """Do what belongs into the transaction of every migration: grants, the version row, the record."""
-        conn, named = self.conn, queries.load("migrations")
-        conn.script(f"SET LOCAL ROLE posduif_admin; {grants()}")
-        admin.require_private_schema(conn, conn.database)
-        if not self.complete:
-            conn.script(named["create_table"])
-        if self.taking_back:
-            conn.execute(named["delete_applied"], version=self.file.version)
-        else:
-            conn.execute(
-                named["add_applied"],
-                version=self.file.version,
-                checksum=self.file.checksum,
-                duration_ms=round((time.monotonic() - started) * 1000),
-            )
-        _note(conn, self.done)
+    def _finish(self, statements: Sequence[Statement], further: Sequence[str], duration_ms: int | None = None) -> None:
+        """Run, and then what ends the transaction of every migration: grants, the version row, the record."""
+        conn, named, after = self.conn, queries.load("migrations"), _after(self.current, self.done)
+        version: dict[str, object] = {"version": self.file.version}
+        if not self.taking_back:
+            version |= {"checksum": self.file.checksum, "duration_ms": duration_ms}
+        ending = [
+            "SET LOCAL ROLE posduif_admin",
+            grants(),
+            *([] if self.complete else [named["create_table"]]),
+            conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
+            admin.schema_is_open(conn, conn.database),
+            *record.storing(conn, conn.database, after),
+        ]
+        *_, (is_open,), _, stored = self._run(statements, [*further, *ending])
+        admin.require_private_schema(conn.database, is_open=is_open == "t")
+        record.require_stored(conn.database, after, stored)
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
         """Try again while locks are not to be had, until PATIENCE is over; then name who held them."""
@@ -335,14 +340,13 @@ class _Run:
                     raise
                 self._bare(statement, step)
         with self._transaction():
-            conn.execute(named["delete_progress"], version=key)
-            self._finish(started)
+            duration = round((time.monotonic() - started) * 1000)
+            self._finish([], [conn.text(named["delete_progress"], version=key)], duration)
 
     def _one(self, statement: Statement, step: dict[str, object]) -> None:
         with self._transaction():
-            self._execute(statement)
-            self.conn.script("SET LOCAL ROLE posduif_admin")
-            self.conn.execute(queries.load("migrations")["mark_done"], **step)
+            mark = self.conn.text(queries.load("migrations")["mark_done"], **step)
+            self._run([statement], ["SET LOCAL ROLE posduif_admin", mark])
 
     def _bare(self, statement: Statement, step: dict[str, object]) -> None:
         """Run a statement that PostgreSQL keeps out of transactions, judging by the catalog what a kill left."""
@@ -471,6 +475,6 @@ def _mark(statement: Statement) -> str:
     return hashlib.sha256(statement.text.encode()).hexdigest()
 
 
-def _note(conn: Session, done: set[str]) -> None:
-    current = record.read(conn)
-    record.write(conn, replace(current, schema=max(done, default=None), applied=digest(done), failed=None))
+def _after(current: record.Record, done: set[str]) -> record.Record:
+    """Return the record of a tenant that has these versions."""
+    return replace(current, schema=max(done, default=None), applied=digest(done), failed=None)

@@ -107,13 +107,18 @@ def open_database(session: Session, tenant: str) -> None:
     session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
 
 
-def require_private_schema(session: Session, tenant: str) -> None:
-    """Raise UnsafeServer when the engine's role could create objects in its database.
+def schema_is_open(session: Session, tenant: str) -> str:
+    """Return SQL that asks whether the engine's role could create objects in its database.
 
     A non-superuser's REVOKE on a schema that someone else owns is a mere warning (clusters that were upgraded
     from before PostgreSQL 15), so the effect is what counts.
     """
-    if session.value("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=engine_role(tenant)):
+    return session.text("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=engine_role(tenant))
+
+
+def require_private_schema(tenant: str, *, is_open: bool) -> None:
+    """Raise UnsafeServer when the answer to `schema_is_open` was yes."""
+    if is_open:
         raise UnsafeServer(
             f"in database {tenant} every role may create objects",
             why="schema public still grants CREATE to PUBLIC, and posduif_admin does not own it",

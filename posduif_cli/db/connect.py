@@ -2,15 +2,19 @@
 
 import re
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import accumulate
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import generators, sql
 from psycopg.abc import Buffer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from psycopg.rows import args_row, class_row, dict_row
 
 from posduif_cli.errors import (
@@ -36,11 +40,16 @@ Query = LiteralString | sql.SQL | sql.Composed
 MAINTENANCE = "postgres"
 ADMIN_ROLE = "posduif_admin"
 CONNECT_TIMEOUT = 10
+_BETWEEN = "\n;\n"  # on a line of its own: a statement may end in a comment
 LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
 
-# One round trip, and statements that plan nothing: a new session's first look into each catalog is dear.
+# One round trip, and as few looks into catalogs as can be: a new session's first look into each is dear.
+# The role is not taken on behind a pooler, which would keep it for other people's sessions.
 SETUP: LiteralString = """
-SELECT pg_backend_pid(), pg_is_in_recovery();
+SELECT pg_backend_pid(), pg_is_in_recovery(),
+       CASE WHEN pg_backend_pid() <> {pid} OR to_regrole({role}) IS NULL THEN NULL
+            WHEN pg_has_role(to_regrole({role})::oid, {privilege}) THEN set_config('role', {role}, false) = {role}
+            ELSE false END;
 SET TimeZone = 'UTC'; SET search_path = public; SET default_transaction_read_only = off;
 SET idle_session_timeout = 0; SET lock_timeout = 0; SET statement_timeout = 0
 """
@@ -69,20 +78,24 @@ class Session:
         raw.adapters.register_loader("text", _Text)
         self.version = raw.info.server_version
         self.login = raw.info.user
+        parts = {
+            "pid": literal(raw.info.backend_pid),
+            "role": literal(ADMIN_ROLE),
+            "privilege": literal("SET" if self.version >= 160000 else "MEMBER"),
+        }
         with translated(self):
             try:
-                row = raw.execute(WATCHFUL).fetchone()
+                row = raw.execute(compose(WATCHFUL, **parts)).fetchone()
             except psycopg.errors.InvalidParameterValue:
-                row = raw.execute(SETUP).fetchone()
+                row = raw.execute(compose(SETUP, **parts)).fetchone()
             assert row is not None
-            self.pid, self.standby = row
+            self.pid, self.standby, self.member = row
             if raw.info.backend_pid != self.pid:
                 raise PoolerInBetween(
                     f"a connection pooler stands before server {server.name}",
                     why="it would keep locks and roles for other people's sessions",
                     hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
                 )
-            self.member = self.become_admin()
 
     def become_admin(self) -> bool | None:
         """Take on the administrators' role; False where the login is no member, None where there is no role yet."""
@@ -144,9 +157,33 @@ class Session:
         limits = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
         settings = ["SET TRANSACTION READ ONLY"] if read_only else []
         settings += [f"SET LOCAL {k} = {round(v.total_seconds() * 1000)}" for k, v in limits.items() if v is not None]
-        with translated(self), self.raw.transaction(force_rollback=rollback):
-            if settings or prelude:
-                self.script("; ".join([*settings, prelude]))
+        settings += [prelude] if prelude else []
+        if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+            with translated(self), self.raw.transaction(force_rollback=rollback):
+                if settings:
+                    self.script("; ".join(settings))
+                yield
+            return
+        # By hand, because psycopg would need another round trip for the settings.
+        ended = False
+        try:
+            self.script("; ".join(["BEGIN", *settings]))
+            with translated(self):
+                yield
+            self.script("ROLLBACK" if rollback else "COMMIT")
+            ended = True
+        finally:
+            if not ended and not self.raw.closed:
+                with suppress(psycopg.Error):
+                    self.raw.execute("ROLLBACK", prepare=False)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Let an error inside the block undo no more than the block; costs nothing outside a transaction."""
+        if self.raw.info.transaction_status is TransactionStatus.IDLE:
+            yield
+            return
+        with self.transaction():
             yield
 
     def execute(self, query: Query, **params: Any) -> int:
@@ -158,6 +195,38 @@ class Session:
         """Run SQL text as it stands, several statements at once; QueryFailed.position counts from 1."""
         with translated(self):
             self.raw.execute(text, prepare=False)
+
+    def batch(self, parts: Sequence[str]) -> "tuple[list[tuple[str | None, ...]], tuple[int, PosduifError] | None]":
+        """Send SQL texts as one message, which takes one round trip, and return each statement's first row as text.
+
+        When one fails, which ends the batch, its index and its error are returned too; the error's position counts
+        from the beginning of that text. Raises ServerUnreachable when the connection breaks.
+        """
+        with translated(self), self.raw.lock:
+            self.raw.pgconn.send_query(_BETWEEN.join(parts).encode())
+            results = self.raw.wait(generators.execute(self.raw.pgconn))
+        last = results[-1]
+        if last.status == ExecStatus.FATAL_ERROR:
+            error = translate(psycopg.errors.error_from_result(last), self)
+            if isinstance(error, ServerUnreachable):
+                raise error
+            index = min(len(results), len(parts)) - 1
+            if isinstance(error, QueryFailed) and error.position is not None:
+                # A syntax error is found before anything is run, so only the position tells whose it is.
+                begins = list(accumulate((len(part) + len(_BETWEEN) for part in parts), initial=0))
+                index = min(bisect_left(begins, error.position) - 1, len(parts) - 1)
+                error.position -= begins[index]
+            return [], (index, error)
+        if last.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            self.raw.close()
+            raise QueryFailed("a statement wants to exchange data with the client", why="COPY cannot be used here")
+        return [_first(result) for result in results], None
+
+    def text(self, query: Query, **params: Any) -> str:
+        """Return a statement as text for `batch`, with its parameters as literals in it."""
+        if isinstance(query, sql.Composable):
+            query = query.as_string(self.raw)
+        return psycopg.ClientCursor(self.raw).mogrify(query, params) if params else query
 
     def rows(self, model: type[T], query: Query, **params: Any) -> list[T]:
         """Return every row as *model*, columns by name."""
@@ -226,6 +295,11 @@ class Session:
             why=f"the lock is held by {who}" if who else "the lock was held until a moment ago",
             hint="try again when that is done",
         )
+
+
+def _first(result: PGresult) -> tuple[str | None, ...]:
+    values = (result.get_value(0, column) for column in range(result.nfields if result.ntuples else 0))
+    return tuple(None if value is None else value.decode(errors="replace") for value in values)
 
 
 def quoted(name: str) -> str:

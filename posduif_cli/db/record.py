@@ -6,17 +6,17 @@ the database. The comment on the engine's role is its twin: the intent, which ou
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from posduif_cli.db.connect import ADMIN_ROLE, Session, compose, identifier, literal
 from posduif_cli.errors import OperationFailed, WrongState
 from posduif_cli.models import Failure, State
 
 PREFIX = "posduif "
-KNOWN = ("v", "state", "schema", "set", "url", "created", "failed", "note")
+KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note"})
 _decode = json.JSONDecoder().raw_decode  # in place: `loads` takes twice the time for a text this short
 _STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
 
@@ -185,19 +185,26 @@ def write(session: Session, record: Record) -> None:
 
 def put(session: Session, database: str, record: Record) -> None:
     """Store the record of *database* from any session of the same server; else as `write`."""
-    comment = dump(record)
-    session.execute(
-        compose(
-            "COMMENT ON DATABASE {database} IS {comment}",
-            database=identifier(database),
-            comment=literal(comment),
-        )
+    rows, failure = session.batch(storing(session, database, record))
+    if failure is not None:
+        raise failure[1]
+    require_stored(database, record, rows[-1])
+
+
+def storing(session: Session, database: str, record: Record) -> list[str]:
+    """Return the SQL that stores the record of *database*; the last statement reads it back for `require_stored`."""
+    parts = {"database": identifier(database), "name": literal(database), "comment": literal(dump(record))}
+    texts: tuple[LiteralString, ...] = (
+        "COMMENT ON DATABASE {database} IS {comment}",
+        "SELECT (SELECT c.description FROM pg_shdescription c WHERE c.objoid = d.oid AND c.classoid = 1262)"
+        " FROM pg_database d WHERE d.datname = {name}",
     )
-    stored = session.value(
-        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %(name)s",
-        name=database,
-    )
-    if stored != comment:
+    return [session.text(compose(text, **parts)) for text in texts]
+
+
+def require_stored(database: str, record: Record, row: Sequence[str | None]) -> None:
+    """Raise OperationFailed unless the row that was read back holds the record."""
+    if row != (dump(record),):
         raise OperationFailed(
             f"the record of {database} could not be written",
             why="the database was dropped or its comment changed at the same moment",

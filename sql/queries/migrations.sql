@@ -12,9 +12,10 @@ ALTER TABLE public.schema_migrations
 SELECT version::text AS version, checksum, applied_at, duration_ms, applied_by FROM public.schema_migrations ORDER BY version;
 
 -- name: add_applied
--- Notes a migration as applied; part of the migration's transaction.
+-- Notes a migration as applied; part of the migration's transaction, whose time is its duration if none is given.
 INSERT INTO public.schema_migrations (version, checksum, duration_ms, applied_by)
-VALUES (%(version)s, %(checksum)s, %(duration_ms)s, session_user);
+VALUES (%(version)s, %(checksum)s,
+        coalesce(%(duration_ms)s, round(extract(epoch FROM clock_timestamp() - now()) * 1000)::int), session_user);
 
 -- name: delete_applied
 -- Forgets a migration that was taken back; part of its transaction.
