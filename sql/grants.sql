@@ -1,6 +1,6 @@
 -- Who may do what inside a tenant's database, and the only place that says so. It is
 -- idempotent and runs in the same transaction as every migration, so it must also hold
--- while some of the tables do not exist, and cost little.
+-- while some of the tables, columns and groups do not exist, and cost little.
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO posduif_engine;
@@ -10,20 +10,104 @@ ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 DO $$
 DECLARE
-    name text;
+    ours CONSTANT oid[] := ARRAY[to_regclass('public.users'), to_regclass('public.messages'),
+                                 to_regclass('public.sync_metadata'), to_regclass('public.enrollment_tokens')];
+    command text;
 BEGIN
-    -- The sync engine never deletes.
-    FOREACH name IN ARRAY ARRAY['users', 'messages', 'sync_metadata', 'enrollment_tokens'] LOOP
-        IF to_regclass('public.' || name) IS NOT NULL THEN
-            EXECUTE format('GRANT SELECT, INSERT, UPDATE ON public.%I TO posduif_engine', name);
-            EXECUTE format('REVOKE ALL ON public.%I FROM PUBLIC', name);
-        END IF;
-    END LOOP;
-    -- The first migration made these before the default above was set.
-    FOREACH name IN ARRAY ARRAY['update_updated_at_column()', 'update_synced_at()', 'update_read_at()'] LOOP
-        IF has_function_privilege('public', to_regprocedure('public.' || name), 'EXECUTE') THEN
-            EXECUTE format('REVOKE ALL ON FUNCTION public.%s FROM PUBLIC', name);
-        END IF;
+    -- Most migrations leave nothing to do, and to look for it column by column takes as long as they do. What
+    -- the sync engine needs is looked at; for people, that no table or column came anew.
+    IF NOT EXISTS (
+        SELECT 1 FROM pg_attribute
+        WHERE attrelid = ANY (ours) AND attacl IS NULL AND attnum > 0
+          AND attname = ANY ('{id,username,user_type,device_id,online_status,last_seen,enrolled_at,enrollment_token_id,
+              created_at,updated_at,last_message_sent,sender_id,recipient_id,content,status,synced_at,read_at,
+              last_sync_timestamp,pending_outgoing_count,sync_status,last_synced_lsn,token,created_by,tenant_id,
+              expires_at,used_at,revoked_at,label,replaces}')
+    )
+        AND has_table_privilege('posduif_engine', ours[1], 'SELECT')
+        AND has_table_privilege('posduif_engine', ours[1], 'INSERT')
+        AND has_table_privilege('posduif_engine', ours[1], 'UPDATE')
+        AND has_table_privilege('posduif_engine', ours[2], 'SELECT')
+        AND has_table_privilege('posduif_engine', ours[2], 'INSERT')
+        AND has_table_privilege('posduif_engine', ours[2], 'UPDATE')
+        AND has_table_privilege('posduif_engine', ours[3], 'SELECT')
+        AND has_table_privilege('posduif_engine', ours[3], 'INSERT')
+        AND has_table_privilege('posduif_engine', ours[3], 'UPDATE')
+        AND has_table_privilege('posduif_engine', ours[4], 'SELECT')
+        AND has_table_privilege('posduif_engine', ours[4], 'INSERT')
+        AND has_table_privilege('posduif_engine', ours[4], 'UPDATE')
+    THEN
+        RETURN;
+    END IF;
+    FOR command IN
+        WITH rights (role, kind, tables, columns) AS (VALUES
+            -- The sync engine never deletes.
+            ('posduif_engine', 'SELECT', 'users messages sync_metadata enrollment_tokens', '*'),
+            ('posduif_engine', 'INSERT', 'users messages sync_metadata enrollment_tokens', '*'),
+            ('posduif_engine', 'UPDATE', 'users messages sync_metadata enrollment_tokens', '*'),
+
+            -- People at the support desk hand out tokens, enroll phones and send a test message. They never read
+            -- what customers write: messages.content and users.last_message_sent are in no SELECT.
+            ('posduif_support', 'SELECT', 'users', 'id username user_type device_id online_status last_seen'
+                || ' enrolled_at enrollment_token_id created_at updated_at'),
+            ('posduif_support', 'SELECT', 'messages', 'id sender_id recipient_id status created_at updated_at'
+                || ' synced_at read_at'),
+            ('posduif_support', 'SELECT', 'sync_metadata', 'id device_id last_sync_timestamp pending_outgoing_count'
+                || ' sync_status created_at updated_at last_synced_lsn'),
+            ('posduif_support', 'SELECT', 'enrollment_tokens', 'id token created_by tenant_id expires_at used_at'
+                || ' device_id created_at updated_at revoked_at label replaces'),
+            ('posduif_support', 'INSERT', 'users', 'username user_type device_id enrolled_at enrollment_token_id'
+                || ' created_at updated_at'),
+            ('posduif_support', 'INSERT', 'messages', 'sender_id recipient_id content created_at updated_at'),
+            ('posduif_support', 'INSERT', 'sync_metadata', 'device_id created_at updated_at'),
+            ('posduif_support', 'INSERT', 'enrollment_tokens', 'created_by tenant_id expires_at created_at updated_at'
+                || ' label replaces'),
+            ('posduif_support', 'UPDATE', 'users', 'last_message_sent'),
+            ('posduif_support', 'UPDATE', 'enrollment_tokens', 'expires_at used_at device_id revoked_at'),
+
+            -- Monitoring counts, and reads no text and no secret.
+            ('posduif_health', 'SELECT', 'users', 'id user_type device_id enrolled_at created_at'),
+            ('posduif_health', 'SELECT', 'messages', 'id recipient_id status created_at synced_at read_at'),
+            ('posduif_health', 'SELECT', 'sync_metadata', 'id device_id last_sync_timestamp pending_outgoing_count'
+                || ' sync_status created_at updated_at last_synced_lsn'),
+            ('posduif_health', 'SELECT', 'enrollment_tokens', 'id expires_at used_at created_at revoked_at')
+        ),
+        wanted AS (
+            SELECT role, kind, columns, c.oid AS class, c.relname
+            FROM rights
+            CROSS JOIN LATERAL string_to_array(tables, ' ') AS names
+            JOIN pg_class c ON c.relname = ANY (names) AND c.relnamespace = 'public'::regnamespace
+            WHERE to_regrole(role) IS NOT NULL
+        )
+        SELECT format('GRANT %s ON public.%I TO %I', kind, relname, role)
+        FROM wanted WHERE columns = '*' AND NOT has_table_privilege(role, class, kind)
+        UNION ALL
+        SELECT format('GRANT %s (%s) ON public.%I TO %I', kind, string_agg(quote_ident(attname), ', '), relname, role)
+        FROM wanted
+        JOIN pg_attribute ON attrelid = class AND attname = ANY (string_to_array(columns, ' '))
+        WHERE NOT has_column_privilege(role, class, attnum, kind)
+        GROUP BY role, kind, relname
+        UNION ALL
+        SELECT format('GRANT USAGE ON SCHEMA public TO %I', role)
+        FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
+        WHERE to_regrole(role) IS NOT NULL AND NOT has_schema_privilege(to_regrole(role), 'public', 'USAGE')
+        UNION ALL
+        SELECT format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role)
+        FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
+        WHERE to_regrole(role) IS NOT NULL
+          AND NOT has_database_privilege(to_regrole(role), current_database(), 'CONNECT')
+        UNION ALL
+        SELECT format('REVOKE ALL ON public.%I FROM PUBLIC', relname)
+        FROM pg_class CROSS JOIN LATERAL aclexplode(relacl)
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND grantee = 0
+          AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens')
+        UNION ALL
+        -- The first migration made these before the default above was set.
+        SELECT format('REVOKE ALL ON FUNCTION public.%s FROM PUBLIC', name)
+        FROM unnest(ARRAY['update_updated_at_column()', 'update_synced_at()', 'update_read_at()']) AS name
+        WHERE has_function_privilege('public', to_regprocedure('public.' || name), 'EXECUTE')
+    LOOP
+        EXECUTE command;
     END LOOP;
 END
 $$;

@@ -74,7 +74,7 @@ def killed(work: Callable[[], Any], when: str, nth: int) -> tuple[bool, str]:
 
                 return call
 
-            for name in ("script", "execute"):
+            for name in ("script", "execute", "batch"):
                 setattr(Session, name, struck(getattr(Session, name)))
             work()
             os._exit(0)

@@ -5,13 +5,18 @@ import string
 
 from posduif_cli.db.connect import ADMIN_ROLE, Session, compose, identifier, literal
 from posduif_cli.db.record import Intent, put_intent
-from posduif_cli.errors import AccessDenied, UnsafeServer
+from posduif_cli.errors import AccessDenied, NotOurs, UnsafeServer
 
 ENGINE_GROUP = "posduif_engine"
+SUPPORT_GROUP = "posduif_support"
+HEALTH_GROUP = "posduif_health"
 ROLE_COMMENTS = {
     ADMIN_ROLE: "posduif: owns every tenant database and its objects",
     ENGINE_GROUP: "posduif: what a sync engine may do inside its tenant's database",
+    SUPPORT_GROUP: "posduif: what people at the support desk may do inside every tenant's database",
+    HEALTH_GROUP: "posduif: what monitoring may read inside every tenant's database",
 }
+GROUPS = (ENGINE_GROUP, SUPPORT_GROUP, HEALTH_GROUP)
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
 
 
@@ -31,18 +36,41 @@ def new_nonce() -> int:
 
 
 def ensure_roles(session: Session) -> None:
-    """Make `posduif_admin` and `posduif_engine` where they do not exist, and become the former.
+    """Make `posduif_admin` and the groups where they do not exist, and become the former.
 
-    Raises AccessDenied when the login may not, StandbyServer on a standby.
+    Raises AccessDenied when the login may not, StandbyServer on a standby, NotOurs for a role of that name
+    without our comment.
     """
     if session.member is None and not session.standby:
         _make_admin(session)
     session.require_admin()
-    if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ENGINE_GROUP):
+    if missing_roles(session):
         with session.lock(ENGINE_GROUP), session.transaction():
-            if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ENGINE_GROUP):
-                session.execute(compose("CREATE ROLE {role} NOLOGIN", role=identifier(ENGINE_GROUP)))
-                _describe(session, ENGINE_GROUP)
+            for role in missing_roles(session):
+                session.execute(compose("CREATE ROLE {role} NOLOGIN", role=identifier(role)))
+                _describe(session, role)
+
+
+def missing_roles(session: Session) -> list[str]:
+    """Return which of our roles the server lacks; raises NotOurs for one that someone else made."""
+    found = dict(
+        session.tuples(
+            "SELECT rolname::text, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = ANY (%(roles)s)",
+            roles=list(ROLE_COMMENTS),
+        )
+    )
+    for role, comment in found.items():
+        if comment != ROLE_COMMENTS[role]:
+            raise NotOurs(
+                f"role {role} exists on server {session.server.name} and is not posduif's",
+                why="it lacks posduif's comment, and whoever is its member would get what tenants hold",
+                hint=f"a superuser drops it, or types: COMMENT ON ROLE {role} IS '{_quoted(ROLE_COMMENTS[role])}';",
+            )
+    return [role for role in ROLE_COMMENTS if role not in found]
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
 
 
 def _make_admin(session: Session) -> None:

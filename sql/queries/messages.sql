@@ -2,7 +2,7 @@
 -- Sends a message.
 INSERT INTO messages (sender_id, recipient_id, content, created_at, updated_at)
 VALUES (%(sender)s, %(recipient)s, %(content)s, now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC')
-RETURNING id;
+RETURNING id, status::text, created_at AT TIME ZONE 'UTC' AS created_at;
 
 -- name: note_last_message
 -- The sync engine shows this beside each user, and writes it itself for what it sends.

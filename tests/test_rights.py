@@ -1,0 +1,295 @@
+"""People's rights: what a member of posduif_support or posduif_health can do by the commands, and cannot at all."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import PgServer, Posduif, forget
+from psycopg.errors import InsufficientPrivilege
+from test_isolation import FORBIDDEN
+
+from posduif_cli.core import migrations
+
+RunOn = Callable[..., Posduif]
+TEXTS = "what the customer wrote"
+ROLES = ("posduif_support", "posduif_health")
+# Every column of the four tables that a role may read; a column that is not named here is closed.
+READABLE = {
+    "posduif_support": {
+        "users": "id username user_type device_id online_status last_seen enrolled_at enrollment_token_id created_at "
+        "updated_at",
+        "messages": "id sender_id recipient_id status created_at updated_at synced_at read_at",
+        "sync_metadata": "id device_id last_sync_timestamp pending_outgoing_count sync_status created_at updated_at "
+        "last_synced_lsn",
+        "enrollment_tokens": "id token created_by tenant_id expires_at used_at device_id created_at updated_at "
+        "revoked_at label replaces",
+    },
+    "posduif_health": {
+        "users": "id user_type device_id enrolled_at created_at",
+        "messages": "id recipient_id status created_at synced_at read_at",
+        "sync_metadata": "id device_id last_sync_timestamp pending_outgoing_count sync_status created_at updated_at "
+        "last_synced_lsn",
+        "enrollment_tokens": "id expires_at used_at created_at revoked_at",
+    },
+}
+WRITABLE = {
+    "posduif_support": {
+        "INSERT": {"users", "messages", "sync_metadata", "enrollment_tokens"},
+        "UPDATE": {"users", "enrollment_tokens"},
+    },
+    "posduif_health": {"INSERT": set(), "UPDATE": set()},
+}
+
+
+@pytest.fixture
+def member(server: PgServer, tenant: str) -> Iterator[Callable[[str], str]]:
+    """Makes a login that is a member of one group and of nothing else; returns its name."""
+    made: list[str] = []
+
+    def make(group: str) -> str:
+        login = f"{tenant}_{group[-7:]}"
+        server.sql(f"CREATE ROLE {login} LOGIN IN ROLE {group}")
+        made.append(login)
+        return login
+
+    yield make
+    for login in made:
+        server.sql(f"DROP ROLE {login}")
+
+
+@pytest.fixture
+def talkative(posduif: Posduif, server: PgServer, tenant: str) -> str:
+    """A tenant with a phone and a message between two users."""
+    url = posduif.json("token", "create", tenant)["enrollment_url"]
+    posduif("enroll", "complete", url, "--device", "phone-1", "--username", "Mia")
+    posduif("message", "send", tenant, "--from", "desk", "--to", "Mia", TEXTS)
+    server.sql("ANALYZE", database=tenant)
+    return tenant
+
+
+def test_the_support_desk_can_do_its_work(
+    talkative: str, server: PgServer, run_on: RunOn, member: Callable[[str], str]
+) -> None:
+    desk = run_on(server, user=member("posduif_support"))
+    assert [user["username"] for user in desk.json("user", "list", talkative)] == ["Mia", "desk"]
+    assert desk.json("user", "show", talkative, "Mia")["device_id"] == "phone-1"
+    made = desk.json("token", "create", talkative, "--for", "Ben's phone", "--by", "desk")
+    assert "Ben's phone" in [token["label"] for token in desk.json("token", "list", talkative)]
+    assert desk.json("token", "show", talkative, made["id"])["status"] == "active"
+    assert desk.json("enroll", "complete", made["enrollment_url"], "--device", "phone-2", "--username", "Ben")
+    spare = desk.json("token", "create", talkative)
+    assert desk.json("token", "revoke", talkative, spare["id"])["changed"]
+    sent = desk.json("message", "send", talkative, "--from", "desk", "--to", "Ben", "does it arrive?")
+    assert (sent["content"], sent["status"]) == ("does it arrive?", "pending_sync")
+    assert desk.json("message", "unread", talkative, "Ben")["unread"] == 1
+    assert {device["device_id"] for device in desk.json("device", "list", talkative)} == {"phone-1", "phone-2"}
+    assert talkative in {tenant["tenant"] for tenant in desk.json("tenant", "list")}
+    assert desk.json("migrate", "status", talkative)
+
+
+def test_monitoring_can_do_its_work(
+    talkative: str, server: PgServer, run_on: RunOn, member: Callable[[str], str]
+) -> None:
+    monitor = run_on(server, user=member("posduif_health"))
+    report = monitor.json("health", talkative, code=None)
+    assert report["coverage"]["visited"] == 1
+    figures = {figure["tenant"]: figure for figure in report["tenants"]}[talkative]
+    assert (figures["users"], figures["messages"], figures["pending_sync"]) == (2, 1, 1)
+    assert not [finding for finding in report["findings"] if finding["level"] == "unknown"]
+    assert TEXTS not in str(report)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_texts_and_changes_are_refused_in_words(
+    talkative: str, server: PgServer, run_on: RunOn, member: Callable[[str], str], role: str
+) -> None:
+    cli = run_on(server, user=member(role))
+    refused = [
+        ("message", "inbox", talkative, "Mia"),
+        ("message", "pending", talkative, "--device", "phone-1"),
+        ("user", "delete", talkative, "Mia", "--confirm", "Mia"),
+        ("token", "purge", talkative, "--older-than", "1s"),
+        ("tenant", "drop", talkative, "--confirm", talkative),
+        ("tenant", "set", talkative, "--url", "https://other.example.com"),
+        ("tenant", "create", f"{talkative}_b"),
+        ("migrate", "up", talkative),
+        ("migrate", "down", talkative, "--steps", "1", "--confirm", talkative),
+    ]
+    if role == "posduif_health":
+        refused += [
+            ("token", "create", talkative, "--by", "desk"),
+            ("message", "send", talkative, "--from", "desk", "--to", "Mia", "x"),
+            ("user", "list", talkative),
+            ("token", "list", talkative),
+        ]
+    for argv in refused:
+        result = cli(*argv, code=6)
+        assert "Traceback" not in result.err, argv
+        assert TEXTS not in result.out + result.err, argv
+        assert "try" in result.err, argv
+
+
+def _login(server: PgServer, tenant: str, login: str) -> psycopg.Connection[Any]:
+    return server.connect(tenant, user=login)
+
+
+def _columns(server: PgServer, tenant: str) -> list[tuple[str, str]]:
+    return server.sql(
+        """SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+           WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v', 'p', 'm', 'S', 'f')
+             AND a.attnum > 0 AND NOT a.attisdropped""",
+        database=tenant,
+    )
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_other_column_is_readable(
+    talkative: str, server: PgServer, member: Callable[[str], str], role: str, posduif: Posduif
+) -> None:
+    server.sql("SET ROLE posduif_admin; CREATE TABLE later (id int); ALTER TABLE messages ADD later text",
+               database=talkative)  # fmt: skip
+    with _login(server, talkative, member(role)) as conn:
+        for table, column in _columns(server, talkative):
+            may = column in READABLE[role].get(table, "").split()
+            for query in (f"SELECT {column} FROM {table}", f"COPY (SELECT {column} FROM {table}) TO STDOUT"):
+                try:
+                    if query.startswith("COPY"):
+                        with conn.cursor().copy(query.encode()) as copy:
+                            list(copy)
+                    else:
+                        conn.execute(query.encode())
+                    assert may, f"{role} may {query}"
+                except InsufficientPrivilege:
+                    assert not may, f"{role} may not {query}"
+        assert conn.execute(
+            "SELECT tablename, attname FROM pg_stats WHERE schemaname = 'public' "
+            "AND (attname IN ('content', 'last_message_sent') OR tablename = 'schema_migrations')"
+        ).fetchall() == []  # fmt: skip
+        statistics = conn.execute("SELECT most_common_vals::text, histogram_bounds::text FROM pg_stats").fetchall()
+        assert TEXTS not in str(statistics)
+        for query in ("SELECT * FROM messages", "SELECT messages FROM messages", "TABLE users",
+                      "UPDATE users SET last_message_sent = 'x' RETURNING last_message_sent",
+                      "INSERT INTO messages (sender_id, recipient_id, content) SELECT id, id, 'x' FROM users "
+                      "RETURNING content"):  # fmt: skip
+            with pytest.raises(InsufficientPrivilege):
+                conn.execute(query.encode())
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nothing_else_may_be_changed(talkative: str, server: PgServer, member: Callable[[str], str], role: str) -> None:
+    login = member(role)
+    for table in ("users", "messages", "sync_metadata", "enrollment_tokens", "schema_migrations"):
+        for kind in ("DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"):
+            held = "SELECT has_table_privilege(%s, %s, %s)"
+            assert server.sql(held, login, f"public.{table}", kind, database=talkative) == [(False,)], (table, kind)
+        for kind in ("INSERT", "UPDATE"):
+            held = server.sql("SELECT has_any_column_privilege(%s, %s, %s)", login, f"public.{table}", kind,
+                              database=talkative)  # fmt: skip
+            assert held == [(table in WRITABLE[role][kind],)], (table, kind)
+    assert server.sql(
+        """SELECT has_column_privilege(%(who)s, 'public.users', 'username', 'UPDATE'),
+                  has_column_privilege(%(who)s, 'public.messages', 'content', 'UPDATE'),
+                  has_column_privilege(%(who)s, 'public.messages', 'status', 'UPDATE'),
+                  has_column_privilege(%(who)s, 'public.enrollment_tokens', 'token', 'INSERT'),
+                  has_schema_privilege(%(who)s, 'public', 'CREATE'),
+                  has_database_privilege(%(who)s, current_database(), 'TEMP, CREATE')""".replace(
+            "%(who)s", f"'{login}'"
+        ),
+        database=talkative,
+    ) == [(False,) * 6]
+    with _login(server, talkative, login) as conn:
+        for statement in FORBIDDEN:
+            try:
+                conn.execute(statement.encode())
+            except (InsufficientPrivilege, psycopg.errors.InvalidGrantOperation):
+                continue
+            pytest.fail(f"{role} may {statement}")
+
+
+def test_engines_support_and_health_reach_nothing_that_is_not_theirs(
+    talkative: str, posduif: Posduif, server: PgServer, member: Callable[[str], str]
+) -> None:
+    """Two tenants; each engine tries the other's database and rights, the groups each other's."""
+    other, stranger = f"{talkative}_b", f"{talkative}_x"
+    posduif("tenant", "create", other)
+    server.sql(f"CREATE DATABASE {stranger}")
+    server.sql(f"REVOKE ALL ON DATABASE {stranger} FROM PUBLIC")
+    support, health = member("posduif_support"), member("posduif_health")
+    engines = {talkative: f"{talkative}_engine", other: f"{other}_engine"}
+    try:
+        for login in (support, health, *engines.values()):
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                server.connect(stranger, user=login)
+            reached = ["posduif_admin", "posduif_engine", *ROLES, *engines.values()]
+            own = {support: "posduif_support", health: "posduif_health"}.get(login, "posduif_engine")
+            with server.connect(talkative if login != engines[other] else other, user=login) as conn:
+                for role in reached:
+                    if role in (own, login):
+                        continue
+                    with pytest.raises((InsufficientPrivilege, psycopg.errors.InvalidGrantOperation)):
+                        conn.execute(f"SET ROLE {role}".encode())
+                    with pytest.raises((InsufficientPrivilege, psycopg.errors.InvalidGrantOperation)):
+                        conn.execute(f"GRANT {role} TO {login}".encode())
+                for tenant, engine in engines.items():
+                    for statement in (
+                        f"DROP DATABASE {tenant}",
+                        f"COMMENT ON DATABASE {tenant} IS 'posduif {{}}'",
+                        f"ALTER DATABASE {tenant} SET timezone = 'Asia/Tokyo'",
+                        f"GRANT CONNECT ON DATABASE {tenant} TO PUBLIC",
+                        f"ALTER ROLE {engine} NOLOGIN",
+                        f"COMMENT ON ROLE {engine} IS 'posduif {{}}'",
+                        f"DROP ROLE {engine}",
+                    ):
+                        if login == engine and statement.startswith("GRANT"):
+                            continue  # a mere warning for who has some right there; looked at below
+                        try:
+                            conn.execute(statement.encode())
+                        except (InsufficientPrivilege, psycopg.errors.ObjectInUse):
+                            continue
+                        if not statement.startswith("GRANT"):
+                            pytest.fail(f"{login} may {statement}")
+        for tenant, engine in engines.items():
+            assert server.sql("SELECT has_database_privilege('public', %s, 'CONNECT')", tenant) == [(False,)]
+            for login in engines.values():
+                held = server.sql("SELECT has_database_privilege(%s, %s, 'CONNECT')", login, tenant)
+                assert held == [(login == engine,)], (login, tenant)
+    finally:
+        server.sql(f"DROP DATABASE {stranger}")
+        forget(server, other)
+
+
+@pytest.mark.one_server
+def test_grants_mend_what_a_migration_made_anew(talkative: str, server: PgServer, member: Callable[[str], str]) -> None:
+    login = member("posduif_support")
+    server.sql("SET ROLE posduif_admin; ALTER TABLE messages DROP COLUMN read_at; "
+               "ALTER TABLE messages ADD COLUMN read_at timestamp; REVOKE UPDATE ON users FROM posduif_engine",
+               database=talkative)  # fmt: skip
+    held = """SELECT has_column_privilege(%s, 'public.messages', 'read_at', 'SELECT'),
+                     has_table_privilege(%s, 'public.users', 'UPDATE')"""
+    assert server.sql(held, login, f"{talkative}_engine", database=talkative) == [(False, False)]
+    server.sql(f"SET ROLE posduif_admin; {migrations.grants()}", database=talkative)
+    assert server.sql(held, login, f"{talkative}_engine", database=talkative) == [(True, True)]
+
+
+@pytest.mark.one_server
+def test_a_server_without_the_groups_gets_them(own_server: PgServer, run_on: RunOn) -> None:
+    """A fleet of an older posduif: its migrations go on, and the next create makes the groups."""
+    cli = run_on(own_server)
+    cli("tenant", "create", "acme")
+    for role in ROLES:
+        own_server.sql(f"DROP OWNED BY {role}", database="acme")
+        own_server.sql(f"REVOKE ALL ON DATABASE acme FROM {role}; DROP ROLE {role}")
+    own_server.sql(f"SET ROLE posduif_admin; {migrations.grants()}", database="acme")
+    cli("tenant", "create", "globex")
+    assert own_server.sql("SELECT count(*) FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health')") == [
+        (2,)
+    ]
+
+
+@pytest.mark.one_server
+def test_a_group_of_someone_else_is_a_conflict(own_server: PgServer, run_on: RunOn) -> None:
+    own_server.sql("CREATE ROLE posduif_support LOGIN")
+    result = run_on(own_server)("tenant", "create", "acme", code=5)
+    assert "posduif_support exists" in result.err
+    assert own_server.sql("SELECT count(*) FROM pg_database WHERE datname = 'acme'") == [(0,)]
