@@ -18,21 +18,23 @@ _posduif() {
         --by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--fields|--for|--from|--jobs|--limit|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
     case $path in
     "") candidates='quickstart tenant migrate user token enroll device message health server config completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
-    " tenant") candidates='create list show set adopt verify rotate-password engine-config drop' options='' ;;
+    " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
     " tenant create") candidates='' options='--url --web-user --engine-config --if-not-exists -n --dry-run' ;;
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url' ;;
     " tenant adopt") candidates='' options='--url -n --dry-run' ;;
     " tenant verify") candidates='' options='--all --repair' ;;
-    " tenant rotate-password") candidates='' options='--engine-config --confirm' ;;
+    " tenant suspend") candidates='' options='--confirm -n --dry-run' ;;
+    " tenant resume") candidates='' options='-n --dry-run' ;;
+    " tenant rotate-password") candidates='' options='--engine-config --now --confirm' ;;
     " tenant engine-config") candidates='' options='--out' ;;
     " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
     " migrate") candidates='status list up down verify new' options='' ;;

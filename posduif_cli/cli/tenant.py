@@ -7,7 +7,7 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import TenantExists, UsageError
+from posduif_cli.errors import Busy, TenantExists, UsageError
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -169,24 +169,66 @@ def verify(
     tenant: options.Tenants = None,
     everyone: options.All = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Write into a wrong record what the tenant's own table says.")
+        bool, typer.Option("--repair", help="Mend what is posduif's to mend; the tenant's own table wins.")
     ] = False,
 ) -> None:
-    """Compare records with the tenants' own tables, which win. Exits with 1 when one is wrong and stays so."""
+    """Compare records with reality: versions, owner, grants, roles, settings. Exits with 1 if something stays wrong."""
     from posduif_cli.core import verifications
     from posduif_cli.models import Finding, Level
 
     app = app_of(ctx)
     app.out.expect(Finding)
     names = options.targets(tenant, everyone, "tenant verify")
-    findings, errors = verifications.run(app.fleet, tenants=names, repair=repair)
+    findings, errors = verifications.reality(app.fleet, tenants=names, repair=repair)
     repaired = [finding for finding in findings if finding.level is Level.INFO]
     app.out.list(findings, Finding, changed=lambda finding: finding in repaired)
     if repaired:
-        app.out.say(f"{counted(len(repaired), 'record')} changed")
+        app.out.say(f"{counted(len(repaired), 'finding')} repaired")
     app.report_failed(errors, among=names)
     if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
         raise typer.Exit(1)
+
+
+@app.verb("suspend", example="posduif tenant suspend acme")
+def suspend(
+    ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
+) -> None:
+    """Shut a tenant's engine out and end its sessions. The data stays; backups go on."""
+    from posduif_cli.core import suspensions
+    from posduif_cli.models import Tenant
+
+    app = app_of(ctx)
+    if dry_run:
+        app.show_plan(suspensions.plan_suspend(app.fleet, name=name))
+        return
+    app.out.expect(Tenant)
+    _guard(app, name, confirm, "suspend {name} on the protected server {server}")
+    changed = suspensions.suspend(app.fleet, name=name)
+    app.out.say(f"tenant {name} {'is suspended' if changed else 'was suspended already'}")
+    app.out.show(app.fleet.find(name)[1], changed=changed)
+
+
+@app.verb("resume", example="posduif tenant resume acme")
+def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = False) -> None:
+    """Bring a suspended tenant to the newest schema and let its engine in again."""
+    from posduif_cli.core import suspensions
+    from posduif_cli.models import Tenant
+
+    app = app_of(ctx)
+    if dry_run:
+        app.show_plan(suspensions.plan_resume(app.fleet, name=name))
+        return
+    app.out.expect(Tenant)
+    changed = suspensions.resume(app.fleet, name=name)
+    app.out.say(f"tenant {name} {'is active' if changed else 'was active already'}")
+    app.out.show(app.fleet.find(name)[1], changed=changed)
+
+
+def _guard(app: App, name: str, confirm: str | None, danger: str) -> None:
+    """Have a change on a protected server confirmed; raises ConfirmationMissing."""
+    server, _ = app.fleet.find(name)
+    if server.protected:
+        app.confirm(name, confirm, danger.format(name=name, server=server.name))
 
 
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
@@ -194,9 +236,12 @@ def rotate_password(
     ctx: typer.Context,
     name: options.Tenant,
     engine_config: options.EngineConfig = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="End the engine's sessions, too, which the old one opened.")
+    ] = False,
     confirm: options.Confirm = None,
 ) -> None:
-    """Give a tenant's engine a new password; sessions that are connected stay so."""
+    """Give a tenant's engine a new password; without --now, sessions that are connected stay so."""
     from posduif_cli.core import tenants
     from posduif_cli.models import Tenant
 
@@ -209,13 +254,15 @@ def rotate_password(
             why="it is never written into a pipe or JSON",
             hint=f"posduif tenant rotate-password {name} --engine-config FILE",
         )
-    server, tenant = app.fleet.find(name)
-    if server.protected:
-        app.confirm(name, confirm, f"rotate the password of {name} on the protected server {server.name}")
-    tenants.rotate_password(app.fleet, name=name, keep=keep)
+    _guard(app, name, confirm, "rotate the password of {name} on the protected server {server}")
+    try:
+        tenants.rotate_password(app.fleet, name=name, keep=keep, now=now)
+    except Busy:
+        keep.tell(app, name)  # it was changed all the same
+        raise
     app.out.say(f"tenant {name}: the engine's password was changed; restart the engine with it")
     keep.tell(app, name)
-    app.out.show(tenant, changed=True)
+    app.out.show(app.fleet.find(name)[1], changed=True)
 
 
 @app.verb("engine-config", example="posduif tenant engine-config acme")

@@ -31,6 +31,7 @@ NEXT_STEP = {
     State.PROVISIONING: "posduif tenant create {name}",
     State.DROPPING: "posduif tenant drop {name} --confirm {name}",
     State.LOST: "posduif tenant drop {name} --confirm {name}",
+    State.SUSPENDED: "posduif tenant resume {name}",
 }
 
 

@@ -6,7 +6,7 @@ which cannot join a transaction, and outlives DROP DATABASE, which cannot either
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -190,7 +190,7 @@ def _provision(session: Session, name: str, url: str | None) -> None:
         _require_free(traces, name, intent)
     if record.parse(traces.record) is None:
         with session.transaction():
-            admin.join_groups(session, name)
+            admin.equip_role(session, name)
             admin.open_database(session, name)
             record.put(session, name, Record(State.PROVISIONING, url=url, created=datetime.now(UTC)))
 
@@ -220,10 +220,10 @@ def _fill(conn: Session, fleet: Fleet, url: str | None, web_user: str | None, ke
                 users.ensure_web(conn, username=web_user)
             if password:
                 admin.set_password(conn, name, password)
-            _write_both(conn, replace(current, state=State.ACTIVE, url=url or current.url))
+            write_both(conn, replace(current, state=State.ACTIVE, url=url or current.url))
 
 
-def _write_both(conn: Session, changed: Record) -> None:
+def write_both(conn: Session, changed: Record) -> None:
     """Write record and intent, in the transaction under way, from the tenant's own database."""
     record.write(conn, changed)
     traces = _traces(conn, conn.database)
@@ -256,12 +256,37 @@ def set_url(fleet: Fleet, *, name: str, url: str) -> bool:
         return True
 
 
-def rotate_password(fleet: Fleet, *, name: str, keep: Keep) -> None:
-    """Give the engine's role a new password; *keep* is called with it and the settings first."""
+def rotate_password(fleet: Fleet, *, name: str, keep: Keep, now: bool = False) -> None:
+    """Give the engine's role a new password; *keep* is called with it and the settings first.
+
+    With *now* the engine's sessions are ended, which the old password opened; raises Busy, naming those that
+    would not end.
+    """
     with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, _):
         password = admin.new_password()
         keep(password, engine_settings(conn, password))
         admin.set_password(conn, name, password)
+    if now:
+        end_engine(fleet, name=name)
+
+
+def end_engine(fleet: Fleet, *, name: str) -> None:
+    """End the sessions of a tenant's engine; raises Busy, naming those that did not end."""
+    server, _ = fleet.find(name)
+    with fleet.maintenance(server) as session:
+        session.require_admin()
+        try:
+            _end_engine(session, name)
+        except AccessDenied as error:
+            raise _in_use(session, name, error) from error
+        role = admin.engine_role(name)
+        left = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=role)
+        if left := [found for found in left if found["role"] == role]:
+            raise Busy(
+                f"the engine of tenant {name} is still connected",
+                why=_named(left),
+                hint="type the same command again",
+            )
 
 
 def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
@@ -286,7 +311,7 @@ def engine_settings(conn: Session, password: str) -> dict[str, Any]:
             "password": password,
             "db": conn.database,
             "ssl_mode": configured.get("ssl_mode", "disable" if host.startswith("/") else "prefer"),
-            "max_connections": configured.get("max_connections", 5),
+            "max_connections": configured.get("max_connections", admin.ENGINE_POOL),
         },
         "redis": {**redis, "streams": {"enabled": True, "max_length": 10000}},
         "sse": {"port": configured.get("sse_port", 8080)},
@@ -377,7 +402,11 @@ def _end_sessions(session: Session, name: str) -> None:
     for slot in session.dicts(named["find_slots"], database=name):
         if slot["pid"] is not None:
             session.value(named["end_session"], pid=slot["pid"])
-    role = admin.engine_role(name)
+    _end_engine(session, name)
+
+
+def _end_engine(session: Session, name: str) -> None:
+    named, role = queries.load("tenants"), admin.engine_role(name)
     for found in session.dicts(named["find_sessions"], database=name, role=role):
         if found["role"] == role:
             session.value(named["end_session"], pid=found["pid"])
@@ -403,9 +432,12 @@ def _in_use(session: Session, name: str, error: PosduifError) -> PosduifError:
     found = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=admin.engine_role(name))
     if not found:
         return error
-    who = ", ".join(f"pid {s['pid']} ({s['role']}, {s['application'] or 'no name'}, {s['state']})" for s in found)
     return Busy(
         f"database {name} is in use by sessions that posduif may not end",
-        why=who,
+        why=_named(found),
         hint=["ask their owners to disconnect", f"posduif tenant drop {name} --confirm {name}"],
     )
+
+
+def _named(sessions: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"pid {s['pid']} ({s['role']}, {s['application'] or 'no name'}, {s['state']})" for s in sessions)

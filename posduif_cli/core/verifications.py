@@ -2,10 +2,10 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from posduif_cli.core import fingerprints, migrations
+from posduif_cli.core import fingerprints, inspections, migrations
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, Session, wrong_state
 from posduif_cli.core.folders import Folders, digest
@@ -27,12 +27,40 @@ def run(
     chosen, errors = _live(fleet, tenants)
     if sample is not None and sample < len(chosen):
         chosen = random.sample(chosen, sample)
+    return _visit(fleet, chosen, errors, lambda conn: [check_record(conn, repair=repair)])
+
+
+def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
+    """Visit tenants and compare all that posduif says of them with what is: versions, rights, roles, settings.
+
+    *repair* mends what is posduif's to mend. Returns for each tenant a finding on its record and one for each
+    fault, then those that are no whole tenants, with what finishes them; and the tenants and servers that failed.
+    """
+    chosen, errors = _live(fleet, tenants)
+
+    def look(conn: Session) -> list[Finding]:
+        return [check_record(conn, repair=repair), *inspections.inspect(conn, repair=repair)]
+
+    findings, errors = _visit(fleet, chosen, errors, look)
+    if tenants is None:
+        halves = [t for t in fleet.tenants()[0] if t.state not in (State.ACTIVE, State.SUSPENDED, State.MOVED)]
+        for error, half in ((wrong_state(half.tenant, half.state), half) for half in halves):
+            message = f"{error.message}: {error.why}" if error.why else error.message
+            findings.append(
+                Finding("state", "tenant", half.tenant, Level.CRITICAL, message, fix=next(iter(error.hints), None))
+            )
+    return findings, errors
+
+
+def _visit(
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]]
+) -> tuple[list[Finding], Errors]:
     findings: list[Finding] = []
-    for tenant, result in fleet.each(chosen, lambda conn: check_record(conn, repair=repair)):
+    for tenant, result in fleet.each(chosen, look):
         if isinstance(result, PosduifError):
             errors[tenant.tenant] = result
         else:
-            findings.append(result)
+            findings += result
     return findings, errors
 
 

@@ -17,6 +17,8 @@ ROLE_COMMENTS = {
     HEALTH_GROUP: "posduif: what monitoring may read inside every tenant's database",
 }
 GROUPS = (ENGINE_GROUP, SUPPORT_GROUP, HEALTH_GROUP)
+ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
+SPARE = 3
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
 
 
@@ -104,6 +106,14 @@ def create_engine_role(session: Session, intent: Intent) -> None:
         put_intent(session, role, intent)
 
 
+def equip_role(session: Session, tenant: str) -> None:
+    """Give the engine's role what it has for life: its groups, its time zone, its connection limit."""
+    join_groups(session, tenant)
+    name, role = identifier(tenant), identifier(engine_role(tenant))
+    session.execute(compose("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'", role=role, name=name))
+    limit_connections(session, tenant)
+
+
 def join_groups(session: Session, tenant: str) -> None:
     """Let the engine's role use its group's rights, and posduif see and end the engine's sessions."""
     role = identifier(engine_role(tenant))
@@ -131,7 +141,6 @@ def open_database(session: Session, tenant: str) -> None:
     session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=name))
     session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
     session.execute(compose("ALTER DATABASE {name} SET timezone = 'UTC'", name=name))
-    session.execute(compose("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'", role=role, name=name))
     session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
 
 
@@ -169,6 +178,35 @@ def set_password(session: Session, tenant: str, password: str) -> None:
 def close_role(session: Session, tenant: str) -> None:
     """Forbid the engine's role to log in; part of a transaction."""
     session.execute(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant))))
+
+
+def shut_out(session: Session, tenant: str) -> None:
+    """Forbid the engine's role to log in and to connect; part of a transaction."""
+    close_role(session, tenant)
+    name, role = identifier(tenant), identifier(engine_role(tenant))
+    session.execute(compose("REVOKE CONNECT ON DATABASE {name} FROM {role}", name=name, role=role))
+
+
+def let_in(session: Session, tenant: str) -> None:
+    """Let the engine's role log in and connect; part of a transaction."""
+    name, role = identifier(tenant), identifier(engine_role(tenant))
+    session.execute(compose("ALTER ROLE {role} LOGIN", role=role))
+    session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
+
+
+def engine_limit(session: Session) -> int:
+    """Return how many connections a tenant's engine may have: its configured pool, and a few beside it.
+
+    A pool of `engine.max_connections` is all that the engine opens today; the rest is for a restart, when the
+    old sessions are still being torn down.
+    """
+    return int(session.server.engine.get("max_connections", ENGINE_POOL)) + SPARE
+
+
+def limit_connections(session: Session, tenant: str) -> None:
+    """Give the engine's role the connection limit that matches its configuration; part of a transaction."""
+    role, limit = identifier(engine_role(tenant)), literal(engine_limit(session))
+    session.execute(compose("ALTER ROLE {role} CONNECTION LIMIT {limit}", role=role, limit=limit))
 
 
 def drop_database(session: Session, tenant: str) -> None:

@@ -1,0 +1,199 @@
+"""Inspections: whether a tenant's database, rights and engine role are what posduif made them, and mending that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from posduif_cli.core import migrations
+from posduif_cli.core.fleet import Session
+from posduif_cli.db import admin, queries, record
+from posduif_cli.db.connect import compose, identifier, literal
+from posduif_cli.errors import PosduifError
+from posduif_cli.models import Finding, Level, State
+
+SHOWN = 5
+# What grants.sql gives no group, whoever else did.
+TEXTS = ("messages content", "users last_message_sent")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """A tenant's database and its engine's role as the server has them."""
+
+    database_limit: int
+    public: bool
+    strangers: list[str] | None
+    database_utc: bool
+    role_utc: bool
+    has_role: bool
+    may_log_in: bool | None
+    role_limit: int | None
+    powers: list[str] | None
+    intent: str | None
+    memberships: list[str]
+    administered: bool
+    may_connect: bool
+    may_create: bool
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Something that is not as it should be; *mend* is None where it is not posduif's to mend."""
+
+    check: str
+    message: str
+    mend: Callable[[], object] | None
+    fix: str
+    level: Level = Level.CRITICAL
+
+
+def inspect(conn: Session, *, repair: bool = False) -> list[Finding]:
+    """Return what is wrong with a tenant, beside its version; with *repair* mend what is posduif's to mend.
+
+    Each fault is mended in a transaction of its own, under the tenant's lock; one that cannot be is reported as
+    it stands, with the server's reason.
+    """
+    if not repair:
+        return [_finding(conn, fault) for fault in _faults(conn, record.read(conn))]
+    findings = []
+    with conn.lock(conn.database):
+        for fault in _faults(conn, record.read(conn)):
+            finding = _finding(conn, fault)
+            if fault.mend is not None:
+                try:
+                    with conn.transaction():
+                        fault.mend()
+                except PosduifError as error:
+                    finding = replace(finding, message=f"{fault.message}; not repaired: {error.message}")
+                else:
+                    finding = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=None)
+            findings.append(finding)
+    return findings
+
+
+def _finding(conn: Session, fault: _Fault) -> Finding:
+    return Finding(fault.check, "tenant", conn.database, fault.level, fault.message, fix=fault.fix)
+
+
+def _faults(conn: Session, current: record.Record) -> list[_Fault]:
+    named, name = queries.load("inspections"), conn.database
+    facts = conn.row(_Facts, named["inspect_tenant"])
+    assert facts is not None
+    role = admin.engine_role(name)
+    mend = f"posduif tenant verify {name} --repair"
+    faults = []
+
+    def fault(check: str, message: str, how: Callable[[], object] | None, fix: str = mend, **more: Level) -> None:
+        faults.append(_Fault(check, message, how, fix, **more))
+
+    def run(template: str, **parts: object) -> Callable[[], object]:
+        words = {"name": identifier(name), "role": identifier(role)} | {
+            key: literal(value) if isinstance(value, int) else identifier(str(value)) for key, value in parts.items()
+        }
+        return lambda: conn.execute(compose(template, **words))
+
+    if facts.public:
+        fault("rights", f"PUBLIC has rights on database {name}", run("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
+    for stranger in facts.strangers or ():
+        fault(
+            "rights",
+            f"role {stranger} has rights on database {name}",
+            None,
+            f"REVOKE ALL ON DATABASE {name} FROM {stranger};",
+            level=Level.WARNING,
+        )
+    if facts.database_limit != -1:
+        fault(
+            "limit",
+            f"database {name} has a connection limit of {facts.database_limit}",
+            run("ALTER DATABASE {name} CONNECTION LIMIT -1"),
+        )
+    if not facts.database_utc:
+        fault("time zone", f"database {name} is not pinned to UTC", run("ALTER DATABASE {name} SET timezone = 'UTC'"))
+    if facts.may_create:
+        fault(
+            "rights",
+            f"{role} may create objects in schema public",
+            run("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {role}"),
+        )
+    if not facts.has_role:
+        fault("role", f"role {role} is missing", lambda: _make_role(conn, current), level=Level.CRITICAL)
+    else:
+        _role_faults(conn, current, facts, fault, run)
+    missing, texts = _rights(conn)
+    if missing:
+        shown = "; ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
+        fault("grants", f"the grants differ from grants.sql: {shown}", lambda: _grant(conn))
+    for right in texts:
+        fault("grants", f"a group may read texts: {right}", None, f"REVOKE it by hand in {name}")
+    for thing, *_ in conn.tuples(named["find_foreign_objects"]):
+        fault(
+            "foreign", f"{thing} is not posduif's; it was not touched", None, "move it elsewhere", level=Level.WARNING
+        )
+    return faults
+
+
+def _role_faults(
+    conn: Session,
+    current: record.Record,
+    facts: _Facts,
+    fault: Callable[..., None],
+    run: Callable[..., Callable[[], object]],
+) -> None:
+    """Find what is wrong with the engine's role."""
+    name, role = conn.database, admin.engine_role(conn.database)
+    active = current.state is State.ACTIVE
+    if not facts.role_utc:
+        fault("time zone", f"{role} is not pinned to UTC",
+              run("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'"))  # fmt: skip
+    if active and not (facts.may_log_in and facts.may_connect):
+        fault("role", f"{name} is active, but {role} cannot connect", lambda: admin.let_in(conn, name))
+    if not active and (facts.may_log_in or facts.may_connect):
+        fault("role", f"{name} is {current.state}, but {role} can connect", lambda: admin.shut_out(conn, name))
+    for power in facts.powers or ():
+        fault("role", f"{role} has {power}", run(f"ALTER ROLE {{role}} NO{power}"),
+              f"a superuser types: ALTER ROLE {role} NO{power};")  # fmt: skip
+    if admin.ENGINE_GROUP not in facts.memberships or not facts.administered:
+        fault("role", f"{role} is not tied to posduif's groups", lambda: admin.join_groups(conn, name))
+    for group in facts.memberships:
+        if group != admin.ENGINE_GROUP:
+            fault("role", f"{role} is a member of {group}", run("REVOKE {group} FROM {role}", group=group.strip('"')),
+                  f"a superuser types: REVOKE {group} FROM {role};")  # fmt: skip
+    limit = admin.engine_limit(conn)
+    if facts.role_limit != limit:
+        fault("limit", f"{role} may have {_limit(facts.role_limit)}, not {limit}",
+              lambda: admin.limit_connections(conn, name), level=Level.WARNING)  # fmt: skip
+    intent = record.parse_intent(facts.intent)
+    if intent is None or intent.tenant != name or intent.state is not current.state:
+        fault("record", f"the comment on {role} does not say that {name} is {current.state}",
+              lambda: record.put_intent(conn, role, record.Intent(name, current.state, admin.new_nonce())))  # fmt: skip
+
+
+def _limit(limit: int | None) -> str:
+    return "any number of connections" if limit == -1 else f"{limit} connections"
+
+
+def _make_role(conn: Session, current: record.Record) -> None:
+    name = conn.database
+    admin.create_engine_role(conn, record.Intent(name, current.state, admin.new_nonce()))
+    admin.equip_role(conn, name)
+    if current.state is State.ACTIVE:
+        admin.let_in(conn, name)
+    else:
+        admin.shut_out(conn, name)
+
+
+def _rights(conn: Session) -> tuple[list[str], list[str]]:
+    """Return how the rights differ from what grants.sql makes, tried and taken back; and who may read texts."""
+    named = queries.load("inspections")["list_rights"]
+    before = {right for (right,) in conn.tuples(named)}
+    with conn.transaction(rollback=True):
+        _grant(conn)
+        after = {right for (right,) in conn.tuples(named)}
+    texts = [right for right in sorted(before) if right.startswith(TEXTS) and right.endswith(" SELECT")]
+    return [*sorted(f"{right} is missing" for right in after - before),
+            *sorted(f"{right} is too much" for right in before - after)], texts  # fmt: skip
+
+
+def _grant(conn: Session) -> None:
+    """Run grants.sql without its short cut."""
+    conn.script(f"SET LOCAL posduif.thorough = on; SET LOCAL ROLE posduif_admin; {migrations.grants()}")

@@ -1,0 +1,69 @@
+-- name: inspect_tenant
+-- A tenant's database and its engine's role as the server has them.
+SELECT d.datconnlimit AS database_limit,
+       EXISTS (SELECT 1 FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a WHERE a.grantee = 0) AS public,
+       (SELECT array_agg(DISTINCT a.grantee::regrole::text) FROM aclexplode(d.datacl) a
+        WHERE a.grantee NOT IN (0, d.datdba, coalesce(r.oid, 0))
+          AND a.grantee::regrole::text NOT IN ('posduif_support', 'posduif_health')) AS strangers,
+       coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
+                 WHERE s.setdatabase = d.oid AND s.setrole = 0), false) AS database_utc,
+       coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
+                 WHERE s.setdatabase = d.oid AND s.setrole = r.oid), false) AS role_utc,
+       r.oid IS NOT NULL AS has_role,
+       r.rolcanlogin AS may_log_in,
+       r.rolconnlimit AS role_limit,
+       (SELECT array_agg(word) FROM (VALUES (r.rolsuper, 'SUPERUSER'), (r.rolcreatedb, 'CREATEDB'),
+            (r.rolcreaterole, 'CREATEROLE'), (r.rolreplication, 'REPLICATION'), (r.rolbypassrls, 'BYPASSRLS')) v (has, word)
+        WHERE has) AS powers,
+       shobj_description(r.oid, 'pg_authid') AS intent,
+       coalesce((SELECT array_agg(m.roleid::regrole::text) FROM pg_auth_members m WHERE m.member = r.oid), '{}')::text[]
+           AS memberships,
+       coalesce(pg_has_role('posduif_admin', r.oid, 'USAGE'), false) AS administered,
+       EXISTS (SELECT 1 FROM aclexplode(d.datacl) a WHERE a.grantee = r.oid AND a.privilege_type = 'CONNECT') AS may_connect,
+       coalesce(has_schema_privilege(r.oid, 'public', 'CREATE'), false) AS may_create
+FROM pg_database d LEFT JOIN pg_roles r ON r.rolname = d.datname || '_engine'
+WHERE d.datname = current_database();
+
+-- name: find_foreign_objects
+-- What stands in a tenant's database and belongs to neither posduif nor an extension; at most eleven.
+SELECT kind || ' ' || name || ' of ' || owner::regrole::text
+FROM (SELECT 'relation' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, 'pg_class'::regclass AS class, c.oid
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.relkind IN ('r', 'v', 'm', 'S', 'p', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      UNION ALL
+      SELECT 'function', p.oid::regprocedure::text, p.proowner, 'pg_proc'::regclass, p.oid
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+      WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      UNION ALL
+      SELECT 'schema', n.nspname, n.nspowner, 'pg_namespace'::regclass, n.oid
+      FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'public')) o
+WHERE owner <> 'posduif_admin'::regrole
+  AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = o.class AND e.objid = o.oid AND e.deptype = 'e')
+ORDER BY 1 LIMIT 11;
+
+-- name: list_rights
+-- Every right on the four tables, for a comparison before and after grants.sql.
+SELECT concat_ws(' ', c.relname, a.attname, x.grantee::regrole::text, x.privilege_type)
+FROM pg_class c
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped
+CROSS JOIN LATERAL aclexplode(coalesce(a.attacl, c.relacl)) x
+WHERE c.oid IN (to_regclass('public.users'), to_regclass('public.messages'), to_regclass('public.sync_metadata'),
+                to_regclass('public.enrollment_tokens')) AND x.grantee <> c.relowner
+UNION
+SELECT concat_ws(' ', c.relname, x.grantee::regrole::text, x.privilege_type)
+FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x
+WHERE c.oid IN (to_regclass('public.users'), to_regclass('public.messages'), to_regclass('public.sync_metadata'),
+                to_regclass('public.enrollment_tokens')) AND x.grantee <> c.relowner
+UNION
+SELECT concat_ws(' ', 'schema', x.grantee::regrole::text, x.privilege_type)
+FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) x WHERE n.nspname = 'public' AND x.grantee <> n.nspowner
+UNION
+SELECT concat_ws(' ', 'database', x.grantee::regrole::text, x.privilege_type)
+FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) x
+WHERE d.datname = current_database() AND x.grantee::regrole::text IN ('posduif_support', 'posduif_health')
+UNION
+SELECT concat_ws(' ', p.proname, x.grantee::regrole::text, x.privilege_type)
+FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
+WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN ('update_updated_at_column', 'update_synced_at', 'update_read_at')
+  AND x.grantee <> p.proowner
+ORDER BY 1;

@@ -1,0 +1,325 @@
+"""The life of a tenant: suspend, resume, rotate the password, and `tenant verify` against what is."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from conftest import PgServer, Posduif, forget
+from test_migrations import Folder, folder, record
+from test_untransactional import killed
+
+from posduif_cli.core import suspensions, tenants
+from posduif_cli.core.fleet import Fleet
+from posduif_cli.models import Server
+
+__all__ = ["folder"]
+
+
+def role(server: PgServer, tenant: str) -> tuple[bool, bool, str, int]:
+    """Whether the engine's role may log in and connect, what its comment says, and its limit."""
+    return server.sql(
+        """SELECT rolcanlogin, has_database_privilege(oid, %s, 'CONNECT'),
+                  shobj_description(oid, 'pg_authid')::text, rolconnlimit
+           FROM pg_roles WHERE rolname = %s""",
+        tenant,
+        f"{tenant}_engine",
+    )[0]
+
+
+@pytest.fixture
+def engine(server: PgServer, tenant: str) -> Iterator[psycopg.Connection[Any]]:
+    with server.connect(tenant, user=f"{tenant}_engine") as conn:
+        yield conn
+
+
+def test_suspend_shuts_the_engine_out_and_leaves_the_data(
+    posduif: Posduif, server: PgServer, tenant: str, engine: psycopg.Connection[Any]
+) -> None:
+    done = posduif.json("tenant", "suspend", tenant)
+    assert (done["state"], done["changed"], done["engine_connected"]) == ("suspended", True, False)
+    with pytest.raises(psycopg.OperationalError):
+        engine.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+        server.connect(tenant, user=f"{tenant}_engine")
+    assert record(server, tenant)["state"] == "suspended"
+    may_login, may_connect, comment, _ = role(server, tenant)
+    assert (may_login, may_connect) == (False, False)
+    assert '"state":"suspended"' in comment
+    assert posduif.json("tenant", "suspend", tenant)["changed"] is False
+    # Everything but the engine still works: people's commands, and the session a backup would use.
+    assert posduif.json("user", "list", tenant)[0]["username"] == "desk"
+    assert server.sql("SELECT count(*) FROM users", database=tenant) == [(1,)]
+    assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
+
+
+def test_resume_migrates_first(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
+    posduif("tenant", "suspend", tenant)
+    folder.put("9000_more.sql", "CREATE TABLE more ();", "DROP TABLE more;")
+    assert posduif.json("migrate", "up", "--all", "--list", *folder.option)
+    assert record(server, tenant)["schema"] == "0003", "a suspended tenant is skipped by the fleet"
+    steps = posduif.json("tenant", "resume", tenant, "--dry-run", *folder.option)["steps"]
+    assert [step["action"] for step in steps] == ["migrate", "let in", "let in"]
+    assert record(server, tenant)["state"] == "suspended"
+    done = posduif.json("tenant", "resume", tenant, *folder.option)
+    assert (done["state"], done["schema_version"], done["pending"], done["changed"]) == ("active", "9000", 0, True)
+    with server.connect(tenant, user=f"{tenant}_engine") as conn:
+        conn.execute("SELECT count(*) FROM users")
+    assert posduif.json("tenant", "resume", tenant)["changed"] is False
+
+
+def test_a_migration_that_fails_keeps_the_tenant_suspended(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    posduif("tenant", "suspend", tenant)
+    folder.put("9000_bad.sql", "CREATE TABLE users ();", "DROP TABLE users;")
+    refused = posduif("tenant", "resume", tenant, *folder.option, code=7)
+    assert "9000" in refused.err
+    assert role(server, tenant)[:2] == (False, False)
+    assert record(server, tenant)["state"] == "suspended"
+
+
+def test_a_dry_run_of_suspend_changes_nothing(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    plan = posduif.json("tenant", "suspend", tenant, "--dry-run")
+    assert plan["dry_run"] is True
+    assert [step["action"] for step in plan["steps"]] == ["shut out", "shut out", "end sessions"]
+    assert role(server, tenant)[:2] == (True, True)
+    posduif("tenant", "suspend", tenant)
+    assert posduif.json("tenant", "suspend", tenant, "--dry-run")["steps"] == []
+
+
+def test_the_wrong_state_is_a_conflict(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    server.sql(f"DROP DATABASE {tenant}")
+    for verb in ("suspend", "resume"):
+        refused = posduif("tenant", verb, tenant, "-o", "json", code=5)
+        assert refused.error["try"] == [f"posduif tenant drop {tenant} --confirm {tenant}"]
+        assert posduif("tenant", verb, f"{tenant}x", code=4)
+
+
+def test_a_suspended_tenant_is_dropped_like_another(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    posduif("tenant", "suspend", tenant)
+    posduif("tenant", "drop", tenant, "--confirm", tenant)
+    assert server.sql("SELECT 1 FROM pg_database WHERE datname = %s", tenant) == []
+    assert server.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", f"{tenant}_engine") == []
+
+
+def test_rotating_ends_sessions_only_when_asked(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, engine: psycopg.Connection[Any]
+) -> None:
+    file = tmp_path / "engine.yaml"
+    posduif("tenant", "rotate-password", tenant, "--engine-config", str(file))
+    assert engine.execute("SELECT 1").fetchone() == (1,)
+    first = yaml.safe_load(file.read_text())["postgres"]["password"]
+    posduif("tenant", "rotate-password", tenant, "--engine-config", str(file), "--now")
+    with pytest.raises(psycopg.OperationalError):
+        engine.execute("SELECT 1")
+    assert yaml.safe_load(file.read_text())["postgres"]["password"] != first
+    assert role(server, tenant)[:2] == (True, True)
+
+
+def test_a_protected_server_wants_a_word(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch
+) -> None:
+    settings = {"servers": {"main": {"dsn": server.dsn, "protected": True}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    clean_environ.delenv("POSDUIF_DSN")
+    clean_environ.setenv("POSDUIF_CONFIG", str(tmp_path / "config.yaml"))
+    rotate = ("tenant", "rotate-password", tenant, "--engine-config", str(tmp_path / "engine.yaml"))
+    for command in (("tenant", "suspend", tenant), rotate):
+        assert "protected server main" in posduif(*command, code=9).err
+        assert posduif(*command, "--confirm", "other", code=9)
+        posduif(*command, "--confirm", tenant)
+    assert (tmp_path / "engine.yaml").exists()
+
+
+LIVES: dict[str, tuple[Callable[[Fleet, str], Any], str]] = {
+    "suspend": (lambda fleet, name: suspensions.suspend(fleet, name=name), "suspended"),
+    "resume": (lambda fleet, name: suspensions.resume(fleet, name=name), "active"),
+    "rotate": (lambda fleet, name: tenants.rotate_password(fleet, name=name, keep=lambda *_: None, now=True), "active"),
+}
+
+
+@pytest.mark.parametrize("verb", LIVES)
+def test_a_kill_at_any_step_is_finished_by_the_same_command(
+    posduif: Posduif, server: PgServer, tenant: str, verb: str
+) -> None:
+    fleet = Fleet((Server("dsn", server.dsn),), "test")
+    work, state = LIVES[verb]
+    for when in ("before", "after"):
+        nth = 0
+        while True:
+            nth += 1
+            (suspensions.suspend if verb == "resume" else suspensions.resume)(fleet, name=tenant)
+            struck, call = killed(lambda: work(fleet, tenant), when, nth)
+            may_login, may_connect, comment, _ = role(server, tenant)
+            noted = record(server, tenant)["state"]
+            assert may_login is may_connect is (noted == "active"), (when, nth, call)
+            assert f'"state":"{noted}"' in comment
+            work(fleet, tenant)
+            assert record(server, tenant)["state"] == state
+            assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
+            if not struck:
+                break
+        assert nth >= 4, "the command was struck at each of its steps"
+
+
+def test_two_administrators_at_once(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    fleet = Fleet((Server("dsn", server.dsn),), "test")
+    for verb in (suspensions.suspend, suspensions.resume):
+        changed: list[bool] = []
+        both = [threading.Thread(target=lambda: changed.append(verb(fleet, name=tenant))) for _ in range(2)]  # noqa: B023
+        for one in both:
+            one.start()
+        for one in both:
+            one.join(60)
+        assert sorted(changed) == [False, True]
+        assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
+
+
+FAULTS = {
+    "limit of the database": ("ALTER DATABASE {t} CONNECTION LIMIT 3", "limit", "connection limit of 3"),
+    "public": ("GRANT CONNECT ON DATABASE {t} TO PUBLIC", "rights", "PUBLIC has rights"),
+    "zone of the database": ("ALTER DATABASE {t} RESET timezone", "time zone", "database {t} is not pinned"),
+    "zone of the role": (
+        "ALTER ROLE {t}_engine IN DATABASE {t} RESET timezone",
+        "time zone",
+        "{t}_engine is not pinned",
+    ),
+    "may create": ("GRANT CREATE ON SCHEMA public TO {t}_engine", "rights", "may create objects"),
+    "may not log in": ("ALTER ROLE {t}_engine NOLOGIN", "role", "cannot connect"),
+    "may not connect": ("REVOKE CONNECT ON DATABASE {t} FROM {t}_engine", "role", "cannot connect"),
+    "createdb": ("ALTER ROLE {t}_engine CREATEDB", "role", "has CREATEDB"),
+    "createrole": ("ALTER ROLE {t}_engine CREATEROLE", "role", "has CREATEROLE"),
+    "out of the group": (
+        "SET ROLE posduif_admin; REVOKE posduif_engine FROM {t}_engine",
+        "role",
+        "not tied to posduif's groups",
+    ),
+    "out of reach": (
+        "SET ROLE posduif_admin; REVOKE {t}_engine FROM posduif_admin",
+        "role",
+        "not tied to posduif's groups",
+    ),
+    "limit of the role": ("ALTER ROLE {t}_engine CONNECTION LIMIT 1", "limit", "1 connection"),
+    "comment": ("COMMENT ON ROLE {t}_engine IS NULL", "record", "comment on {t}_engine"),
+    "engine's rights": ("REVOKE INSERT ON messages FROM posduif_engine", "grants", "is missing"),
+    "texts": ("GRANT SELECT (content) ON messages TO posduif_support", "grants", "may read texts"),
+    "public reads": ("GRANT SELECT ON users TO PUBLIC", "grants", "is too much"),
+    "no role": ("DROP OWNED BY {t}_engine; DROP ROLE {t}_engine", "role", "role {t}_engine is missing"),
+}
+BY_HAND = {"texts": "REVOKE SELECT (content) ON messages FROM posduif_support"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_broken_by_hand_is_found_and_mended(
+    posduif: Posduif, server: PgServer, tenant: str, fault: str
+) -> None:
+    broken, check, words = (text.format(t=tenant) for text in FAULTS[fault])
+    server.sql(broken, database=tenant)
+    findings = posduif.json("tenant", "verify", tenant, code=1)
+    mine = [f for f in findings if f["check"] == check]
+    assert any(words in f["message"] for f in mine), findings
+    assert all(f["fix"] for f in mine if f["level"] != "ok")
+    again = posduif.json("tenant", "verify", tenant, code=1)
+    assert again == findings, "only --repair writes"
+    mended = posduif.json("tenant", "verify", tenant, "--repair", code=1 if fault in BY_HAND else 0)
+    if fault in BY_HAND:
+        server.sql(BY_HAND[fault], database=tenant)
+    else:
+        assert any(f["changed"] and f["check"] == check for f in mended), mended
+    assert [f["level"] for f in posduif.json("tenant", "verify", tenant)] == ["ok"]
+    with server.connect(tenant, user=f"{tenant}_engine") as conn:
+        conn.execute("SELECT count(*) FROM messages")
+
+
+def test_strangers_and_foreign_objects_are_named_and_left(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    stranger = f"{tenant}_stranger"
+    server.sql(f"CREATE ROLE {stranger} LOGIN")
+    try:
+        server.sql(f"GRANT CONNECT ON DATABASE {tenant} TO {stranger}")
+        server.sql("CREATE TABLE theirs (); CREATE EXTENSION IF NOT EXISTS plpgsql", database=tenant)
+        found = posduif.json("tenant", "verify", tenant, "--repair", code=1)
+        assert {f["check"] for f in found if f["level"] == "warning"} == {"rights", "foreign"}
+        assert any("relation theirs of postgres" in f["message"] for f in found)
+        assert any(f["fix"] == f"REVOKE ALL ON DATABASE {tenant} FROM {stranger};" for f in found)
+        assert server.sql("SELECT to_regclass('theirs')::text", database=tenant) == [("theirs",)]
+        server.sql(f"REVOKE ALL ON DATABASE {tenant} FROM {stranger}")
+        server.sql("DROP TABLE theirs", database=tenant)
+        assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
+    finally:
+        server.sql(f"DROP OWNED BY {stranger}; DROP ROLE {stranger}")
+
+
+def test_an_administrator_who_is_no_superuser_repairs_or_says_who_can(
+    posduif: Posduif, server: PgServer, tenant: str, run_on: Callable[..., Posduif]
+) -> None:
+    login = f"{tenant}_ops"
+    server.sql(f"CREATE ROLE {login} LOGIN CREATEDB CREATEROLE IN ROLE posduif_admin")
+    try:
+        ops = run_on(server, user=login)
+        server.sql(f"ALTER ROLE {tenant}_engine NOLOGIN; GRANT CONNECT ON DATABASE {tenant} TO PUBLIC")
+        ops("tenant", "verify", tenant, "--repair")
+        assert ops.json("tenant", "verify", tenant)[0]["level"] == "ok"
+        server.sql(f"ALTER ROLE {tenant}_engine BYPASSRLS")
+        found = ops.json("tenant", "verify", tenant, "--repair", code=1)
+        (stuck,) = [f for f in found if f["level"] == "critical"]
+        assert "not repaired" in stuck["message"]
+        assert stuck["fix"] == f"a superuser types: ALTER ROLE {tenant}_engine NOBYPASSRLS;"
+        server.sql(f"ALTER ROLE {tenant}_engine NOBYPASSRLS")
+    finally:
+        server.sql(f"DROP OWNED BY {login}; DROP ROLE {login}")
+
+
+def test_halves_are_reported_with_what_finishes_them(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    lost = f"{tenant}_lost"
+    posduif("tenant", "create", lost)
+    server.sql(f"DROP DATABASE {lost}")
+    try:
+        found = posduif.json("tenant", "verify", "--all", code=1)
+        (half,) = [f for f in found if f["subject"] == lost]
+        assert (half["check"], half["level"]) == ("state", "critical")
+        assert half["fix"] == f"posduif tenant drop {lost} --confirm {lost}"
+    finally:
+        forget(server, lost)
+
+
+def test_the_limit_follows_the_configuration(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch
+) -> None:
+    assert role(server, tenant)[3] == 8
+    settings = {"servers": {"main": {"dsn": server.dsn, "engine": {"max_connections": 20}}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    clean_environ.delenv("POSDUIF_DSN")
+    clean_environ.setenv("POSDUIF_CONFIG", str(tmp_path / "config.yaml"))
+    (finding,) = [f for f in posduif.json("tenant", "verify", tenant, code=1) if f["check"] == "limit"]
+    assert (finding["level"], "8 connections, not 23" in finding["message"]) == ("warning", True)
+    posduif("tenant", "verify", tenant, "--repair")
+    assert role(server, tenant)[3] == 23
+    other = f"{tenant}_b"
+    posduif("tenant", "create", other)
+    try:
+        assert role(server, other)[3] == 23
+    finally:
+        forget(server, other)
+
+
+@pytest.mark.one_server
+def test_ctrl_c_while_suspending_is_finished_by_typing_it_again(
+    posduif: Posduif, server: PgServer, tenant: str
+) -> None:
+    with server.connect(tenant) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (0x706F7364, tenant))
+        child = posduif.popen("tenant", "suspend", tenant)
+        for _ in range(200):
+            query = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'posduif tenant suspend' AND datname = %s"
+            if server.sql(query, tenant):
+                break
+            threading.Event().wait(0.05)
+        child.send_signal(2)
+        _, err = child.communicate(timeout=30)
+        assert (child.returncode, b"interrupted" in err) == (130, True)
+    posduif("tenant", "suspend", tenant)
+    assert record(server, tenant)["state"] == "suspended"
