@@ -1,13 +1,12 @@
 """The fleet: all tenants on all configured servers; find one, open one, ask many."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from posduif_cli.core import names
+from posduif_cli.core.crews import Crew
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import connect, queries, record
 from posduif_cli.db.connect import MAINTENANCE
@@ -15,7 +14,6 @@ from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
     AccessDenied,
     AmbiguousTenant,
-    Interrupted,
     NoServer,
     PosduifError,
     ServerError,
@@ -50,20 +48,17 @@ class Fleet:
 
     def ask(self, question: Callable[[Session], T]) -> dict[str, T | PosduifError]:
         """Put a question to every server, in parallel; an answer or an error a server, by name."""
+        crew = Crew()
 
         def one(server: Server) -> T | PosduifError:
             try:
-                with self.maintenance(server) as session:
+                with self.maintenance(server) as session, crew.watch(session):
                     return question(session)
             except PosduifError as error:
                 return error
 
-        if len(self.servers) == 1:
-            return {self.servers[0].name: one(self.servers[0])}
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(min(len(self.servers), 16)) as pool:
-            return dict(zip([s.name for s in self.servers], pool.map(one, self.servers), strict=True))
+        answers = crew.map(self.servers, one, jobs=16)
+        return {server.name: answer for server, answer in zip(self.servers, answers, strict=True)}
 
     def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], dict[str, PosduifError]]:
         """Return all tenants, by name, and the servers that could not be asked.
@@ -176,41 +171,17 @@ class Fleet:
 
         *enter* connects in place of the method of that name. On ctrl-C what is under way is cancelled.
         """
-        sessions: set[Session] = set()
-        stopping = threading.Event()
+        crew = Crew()
 
         def one(tenant: Tenant) -> T | PosduifError:
-            if stopping.is_set():
-                return Interrupted("interrupted")
             try:
-                with (enter or self.enter)(self.server(tenant.server), tenant.tenant) as session:
-                    sessions.add(session)
-                    try:
-                        return work(session)
-                    finally:
-                        sessions.discard(session)
+                with (enter or self.enter)(self.server(tenant.server), tenant.tenant) as session, crew.watch(session):
+                    return work(session)
             except PosduifError as error:
                 return error
 
-        if len(tenants) <= 1:
-            return [(tenant, one(tenant)) for tenant in tenants]
-        from concurrent.futures import ThreadPoolExecutor
-
-        limit = min(jobs, len(tenants), *(server.max_connections for server in self.servers))
-        pool, futures = ThreadPoolExecutor(limit), []
-        try:
-            for tenant in tenants:
-                futures.append(pool.submit(one, tenant))
-            return [(tenant, future.result()) for tenant, future in zip(tenants, futures, strict=True)]
-        except KeyboardInterrupt:
-            stopping.set()
-            while not all(future.done() for future in futures):
-                # More than once: a session may be between two statements, or not be there yet.
-                cancel(list(sessions))
-                time.sleep(0.1)
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        limit = min(jobs, *(server.max_connections for server in self.servers))
+        return list(zip(tenants, crew.map(tenants, one, jobs=limit), strict=True))
 
     def server(self, name: str) -> Server:
         """Return a server by name; raises NoServer."""
@@ -258,12 +229,6 @@ class Fleet:
                 with self.maintenance(server) as session:
                     session.require_member()
             raise
-
-
-def cancel(sessions: Sequence[Session]) -> None:
-    """Cancel what several sessions are doing, from another thread than theirs."""
-    for session in sessions:
-        session.cancel()
 
 
 def _live(found: Sequence[Tenant]) -> Sequence[Tenant]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from posduif_cli.core import migrations
-from posduif_cli.core.fleet import Fleet, Session, cancel
+from posduif_cli.core.crews import Crew
+from posduif_cli.core.fleet import Fleet, Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.core.migrations import Applied, Hooks
 from posduif_cli.core.scripts import File
@@ -35,6 +37,7 @@ T = TypeVar("T")
 Work = Callable[[Session, Hooks], Applied]
 DEFAULT_JOBS = 4
 SPARE_CONNECTIONS = 3
+INTERRUPTED = "interrupted"
 FIRST_PAUSE, LAST_PAUSE = 0.25, 5.0  # seconds between two tries
 
 
@@ -340,8 +343,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._sessions: dict[int, Session] = {}
+        self._crew = Crew()
         self._failures = 0
         self._several = False
         self._limit: int | None = None
@@ -380,7 +382,7 @@ class Rollout:
                 if len(waves) > 1:
                     self.tell(f"wave {number} of {len(waves)}: {_tenants(len(wave))}")
                 self._wave(wave, desks)
-                if number < len(waves) and not self._stop.is_set():
+                if number < len(waves) and not self._crew.stop.is_set():
                     self._between(wave, number, desks)
         reached = {(outcome.tenant, outcome.server) for outcome in self.outcomes}
         reason = self.stopped_by or "not part of any wave"
@@ -411,28 +413,20 @@ class Rollout:
         # With one target there is nothing to get on with in the meantime, and it has waited long enough.
         deferred: list[Tenant] | None = [] if self._several else None
         self._fan_out(wave, desks, deferred)
-        if deferred and not self._stop.is_set():
+        if deferred and not self._crew.stop.is_set():
             self.tell(f"trying again: {_tenants(len(deferred))} that could not be worked on")
             self._fan_out(deferred, desks, None)
 
     def _fan_out(self, tenants: Sequence[Tenant], desks: dict[str, Desk], deferred: list[Tenant] | None) -> None:
-        threads: list[threading.Thread] = []
+        tasks: list[tuple[Callable[[], None], int]] = []
+        for name, desk in desks.items():
+            queue = deque(tenant for tenant in tenants if tenant.server == name)
+            if queue:
+                tasks.append((partial(self._serve, desk, queue, deferred), min(desk.share(self.pace.jobs), len(queue))))
         try:
-            for name, desk in desks.items():
-                queue = deque(tenant for tenant in tenants if tenant.server == name)
-                if not queue:
-                    continue
-                for _ in range(min(desk.share(self.pace.jobs), len(queue))):
-                    thread = threading.Thread(target=self._serve, args=(desk, queue, deferred), daemon=True)
-                    thread.start()
-                    threads.append(thread)
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            self._crew.run(tasks)
         except KeyboardInterrupt:
-            self.stopped_by = "interrupted"
-            self._stop.set()
-            self._end(threads)
+            self.stopped_by = INTERRUPTED
             worked_on = sum(outcome.status in ("ok", "failed") for outcome in self.outcomes)
             raise Interrupted(
                 f"interrupted; {_tenants(worked_on)} had been worked on",
@@ -440,21 +434,8 @@ class Rollout:
                 hint="run the same command again: it goes on with who is left",
             ) from None
 
-    def _end(self, threads: Sequence[threading.Thread]) -> None:
-        """Cancel what is under way, more than once: a session may be between two statements, or not be there yet."""
-        deadline = time.monotonic() + 10
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-            with self._lock:
-                sessions = list(self._sessions.values())
-            cancel(sessions)
-            time.sleep(0.1)
-
     def _serve(self, desk: Desk, queue: "deque[Tenant]", deferred: list[Tenant] | None) -> None:
-        while not self._stop.is_set():
-            try:
-                tenant = queue.popleft()
-            except IndexError:
-                return
+        for tenant in self._crew.take(queue):
             outcome = self._one(desk, tenant, deferred)
             if outcome is not None:
                 self._record(outcome)
@@ -472,25 +453,21 @@ class Rollout:
         started = time.monotonic()
         reached: tuple[str | None, bool] | None = None
         try:
-            with desk.enter(lambda: self.fleet.enter(desk.server, tenant.tenant), self._stop) as conn:
-                with self._lock:
-                    self._sessions[id(conn)] = conn
+            enter = partial(self.fleet.enter, desk.server, tenant.tenant)
+            with desk.enter(enter, self._crew.stop) as conn, self._crew.watch(conn):
                 try:
                     done = self.work(conn, Hooks(desk.blockers, self.tell))
                 except (MigrationFailed, Busy):
                     reached = self._reached(conn, tenant)
                     raise
-                finally:
-                    with self._lock:
-                        del self._sessions[id(conn)]
         except (TenantNotFound, WrongState) as error:
             return skipped(tenant, error.message)
         except Interrupted as error:
             return skipped(tenant, error.message)
         except PosduifError as error:
-            if self.stopped_by == "interrupted":
-                return skipped(tenant, self.stopped_by)
-            if deferred is not None and isinstance(error, Busy | ServerUnreachable) and not self._stop.is_set():
+            if self._crew.interrupted:
+                return skipped(tenant, INTERRUPTED)
+            if deferred is not None and isinstance(error, Busy | ServerUnreachable) and not self._crew.stop.is_set():
                 deferred.append(tenant)
                 return None
             self.errors[tenant.tenant] = error
@@ -508,31 +485,31 @@ class Rollout:
         with self._lock:
             self.outcomes.append(outcome)
             self._failures += outcome.status == "failed"
-            if self._limit is not None and self._failures > self._limit and not self._stop.is_set():
+            if self._limit is not None and self._failures > self._limit and not self._crew.stop.is_set():
                 self.stopped_by = f"not reached: {self._failures} failures are more than --max-failures allows"
-                self._stop.set()
+                self._crew.stop.set()
             self.on_outcome(outcome)
 
     def _between(self, wave: Sequence[Tenant], number: int, desks: dict[str, Desk]) -> None:
         """Verify a wave, and stop before the next one if anything is wrong with it; else pause."""
         if self._failures and self._limit is None:
             self.stopped_by = f"not reached: {self._failures} failed in wave {number}"
-            self._stop.set()
+            self._crew.stop.set()
             return
         worked = {(o.tenant, o.server) for o in self.outcomes if o.status == "ok"}
         verified = [tenant for tenant in wave if (tenant.tenant, tenant.server) in worked]
         jobs = min(self.pace.jobs, *(desk.workers for desk in desks.values()))
 
         def enter(server: Server, name: str) -> Session:
-            return desks[server.name].enter(lambda: self.fleet.enter(server, name), self._stop)
+            return desks[server.name].enter(lambda: self.fleet.enter(server, name), self._crew.stop)
 
         for tenant, found in self.fleet.each(verified, self.check, jobs=jobs, enter=enter):
             wrong = found.message if isinstance(found, PosduifError) else found
             if wrong:
                 self.stopped_by = f"not reached: wave {number} did not verify: {tenant.tenant}: {wrong}"
-                self._stop.set()
+                self._crew.stop.set()
                 return
-        if self._stop.wait(self.pace.pause.total_seconds()):
+        if self._crew.stop.wait(self.pace.pause.total_seconds()):
             return
 
 
