@@ -203,7 +203,7 @@ CREATE_POINTS = [
     ("after core.users.ensure_web 1", "provisioning"),
     ("after db.admin.set_password 1", "provisioning"),
     ("after db.record.write 1", "provisioning"),
-    ("after core.tenants._write_both 1", "provisioning"),
+    ("after core.tenants.write_both 1", "provisioning"),
 ]
 
 

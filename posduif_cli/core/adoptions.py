@@ -259,7 +259,7 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
 def _finish(conn: Session, fleet: Fleet, work: _Work, url: str | None) -> None:
     """Grant what a tenant's roles get, and write the record."""
     conn.script(queries.bundled("grants.sql").read_text(encoding="utf-8"))
-    admin.require_private_schema(conn.database, is_open=conn.value(admin.schema_is_open(conn, conn.database)))
+    admin.require_private_schema(conn.database, is_open=conn.value(admin.schema_is_open(conn)))
     record.write(conn, _record(fleet, conn.server, conn.database, work, url))
 
 

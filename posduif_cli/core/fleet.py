@@ -24,6 +24,7 @@ from posduif_cli.errors import (
 from posduif_cli.models import Server, State, Tenant
 
 T = TypeVar("T")
+EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
 
 NEXT_STEP = {
     State.PROVISIONING: "posduif tenant create {name}",
@@ -35,12 +36,21 @@ NEXT_STEP = {
 
 @dataclass(frozen=True)
 class Fleet:
-    """The servers that a command works on; *command* shows in `application_name`."""
+    """The servers that a command works on; *command* shows in `application_name`.
+
+    *neighbours* are those that --server left out: they are asked only whether they have a tenant of a new one's name.
+    """
 
     servers: tuple[Server, ...]
     command: str
     folders: Folders = field(default_factory=Folders)
     default_server: str | None = None
+    neighbours: tuple[Server, ...] = ()
+
+    @property
+    def everyone(self) -> tuple[Server, ...]:
+        """All configured servers."""
+        return (*self.servers, *self.neighbours)
 
     def maintenance(self, server: Server) -> Session:
         """Open a session in the server's maintenance database."""
@@ -115,11 +125,11 @@ class Fleet:
         names.tenant(name)
         answers = self.ask(lambda session: self.list_on(session, name=name, sizes=sizes))
         found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
-        live = _live(found)
-        if len(live) > 1:
-            raise _ambiguous(name, live)
-        if live:
-            return self.server(live[0].server), live[0]
+        whole = live(found)
+        if len(whole) > 1:
+            raise ambiguous(name, whole)
+        if whole:
+            return self.server(whole[0].server), whole[0]
         errors = {server: answer for server, answer in answers.items() if isinstance(answer, PosduifError)}
         if errors:
             raise all_unreachable(errors)
@@ -150,11 +160,11 @@ class Fleet:
         chosen: list[Tenant] = []
         errors: dict[str, PosduifError] = {}
         for name in wanted:
-            live = _live([t for t in known if t.tenant == name])
-            if len(live) == 1:
-                chosen += live
-            elif live:
-                errors[name] = _ambiguous(name, live)
+            found = live([t for t in known if t.tenant == name])
+            if len(found) == 1:
+                chosen += found
+            elif found:
+                errors[name] = ambiguous(name, found)
             else:
                 errors[name] = all_unreachable(unasked) if unasked else self._not_found(name, known)
         return chosen, errors
@@ -194,10 +204,10 @@ class Fleet:
         """Return the server that a new tenant goes to; raises NoServer when the choice is open."""
         if len(self.servers) == 1:
             return self.servers[0]
-        if self.default_server and self.default_server != "emptiest":
+        if self.default_server and self.default_server != EMPTIEST:
             return self.server(self.default_server)
         raise NoServer(
-            "several servers are configured and none is the default",
+            "several servers are configured and none is the default for this",
             why=f"configured are: {', '.join(server.name for server in self.servers)}",
             hint=["add --server NAME", "set default_server in the configuration"],
         )
@@ -231,15 +241,16 @@ class Fleet:
             raise
 
 
-def _live(found: Sequence[Tenant]) -> Sequence[Tenant]:
+def live(found: Sequence[Tenant]) -> Sequence[Tenant]:
     """Return the tenants of one name that live, or what is left of it where none does."""
     return [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
 
 
-def _ambiguous(name: str, live: Sequence[Tenant]) -> AmbiguousTenant:
+def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
+    """Say that several servers have a tenant of one name."""
     return AmbiguousTenant(
-        f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in live)}',
-        hint=f"add --server {live[0].server}",
+        f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in found)}',
+        hint=f"add --server {found[0].server}",
     )
 
 

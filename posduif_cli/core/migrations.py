@@ -268,7 +268,7 @@ class _Run:
             grants(),
             *([] if self.complete else [named["create_table"]]),
             conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
-            admin.schema_is_open(conn, conn.database),
+            admin.schema_is_open(conn),
             *record.storing(conn, conn.database, after),
         ]
         *_, (is_open,), _, stored = self._run(statements, [*further, *ending])

@@ -7,13 +7,15 @@ which cannot join a transaction, and outlives DROP DATABASE, which cannot either
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from posduif_cli.core import migrations, names, users
+from posduif_cli.core import migrations, names, templates, users
 from posduif_cli.core.fleet import Fleet, wrong_state
+from posduif_cli.core.placements import Placements
+from posduif_cli.core.templates import Template
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, Session
 from posduif_cli.db.record import Intent, Record
@@ -44,6 +46,21 @@ def _traces(session: Session, name: str) -> _Traces:
     return found
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A tenant as it is asked for: *url* is an origin, *web_user* the first of its users."""
+
+    name: str
+    url: str | None = None
+    web_user: str | None = None
+
+    def check(self) -> None:
+        """Raise InvalidName."""
+        names.tenant(self.name)
+        if self.web_user is not None:
+            names.username(self.web_user)
+
+
 def create(
     fleet: Fleet,
     *,
@@ -51,61 +68,145 @@ def create(
     url: str | None = None,
     web_user: str | None = None,
     if_not_exists: bool = False,
+    ignore_unreachable: bool = False,
     keep: Keep | None = None,
 ) -> CreatedTenant:
     """Create a tenant, or finish one whose creation was interrupted.
 
     *keep* is called with the engine's new password and settings before the role gets that password; without
     it the role has none. Raises InvalidName, TenantExists, NotOurs, Busy, or the server's error; whatever was
-    begun is finished by the same call.
+    begun is finished by the same call. Another server that cannot be asked for the name is an error, too, unless
+    *ignore_unreachable*.
     """
-    names.tenant(name)
-    if web_user is not None:
-        names.username(web_user)
-    server = fleet.server_for_new()
-    with fleet.maintenance(server) as session:
+    wanted = Wanted(name, url, web_user)
+    wanted.check()
+    with (
+        Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
+        fleet.maintenance(placements.place(name)) as session,
+    ):
         admin.ensure_roles(session)
+        maker = Maker(fleet, placements, if_not_exists, templates.ready(session, fleet.folders))
+        return maker.create(session, wanted, keep)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Creates tenants on one server, which has posduif's roles already; *template* is what they are copied from."""
+
+    fleet: Fleet
+    placements: Placements
+    if_not_exists: bool
+    template: Template | None
+
+    def create(self, session: Session, wanted: Wanted, keep: Keep | None) -> CreatedTenant:
+        """Create one as the function of that name, by a maintenance session."""
+        fleet, server, name = self.fleet, session.server, wanted.name
         with session.lock(name):
             existing = fleet.look(session, name)
-            if existing is not None and existing.state not in (State.PROVISIONING,):
-                _unchanged(existing, url, if_not_exists)
-                _require_web_user(fleet, server, name, web_user)
+            if existing is not None and existing.state is not State.PROVISIONING:
+                _unchanged(existing, wanted.url, self.if_not_exists)
+                _require_web_user(fleet, server, name, wanted.web_user)
                 return CreatedTenant(existing, changed=False)
-            _provision(session, name, url or (server.url and server.url.replace("{tenant}", name)))
-            with fleet.enter(server, name) as inside:
-                _fill(inside, fleet, url, web_user, keep)
+            if not self._provision(session, wanted, keep):
+                with fleet.enter(server, name) as inside:
+                    _fill(inside, fleet, wanted, keep)
             created = fleet.look(session, name)
             assert created is not None
             return CreatedTenant(created, changed=True)
 
+    def _provision(self, session: Session, wanted: Wanted, keep: Keep | None) -> bool:
+        """Bring role and database up to a record, from wherever an earlier try stopped.
 
-def plan_create(fleet: Fleet, *, name: str, url: str | None, web_user: str | None, if_not_exists: bool) -> Plan:
-    """Say what `create` would do, having asked the server and changed nothing; raises as `create`."""
-    names.tenant(name)
-    if web_user is not None:
-        names.username(web_user)
-    server = fleet.server_for_new()
-    role = admin.engine_role(name)
-    with fleet.maintenance(server) as session:
-        existing = fleet.look(session, name)
-        if existing is not None and existing.state is not State.PROVISIONING:
-            _unchanged(existing, url, if_not_exists)
-            return Plan(())
+        Returns whether the tenant is active by that, being a copy that lacks nothing; else it is `provisioning`.
+        """
+        name = wanted.name
+        intent, new = _intend(session, name)
         traces = _traces(session, name)
-        _require_free(traces, name, _intent_of(traces, name))
-    steps = [
-        Step("create role", role, f"CREATE ROLE {role} LOGIN"),
-        Step(
-            "create database",
-            name,
-            f"CREATE DATABASE {name} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'",
-        ),
-        Step("close to public", name, f"REVOKE ALL ON DATABASE {name} FROM PUBLIC"),
-        *(Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in fleet.folders.files),
-    ]
-    if web_user:
-        steps.append(Step("create web user", web_user))
-    return Plan(tuple(steps))
+        _require_free(traces, name, intent)
+        copy = None
+        if traces.owner is None:
+            self._require_unique(session, name, new=new)
+            copy = self._make_database(session, intent)
+            traces = _traces(session, name)
+            _require_free(traces, name, intent)
+        if record.parse(traces.record) is not None:
+            return False
+        url = wanted.url or (session.server.url and session.server.url.replace("{tenant}", name))
+        noted = Record(State.PROVISIONING, url=url, created=datetime.now(UTC))
+        if copy and wanted.web_user is None and not self.fleet.folders.pending(copy.schema, copy.applied):
+            noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
+        password = _kept(session, name, keep) if noted.state is State.ACTIVE else None
+        with session.transaction():
+            admin.equip_role(session, name)
+            admin.open_database(session, name)
+            record.put(session, name, noted)
+            if noted.state is State.ACTIVE:
+                record.put_intent(session, admin.engine_role(name), replace(intent, state=State.ACTIVE))
+            if password:
+                admin.set_password(session, name, password)
+        return noted.state is State.ACTIVE
+
+    def _require_unique(self, session: Session, name: str, *, new: bool) -> None:
+        """Raise as `Placements.require_unique`, having taken back an intent that is *new*."""
+        try:
+            self.placements.require_unique(session.server, name)
+        except PosduifError:
+            if new:  # behind an older one, someone's CREATE DATABASE may still be under way
+                admin.drop_role(session, name)
+            raise
+
+    def _make_database(self, session: Session, intent: Intent) -> Template | None:
+        """Make the database, and return the template that it is a copy of, if it is one."""
+        if self.template is not None:
+            with suppress(QueryFailed, Busy):  # dropped, in use, or damaged: it only saves time
+                admin.create_database(session, intent, self.template.name)
+                return self.template
+        try:
+            admin.create_database(session, intent)
+        except QueryFailed as error:
+            # An orphan of an earlier try may have finished its CREATE DATABASE in this moment.
+            if error.sqlstate not in DUPLICATE_DATABASE:
+                raise
+        return None
+
+
+def plan_create(
+    fleet: Fleet,
+    *,
+    name: str,
+    url: str | None = None,
+    web_user: str | None = None,
+    if_not_exists: bool = False,
+    ignore_unreachable: bool = False,
+) -> Plan:
+    """Say what `create` would do, having asked the server and changed nothing; raises as `create`."""
+    wanted = Wanted(name, url, web_user)
+    wanted.check()
+    with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
+        server = placements.place(name)
+        with fleet.maintenance(server) as session:
+            existing = fleet.look(session, name)
+            if existing is not None and existing.state is not State.PROVISIONING:
+                _unchanged(existing, url, if_not_exists)
+                _require_web_user(fleet, server, name, web_user)
+                return Plan(())
+            traces = _traces(session, name)
+            _require_free(traces, name, _intent_of(traces, name))
+            if traces.owner is None:
+                placements.require_unique(server, name)
+    return Plan(tuple(steps(fleet, wanted)))
+
+
+def steps(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
+    """Yield what creating a tenant comes to."""
+    name, role = wanted.name, admin.engine_role(wanted.name)
+    yield Step("create role", role, f"CREATE ROLE {role} LOGIN")
+    yield Step("create database", name, f"CREATE DATABASE {name} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'")
+    yield Step("close to public", name, f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+    for file in fleet.folders.files:
+        yield Step("migrate", f"{file.version}_{file.name}", file.up.text.strip())
+    if wanted.web_user:
+        yield Step("create web user", wanted.web_user)
 
 
 def _unchanged(existing: Tenant, url: str | None, if_not_exists: bool) -> None:
@@ -174,53 +275,40 @@ def _require_free(traces: _Traces, name: str, intent: Intent | None) -> None:
         )
 
 
-def _provision(session: Session, name: str, url: str | None) -> None:
-    """Bring role and database up to the record `provisioning`, from wherever an earlier try stopped."""
-    intent = _intend(session, name)
-    traces = _traces(session, name)
-    _require_free(traces, name, intent)
-    if traces.owner is None:
-        try:
-            admin.create_database(session, intent)
-        except QueryFailed as error:
-            # An orphan of an earlier try may have finished its CREATE DATABASE in this moment.
-            if error.sqlstate not in DUPLICATE_DATABASE:
-                raise
-        traces = _traces(session, name)
-        _require_free(traces, name, intent)
-    if record.parse(traces.record) is None:
-        with session.transaction():
-            admin.equip_role(session, name)
-            admin.open_database(session, name)
-            record.put(session, name, Record(State.PROVISIONING, url=url, created=datetime.now(UTC)))
-
-
-def _intend(session: Session, name: str) -> Intent:
+def _intend(session: Session, name: str) -> tuple[Intent, bool]:
+    """Return the intent to make the tenant, and whether it was written just now."""
     traces = _traces(session, name)
     intent = _intent_of(traces, name)
     if intent is not None:
-        return intent
+        return intent, False
     _require_free(traces, name, None)
     intent = Intent(name, State.PROVISIONING, admin.new_nonce())
     admin.create_engine_role(session, intent)
-    return intent
+    return intent, True
 
 
-def _fill(conn: Session, fleet: Fleet, url: str | None, web_user: str | None, keep: Keep | None) -> None:
+def _fill(conn: Session, fleet: Fleet, wanted: Wanted, keep: Keep | None) -> None:
     """Migrate a provisioned database and make it active, all that `active` promises in one transaction."""
     name = conn.database
     migrations.up(conn, folders=fleet.folders, states=(State.PROVISIONING,))
     with conn.lock(name):
-        password = admin.new_password() if keep else None
-        if keep and password:
-            keep(password, engine_settings(conn, password))
+        password = _kept(conn, name, keep)
         with conn.transaction():
             current = record.read(conn)
-            if web_user is not None:
-                users.ensure_web(conn, username=web_user)
+            if wanted.web_user is not None:
+                users.ensure_web(conn, username=wanted.web_user)
             if password:
                 admin.set_password(conn, name, password)
-            write_both(conn, replace(current, state=State.ACTIVE, url=url or current.url))
+            write_both(conn, replace(current, state=State.ACTIVE, url=wanted.url or current.url))
+
+
+def _kept(session: Session, name: str, keep: Keep | None) -> str | None:
+    """Make a password and have it kept; None where nobody keeps it."""
+    if keep is None:
+        return None
+    password = admin.new_password()
+    keep(password, engine_settings(session, name, password))
+    return password
 
 
 def write_both(conn: Session, changed: Record) -> None:
@@ -263,9 +351,8 @@ def rotate_password(fleet: Fleet, *, name: str, keep: Keep, now: bool = False) -
     would not end.
     """
     with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, _):
-        password = admin.new_password()
-        keep(password, engine_settings(conn, password))
-        admin.set_password(conn, name, password)
+        if password := _kept(conn, name, keep):
+            admin.set_password(conn, name, password)
     if now:
         end_engine(fleet, name=name)
 
@@ -292,10 +379,10 @@ def end_engine(fleet: Fleet, *, name: str) -> None:
 def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
     """Return the settings of a tenant's sync engine, with a placeholder for the password."""
     with fleet.open(name) as conn:
-        return engine_settings(conn, PLACEHOLDER)
+        return engine_settings(conn, name, PLACEHOLDER)
 
 
-def engine_settings(conn: Session, password: str) -> dict[str, Any]:
+def engine_settings(conn: Session, name: str, password: str) -> dict[str, Any]:
     """Fill in what the sync engine reads, from the server's configuration where it says so.
 
     WAL mode stays off: the engine's is a stub that delivers nothing and whose slot pins the server's WAL.
@@ -307,9 +394,9 @@ def engine_settings(conn: Session, password: str) -> dict[str, Any]:
         "postgres": {
             "host": configured.get("host", host),
             "port": configured.get("port", port),
-            "user": admin.engine_role(conn.database),
+            "user": admin.engine_role(name),
             "password": password,
-            "db": conn.database,
+            "db": name,
             "ssl_mode": configured.get("ssl_mode", "disable" if host.startswith("/") else "prefer"),
             "max_connections": configured.get("max_connections", admin.ENGINE_POOL),
         },

@@ -122,35 +122,57 @@ def join_groups(session: Session, tenant: str) -> None:
     session.execute(compose("GRANT {role} TO {admin}" + options, role=role, admin=identifier(ADMIN_ROLE)))
 
 
-def create_database(session: Session, intent: Intent) -> None:
-    """Create a tenant's database, closed and marked with the intent's nonce."""
+def create_database(session: Session, intent: Intent, template: str = "template0") -> None:
+    """Create a tenant's database as a copy of *template*, closed and marked with the intent's nonce."""
     session.execute(
         compose(
-            """CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'
+            """CREATE DATABASE {name} OWNER {owner} TEMPLATE {source} ENCODING 'UTF8'
                ALLOW_CONNECTIONS false CONNECTION LIMIT {nonce}""",
             name=identifier(intent.tenant),
             owner=identifier(ADMIN_ROLE),
+            source=identifier(template),
             nonce=literal(intent.nonce),
         )
     )
 
 
+def create_template(session: Session, name: str) -> None:
+    """Create a database that tenants are copied from, closed to PUBLIC.
+
+    It stays open to administrators: pg_upgrade refuses a server with a database that takes no connections.
+    """
+    session.execute(
+        compose(
+            "CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'",
+            name=identifier(name),
+            owner=identifier(ADMIN_ROLE),
+        )
+    )
+    session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=identifier(name)))
+
+
 def open_database(session: Session, tenant: str) -> None:
-    """Close a new database to PUBLIC, pin it to UTC and open it to its engine; part of a transaction."""
+    """Close a new database to PUBLIC, pin it to UTC, open it to its engine and to people; part of a transaction.
+
+    `grants.sql` opens it to people, too, but only with a migration, and a copy of a template may need none.
+    """
     name, role = identifier(tenant), identifier(engine_role(tenant))
     session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=name))
-    session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
+    people = {"support": identifier(SUPPORT_GROUP), "health": identifier(HEALTH_GROUP)}
+    session.execute(
+        compose("GRANT CONNECT ON DATABASE {name} TO {role}, {support}, {health}", name=name, role=role, **people)
+    )
     session.execute(compose("ALTER DATABASE {name} SET timezone = 'UTC'", name=name))
     session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
 
 
-def schema_is_open(session: Session, tenant: str) -> str:
-    """Return SQL that asks whether the engine's role could create objects in its database.
+def schema_is_open(session: Session) -> str:
+    """Return SQL that asks whether engines' roles could create objects in the database.
 
     A non-superuser's REVOKE on a schema that someone else owns is a mere warning (clusters that were upgraded
     from before PostgreSQL 15), so the effect is what counts.
     """
-    return session.text("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=engine_role(tenant))
+    return session.text("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=ENGINE_GROUP)
 
 
 def require_private_schema(tenant: str, *, is_open: bool) -> None:

@@ -12,8 +12,8 @@ SELECT coalesce(d.datname, left(r.rolname, -7))::text AS tenant,
        coalesce(e.connected, false) AS engine_connected,
        CASE WHEN %(sizes)s AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size_bytes
 FROM (SELECT * FROM pg_database
-      WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin')
-         OR datname = %(name)s) d
+      WHERE (datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') OR datname = %(name)s)
+        AND NOT starts_with(datname, 'posduif')) d -- reserved: templates and scratch databases
 FULL JOIN (SELECT r.oid, r.rolname FROM pg_roles r
            WHERE r.rolname LIKE '%%\_engine'
              AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%') r
@@ -22,6 +22,12 @@ LEFT JOIN (SELECT usename, true AS connected FROM pg_stat_activity WHERE usename
        ON e.usename = coalesce(d.datname, left(r.rolname, -7)) || '_engine'
 WHERE %(name)s::text IS NULL OR coalesce(d.datname, left(r.rolname, -7)) = %(name)s
 ORDER BY 1;
+
+-- name: count_tenants
+-- How many tenants the server has.
+SELECT count(*) FROM pg_database
+WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND NOT starts_with(datname, 'posduif')
+  AND shobj_description(oid, 'pg_database') LIKE 'posduif {%%';
 
 -- name: find_traces
 -- What stands under a tenant's name, ours or not: its database and its engine's role.
