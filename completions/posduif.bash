@@ -8,8 +8,8 @@ _posduif() {
     --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")); return ;;
     --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")); return ;;
     -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
-    --config|--data-dir|--dir|--engine-config|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
-    --by|--confirm|--device|--dsn|--fields|--for|--from|--jobs|--limit|--max-failures|--offset|--older-than|--pause|--sample|--server|--steps|--to|--ttl|--url|--username|--wave|--web-user) return ;;
+    --config|--data-dir|--dir|--engine-config|--from|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    --by|--confirm|--device|--dsn|--fields|--for|--jobs|--limit|--max-failures|--offset|--older-than|--pause|--sample|--server|--steps|--to|--ttl|--url|--username|--wave|--web-user) return ;;
     esac
     path= skip=
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
@@ -26,7 +26,7 @@ _posduif() {
     "") candidates='quickstart tenant migrate user token enroll device message health server config completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
     " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
-    " tenant create") candidates='' options='--url --web-user --engine-config --if-not-exists -n --dry-run' ;;
+    " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' ;;
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url' ;;

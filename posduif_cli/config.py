@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -98,10 +98,14 @@ class Terminal:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Config:
-    """Everything that is configured; *servers* is empty when no server was named anywhere."""
+    """Everything that is configured; *servers* is empty when no server was named anywhere.
+
+    *neighbours* are the configured servers that --server left out.
+    """
 
     path: Path | None
     servers: tuple[ServerSettings, ...]
+    neighbours: tuple[ServerSettings, ...]
     default_server: str | None
     enrollment_ttl: timedelta
     enrollment_max_ttl: timedelta
@@ -229,7 +233,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
 
     path = _file(given, env)
     values, lines = read(path) if path else ({}, {})
-    servers = _choose(given, _servers(values, path), env)
+    configured = _servers(values, path)
+    servers = _choose(given, configured, env)
+    narrowed = any(server.name in configured for server in servers)
     if "config" in given:
         lines["config"] = given["config"][1]
     for server in servers:
@@ -246,6 +252,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     return Config(
         path=path,
         servers=servers,
+        neighbours=tuple(s for s in configured.values() if s not in servers) if narrowed else (),
         default_server=_default_server(get("default_server"), values, path),
         enrollment_ttl=get("enrollment.ttl"),
         enrollment_max_ttl=get("enrollment.max_ttl"),
@@ -499,6 +506,75 @@ def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | N
     entries = [Entry(key, show(key, value), lines.get(key, "default")) for key, value in values.items()]
     where = lines.get("config", "found there") if path else "no file found"
     return (Entry("config", str(path or ""), where), *entries)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Row:
+    """One entry of a list in a file, with the line that it begins on; a value that is left empty is None."""
+
+    line: int
+    values: Mapping[str, str | None]
+
+
+def rows(text: str, source: str) -> list[Row]:
+    """Read a list of entries: CSV with a header, or YAML or JSON with a list of mappings of plain values.
+
+    The end of *source* says which; else a text that begins like a list of YAML or JSON is one. Values are kept as
+    they are written. Raises UsageError naming source and line.
+    """
+    suffix = Path(source).suffix.lower()
+    content = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    yaml_like = re.match(r"\s*(---|-\s|\[|-$)", content) is not None
+    if suffix in (".yaml", ".yml", ".json") or (suffix != ".csv" and yaml_like):
+        return list(_yaml_rows(text, source))
+    return list(_csv_rows(text, source))
+
+
+def _csv_rows(text: str, source: str) -> Iterator[Row]:
+    import csv
+
+    reader = csv.reader(text.removeprefix("\ufeff").splitlines(keepends=True), strict=True)
+    header: list[str] = []
+    begin = 1
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells) or cells[0].startswith("#"):
+                pass
+            elif not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise UsageError(f"{source}:{begin}: a column stands there twice")
+            elif len(cells) > len(header):
+                raise UsageError(f"{source}:{begin}: there are more values than columns", why=",".join(header))
+            else:
+                yield Row(begin, {key: cell or None for key, cell in zip(header, cells, strict=False)})
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(f"{source}:{reader.line_num}: not valid CSV", why=str(error)) from None
+
+
+def _yaml_rows(text: str, source: str) -> Iterator[Row]:
+    import yaml
+
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise UsageError(f"{where}: not valid YAML", why=getattr(error, "problem", None)) from None
+    if root is None:
+        return
+    if not isinstance(root, yaml.SequenceNode):
+        raise UsageError(f"{source}:{root.start_mark.line + 1}: must hold a list", hint="- name: acme")
+    for node in root.value:
+        line = node.start_mark.line + 1
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        plain = all(isinstance(part, yaml.ScalarNode) for pair in pairs for part in pair)
+        if not pairs or not plain or len({key.value for key, _ in pairs}) < len(pairs):
+            raise UsageError(f"{source}:{line}: an entry holds `key: value`, each key once", hint="- name: acme")
+        empty = "tag:yaml.org,2002:null"
+        yield Row(line, {key.value: None if value.tag == empty else value.value for key, value in pairs})
 
 
 TEMPLATE = """\

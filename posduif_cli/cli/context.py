@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from posduif_cli import config as configuration
-from posduif_cli.config import Config
+from posduif_cli.config import Config, ServerSettings
 from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, ServerUnreachable
 
 if TYPE_CHECKING:
@@ -149,21 +149,8 @@ class App:
 
         Raises NoServer.
         """
-        from posduif_cli.models import Server
-
-        servers = tuple(
-            Server(
-                name=s.name,
-                dsn=s.dsn,
-                origin=s.origin,
-                url=s.url,
-                max_connections=s.max_connections,
-                protected=s.protected,
-                engine=s.engine,
-            )
-            for s in self.config.servers
-        )
-        return self.fleet_of(servers or (self._embedded(),))
+        servers = tuple(map(_server, self.config.servers))
+        return self.fleet_of(servers or (self._embedded(),), tuple(map(_server, self.config.neighbours)))
 
     def use_embedded(self) -> None:
         """Work on the embedded server, whatever else is configured."""
@@ -172,11 +159,11 @@ class App:
         server, _ = servers.start(self.config.data_dir, self.config.bin_dir)
         self.fleet = self.fleet_of((server,))
 
-    def fleet_of(self, servers: "Sequence[Server]") -> "Fleet":
+    def fleet_of(self, servers: "Sequence[Server]", neighbours: "Sequence[Server]" = ()) -> "Fleet":
         """Make the fleet of some servers, with the configured migrations."""
         from posduif_cli.core.fleet import Fleet
 
-        return Fleet(tuple(servers), self.command, self.folders, self.config.default_server)
+        return Fleet(tuple(servers), self.command, self.folders, self.config.default_server, tuple(neighbours))
 
     @cached_property
     def folders(self) -> "Folders":
@@ -270,6 +257,20 @@ class App:
     def duration(self, text: str | None, fallback: timedelta) -> timedelta:
         """Read a duration option; raises InvalidDuration."""
         return fallback if text is None else configuration.duration(text)
+
+
+def _server(settings: ServerSettings) -> "Server":
+    from posduif_cli.models import Server
+
+    return Server(
+        name=settings.name,
+        dsn=settings.dsn,
+        origin=settings.origin,
+        url=settings.url,
+        max_connections=settings.max_connections,
+        protected=settings.protected,
+        engine=settings.engine,
+    )
 
 
 def program() -> str:

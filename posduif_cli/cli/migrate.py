@@ -2,18 +2,16 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from posduif_cli.cli import options
+from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import PartialFailure, PosduifError, ServerUnreachable, UsageError
+from posduif_cli.errors import PosduifError, UsageError
 
 app = Noun(help="Bring tenants to the newest schema, and see who is where.")
 
-ListAll = Annotated[bool, typer.Option("--list", help="List every tenant, the unchanged ones too.")]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, max=64, help="At once on each server, within its share.")]
 Wave = Annotated[
     str | None,
     typer.Option("--wave", metavar="N,N%", help="Cumulative sizes of waves, such as 1,10%,100%; each is verified."),
@@ -34,7 +32,7 @@ def status(
     sample: Annotated[
         int | None, typer.Option("--sample", min=1, metavar="N", help="Visit and verify N of them, at random.")
     ] = None,
-    list_all: ListAll = False,
+    list_all: options.ListAll = False,
 ) -> None:
     """Show where the schemas stand, from one query a server.
 
@@ -85,12 +83,12 @@ def up(
     ctx: typer.Context,
     tenant: options.Tenants = None,
     everyone: options.All = False,
-    jobs: Jobs = 4,
+    jobs: options.Jobs = 4,
     wave: Wave = None,
     max_failures: MaxFailures = None,
     pause: Pause = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tenants whose last migration failed.")] = False,
-    list_all: ListAll = False,
+    list_all: options.ListAll = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Apply pending migrations: each in one transaction with its version row and the record.
@@ -112,9 +110,9 @@ def up(
         return
     pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
     _ = app.fleet  # says which server is used before the progress line begins
-    with watched(app) as watcher:
+    with runs.watched(app) as watcher:
         run, errors = rollouts.up(app.fleet, tenants=names, failed=failed, pace=pace, **watcher.callbacks)
-    conclude(app, run, errors, names, list_all=list_all)
+    runs.conclude(app, run, errors, names, every=bool(names) or list_all)
 
 
 @app.verb("down", example="posduif migrate down acme --steps 1 --confirm acme")
@@ -125,8 +123,8 @@ def down(
     to: Annotated[str | None, typer.Option("--to", metavar="VERSION", help="Take back all newer than this.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Take back this many.")] = None,
     confirm: options.Confirm = None,
-    jobs: Jobs = 4,
-    list_all: ListAll = False,
+    jobs: options.Jobs = 4,
+    list_all: options.ListAll = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Take back the newest migrations by their down sections; data in what they made is lost.
@@ -155,16 +153,16 @@ def down(
     expected = names[0] if names and len(names) == 1 else ",".join(servers)
     versions = ", ".join(sorted({step.subject for step in plan.steps}))
     app.confirm(expected, confirm, f"take back {versions} of {counted(len(affected), 'tenant')}, with the data in it")
-    with watched(app) as watcher:
+    with runs.watched(app) as watcher:
         run, errors = rollouts.down(
             app.fleet, tenants=names, to=to, steps=steps, pace=rollouts.Pace(jobs), **watcher.callbacks
         )
-    conclude(app, run, errors, names, list_all=list_all)
+    runs.conclude(app, run, errors, names, every=bool(names) or list_all)
 
 
 @app.verb("verify", example="posduif migrate verify --all")
 def verify(
-    ctx: typer.Context, tenant: options.Tenants = None, everyone: options.All = False, list_all: ListAll = False
+    ctx: typer.Context, tenant: options.Tenants = None, everyone: options.All = False, list_all: options.ListAll = False
 ) -> None:
     """Compare tenants with the files and with each other: checksums, order, and drift of the schema.
 
@@ -214,43 +212,3 @@ def warn_of_risks(app: App) -> None:
     for problem in risks.check_all(app.folders):
         if problem.level == "warning":
             app.out.warn(f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})")
-
-
-def watched(app: App) -> Any:
-    """Show progress on stderr while a run goes on."""
-    from posduif_cli.render import progress
-
-    return progress.watch(app.out)
-
-
-def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[str] | None, *, list_all: bool) -> None:
-    """Show the outcomes and the summary, and turn failures into the exit code."""
-    from posduif_cli.core import statuses
-    from posduif_cli.models import Outcome
-
-    order = {name: number for number, name in enumerate(names or ())}
-    ordered = sorted(run.outcomes, key=lambda outcome: (order.get(outcome.tenant, 0), outcome.tenant, outcome.server))
-    shown = ordered if names or list_all else [o for o in ordered if o.status != "unchanged"]
-    app.out.list(shown, Outcome)
-    counts = statuses.tally(run.outcomes)
-    summary = ", ".join(f"{counts[word]} {word}" for word in ("ok", "unchanged", "skipped", "failed") if counts[word])
-    app.out.say(
-        f"{summary or 'nothing to do'}; servers: {', '.join(s.name for s in app.fleet.servers if s.name not in errors)}"
-    )
-    for name, error in errors.items():
-        app.out.warn(f"server {name} could not be asked: {error.why or error.message}")
-    for cause, tenants in statuses.causes(run.outcomes):
-        more = f" and {len(tenants) - 5} more" if len(tenants) > 5 else ""
-        app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({', '.join(tenants[:5])}{more}): {cause}")
-    failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
-    if names and len(names) == 1 and failures:
-        raise next(iter(failures.values()))
-    if names and all(isinstance(run.errors.get(name), ServerUnreachable) for name in names):
-        raise run.errors[names[0]]
-    if failures or run.stopped_by:
-        raise PartialFailure(
-            f"{counted(len(run.errors), 'tenant')} failed"
-            + (f", {counted(len(errors), 'server')} could not be asked" if errors else ""),
-            why=run.stopped_by or "the outcome of every tenant that was asked is above",
-            hint="mend the cause, then the same command again goes on with who is left",
-        )

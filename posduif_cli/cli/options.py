@@ -27,6 +27,12 @@ Url = Annotated[
     str | None,
     typer.Option("--url", metavar="ORIGIN", help="Origin that phones reach the tenant by: https://host[:port]."),
 ]
+ListAll = Annotated[bool, typer.Option("--list", help="List every tenant, the unchanged ones too.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, max=64, help="At once on each server, within its share.")]
+IgnoreUnreachable = Annotated[
+    bool,
+    typer.Option("--ignore-unreachable", help="Take a server that cannot be reached for one without this name."),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many.")]
 Offset = Annotated[int, typer.Option("--offset", min=0, help="Skip this many.")]
 TokenTenant = Annotated[

@@ -1,13 +1,14 @@
 """`posduif tenant`: create, list, show, change and drop tenants."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from posduif_cli.cli import options
+from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import Busy, TenantExists, UsageError
+from posduif_cli.errors import Busy, ConfigurationError, TenantExists, UsageError
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -48,32 +49,92 @@ def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
     return Keeper(tenant, file) if file or shown else None
 
 
+def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
+    """Return who takes the passwords of many tenants: one file each in *folder*, or nobody.
+
+    Raises ConfigurationError where the folder cannot be made.
+    """
+    if folder is None:
+        return lambda tenant, exists: None
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be made", why=error.strerror) from None
+
+    def keep(tenant: str, exists: bool) -> Keeper:
+        file = folder / f"{tenant}.yaml"
+        if exists and not file.exists():
+            raise _never_kept(tenant, file)
+        return Keeper(tenant, file)
+
+    return keep
+
+
+def _never_kept(tenant: str, file: Path) -> TenantExists:
+    return TenantExists(
+        f"tenant {tenant} exists, and its engine's password cannot be read again for {file}",
+        hint=f"posduif tenant rotate-password {tenant} --engine-config {file}",
+    )
+
+
 @app.verb("create", example="posduif tenant create acme --url https://acme.example.com --if-not-exists")
 def create(
     ctx: typer.Context,
-    name: options.Tenant,
+    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = None,
     url: options.Url = None,
     web_user: Annotated[
         str | None,
         typer.Option("--web-user", metavar="NAME", help="Make this first web user, who creates tokens."),
     ] = None,
-    engine_config: options.EngineConfig = None,
+    engine_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine-config",
+            metavar="FILE|DIR",
+            help="Write the sync engine's configuration here (mode 0600); with --from, DIR/TENANT.yaml for each.",
+        ),
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Create all tenants of a list that do not exist: CSV, YAML or JSON with name, url, web_user, "
+            "server; - is stdin.",
+        ),
+    ] = None,
+    jobs: options.Jobs = 4,
+    list_all: options.ListAll = False,
     if_not_exists: options.IfNotExists = False,
+    ignore_unreachable: options.IgnoreUnreachable = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Create a tenant: its database, its engine's role, its schema. Run again, it finishes what was interrupted."""
+    """Create a tenant: its database, its engine's role, its schema. Run again, it finishes what was interrupted.
+
+    With --from it creates a list of them; run again, it is the same as once.
+    """
+    app = app_of(ctx)
+    if (name is None) == (from_ is None):
+        raise UsageError(
+            "name a tenant, or a list of them by --from, and not both",
+            hint=["posduif tenant create acme", "posduif tenant create --from tenants.csv"],
+        )
+    if from_ is not None and (url or web_user):
+        raise UsageError("--url and --web-user do not go with --from", why="they are columns of the list")
+    if name is None:
+        _create_all(app, str(from_), jobs, engine_config, list_all, ignore_unreachable, dry_run)
+        return
     from posduif_cli.core import tenants
     from posduif_cli.models import Tenant
 
-    app = app_of(ctx)
     if not dry_run:
         app.out.expect(Tenant)
-    origin = options.url(url)
     asked: dict[str, Any] = {
         "name": name,
-        "url": origin,
+        "url": options.url(url),
         "web_user": web_user,
         "if_not_exists": if_not_exists,
+        "ignore_unreachable": ignore_unreachable,
     }
     if dry_run:
         app.show_plan(tenants.plan_create(app.fleet, **asked))
@@ -81,10 +142,7 @@ def create(
     keep = keeper(app, name, engine_config)
     created = tenants.create(app.fleet, **asked, keep=keep)
     if engine_config and not created.changed and not engine_config.exists():
-        raise TenantExists(
-            f"tenant {name} exists, and its engine's password cannot be read again for {engine_config}",
-            hint=f"posduif tenant rotate-password {name} --engine-config {engine_config}",
-        )
+        raise _never_kept(name, engine_config)
     server = created.tenant.server
     app.out.say(f"tenant {name} {'created' if created.changed else 'exists, unchanged,'} on server {server}")
     if keep and created.changed:
@@ -92,6 +150,50 @@ def create(
     app.out.show(created.tenant, changed=created.changed)
     if created.changed and keep is None:
         app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
+
+
+def _create_all(
+    app: App,
+    source: str,
+    jobs: int,
+    engine_configs: Path | None,
+    list_all: bool,
+    ignore_unreachable: bool,
+    dry_run: bool,
+) -> None:
+    from posduif_cli import config
+    from posduif_cli.core import manifests
+    from posduif_cli.models import Outcome
+
+    app.out.expect(Outcome)
+    rows = config.rows(_text(source), "stdin" if source == "-" else source)
+    entries = manifests.read(app.fleet, [(row.line, row.values) for row in rows], source, check_url=options.url)
+    run = manifests.Application(app.fleet, entries, jobs, ignore_unreachable)
+    names = [entry.wanted.name for entry in entries]
+    if dry_run:
+        plan = run.plan()
+        app.show_plan(plan)
+        app.report_failed(run.errors, among=names)
+        return
+    run.keeper = bulk_keeper(engine_configs)
+    with runs.watched(app) as watcher:
+        run.on_outcome = watcher.on_outcome
+        run.run()
+    runs.conclude(app, run, {}, names, every=list_all or app.out.machine)
+    if engine_configs is None and any(outcome.changed for outcome in run.outcomes):
+        app.out.say("their engines have no passwords yet: posduif tenant rotate-password TENANT --engine-config FILE")
+
+
+def _text(source: str) -> str:
+    """Read a file, or stdin for `-`; raises UsageError."""
+    import sys
+
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{source} cannot be read", why=reason) from None
 
 
 @app.verb("list", example="posduif tenant list")

@@ -26,7 +26,7 @@ def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
     """Group the failed outcomes by cause, the most frequent first: the cause, and the tenants."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        if outcome.status == "failed" and outcome.error is not None:
+        if outcome.status in ("failed", "differs") and outcome.error is not None:
             error = outcome.error
             cause = error.message.replace(outcome.tenant, "")
             groups.setdefault(f"{error.sqlstate} {error.file} {error.line} {cause}", []).append(outcome)

@@ -104,7 +104,7 @@ class Maker:
         with session.lock(name):
             existing = fleet.look(session, name)
             if existing is not None and existing.state is not State.PROVISIONING:
-                _unchanged(existing, wanted.url, self.if_not_exists)
+                require_same(existing, wanted.url, if_not_exists=self.if_not_exists)
                 _require_web_user(fleet, server, name, wanted.web_user)
                 return CreatedTenant(existing, changed=False)
             if not self._provision(session, wanted, keep):
@@ -120,16 +120,17 @@ class Maker:
         Returns whether the tenant is active by that, being a copy that lacks nothing; else it is `provisioning`.
         """
         name = wanted.name
-        intent, new = _intend(session, name)
         traces = _traces(session, name)
-        _require_free(traces, name, intent)
+        known = _intent_of(traces, name)
+        _require_free(traces, name, known)
+        intent = known or Intent(name, State.PROVISIONING, admin.new_nonce())
+        if known is None:
+            admin.create_engine_role(session, intent)
         copy = None
         if traces.owner is None:
-            self._require_unique(session, name, new=new)
+            self._require_unique(session, name, new=known is None)
             copy = self._make_database(session, intent)
-            traces = _traces(session, name)
-            _require_free(traces, name, intent)
-        if record.parse(traces.record) is not None:
+        elif record.parse(traces.record) is not None:
             return False
         url = wanted.url or (session.server.url and session.server.url.replace("{tenant}", name))
         noted = Record(State.PROVISIONING, url=url, created=datetime.now(UTC))
@@ -137,13 +138,14 @@ class Maker:
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
         password = _kept(session, name, keep) if noted.state is State.ACTIVE else None
         with session.transaction():
-            admin.equip_role(session, name)
-            admin.open_database(session, name)
+            with session.together():
+                admin.equip_role(session, name)
+                admin.open_database(session, name)
+                if noted.state is State.ACTIVE:
+                    record.put_intent(session, admin.engine_role(name), replace(intent, state=State.ACTIVE))
+                if password:
+                    admin.set_password(session, name, password)
             record.put(session, name, noted)
-            if noted.state is State.ACTIVE:
-                record.put_intent(session, admin.engine_role(name), replace(intent, state=State.ACTIVE))
-            if password:
-                admin.set_password(session, name, password)
         return noted.state is State.ACTIVE
 
     def _require_unique(self, session: Session, name: str, *, new: bool) -> None:
@@ -164,9 +166,10 @@ class Maker:
         try:
             admin.create_database(session, intent)
         except QueryFailed as error:
-            # An orphan of an earlier try may have finished its CREATE DATABASE in this moment.
+            # An orphan of an earlier try may have finished its CREATE DATABASE in this moment, or someone else theirs.
             if error.sqlstate not in DUPLICATE_DATABASE:
                 raise
+            _require_free(_traces(session, intent.tenant), intent.tenant, intent)
         return None
 
 
@@ -182,19 +185,30 @@ def plan_create(
     """Say what `create` would do, having asked the server and changed nothing; raises as `create`."""
     wanted = Wanted(name, url, web_user)
     wanted.check()
-    with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
-        server = placements.place(name)
-        with fleet.maintenance(server) as session:
-            existing = fleet.look(session, name)
-            if existing is not None and existing.state is not State.PROVISIONING:
-                _unchanged(existing, url, if_not_exists)
-                _require_web_user(fleet, server, name, web_user)
-                return Plan(())
-            traces = _traces(session, name)
-            _require_free(traces, name, _intent_of(traces, name))
-            if traces.owner is None:
-                placements.require_unique(server, name)
+    with (
+        Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
+        fleet.maintenance(placements.place(name)) as session,
+    ):
+        if require_possible(fleet, placements, session, wanted, if_not_exists=if_not_exists):
+            return Plan(())
     return Plan(tuple(steps(fleet, wanted)))
+
+
+def require_possible(
+    fleet: Fleet, placements: Placements, session: Session, wanted: Wanted, *, if_not_exists: bool
+) -> bool:
+    """Raise what `create` would raise before it changes anything; return whether there is nothing to do."""
+    name = wanted.name
+    existing = fleet.look(session, name)
+    if existing is not None and existing.state is not State.PROVISIONING:
+        require_same(existing, wanted.url, if_not_exists=if_not_exists)
+        _require_web_user(fleet, session.server, name, wanted.web_user)
+        return True
+    traces = _traces(session, name)
+    _require_free(traces, name, _intent_of(traces, name))
+    if traces.owner is None:
+        placements.require_unique(session.server, name)
+    return False
 
 
 def steps(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
@@ -209,7 +223,7 @@ def steps(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
         yield Step("create web user", wanted.web_user)
 
 
-def _unchanged(existing: Tenant, url: str | None, if_not_exists: bool) -> None:
+def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> None:
     """Judge a tenant that exists; raises TenantExists unless it is as it was asked for."""
     name = existing.tenant
     if existing.state is not State.ACTIVE:
@@ -273,18 +287,6 @@ def _require_free(traces: _Traces, name: str, intent: Intent | None) -> None:
             why=f"it belongs to {traces.owner} and has no record; it was not touched",
             hint="choose another name for the tenant",
         )
-
-
-def _intend(session: Session, name: str) -> tuple[Intent, bool]:
-    """Return the intent to make the tenant, and whether it was written just now."""
-    traces = _traces(session, name)
-    intent = _intent_of(traces, name)
-    if intent is not None:
-        return intent, False
-    _require_free(traces, name, None)
-    intent = Intent(name, State.PROVISIONING, admin.new_nonce())
-    admin.create_engine_role(session, intent)
-    return intent, True
 
 
 def _fill(conn: Session, fleet: Fleet, wanted: Wanted, keep: Keep | None) -> None:

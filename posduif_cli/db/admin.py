@@ -101,7 +101,7 @@ def _describe(session: Session, role: str) -> None:
 def create_engine_role(session: Session, intent: Intent) -> None:
     """Make a tenant's engine role together with its intent, in one transaction."""
     role = engine_role(intent.tenant)
-    with session.transaction():
+    with session.transaction(), session.together():
         session.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
         put_intent(session, role, intent)
 

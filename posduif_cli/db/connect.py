@@ -75,6 +75,7 @@ class Session:
         self.server = server
         self.database = database
         self.cancelled = False
+        self._gathered: list[str] | None = None
         raw.adapters.register_loader("text", _Text)
         self.version = raw.info.server_version
         self.login = raw.info.user
@@ -112,6 +113,11 @@ class Session:
         self.cancelled = True
         with suppress(psycopg.Error):
             self.raw.cancel_safe(timeout=5)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection was closed or lost."""
+        return self.raw.closed
 
     def close(self) -> None:
         """End the session; a broken one too."""
@@ -187,9 +193,24 @@ class Session:
             yield
 
     def execute(self, query: Query, **params: Any) -> int:
-        """Run one statement and return how many rows it touched."""
+        """Run one statement and return how many rows it touched; none while `together` gathers them."""
+        if self._gathered is not None:
+            self._gathered.append(self.text(query, **params))
+            return 0
         with translated(self):
             return self.raw.execute(query, params or None).rowcount
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Send what `execute` is given inside the block as one message at its end: one round trip for all."""
+        gathered = self._gathered = []
+        try:
+            yield
+        finally:
+            self._gathered = None
+        _, failure = self.batch(gathered)
+        if failure is not None:
+            raise failure[1]
 
     def script(self, text: str) -> None:
         """Run SQL text as it stands, several statements at once; QueryFailed.position counts from 1."""

@@ -11,6 +11,8 @@ from typing import Any
 from posduif_cli.models import Outcome
 from posduif_cli.render.output import Output, columns_of, write
 
+WORDS = ("ok", "created", "failed", "differs", "unchanged", "skipped")
+
 
 @dataclass(frozen=True)
 class Watcher:
@@ -37,7 +39,7 @@ def watch(out: Output) -> Iterator[Watcher]:
 
 
 def _line(out: Output, outcome: Outcome) -> None:
-    if outcome.status in ("ok", "failed"):
+    if outcome.status not in ("unchanged", "skipped"):
         what = outcome.error.message if outcome.error else f"{outcome.from_ or 'none'} -> {outcome.to or 'none'}"
         out.say(f"{outcome.status}: {outcome.tenant}: {what} ({outcome.seconds:.2f} s)")
 
@@ -51,15 +53,15 @@ def _live(out: Output) -> Iterator[Watcher]:
     def redraw(above: str = "") -> None:
         if over:
             return  # a thread that outlived the run
-        words = ", ".join(f"{counts[word]} {word}" for word in ("ok", "failed", "unchanged", "skipped") if counts[word])
+        words = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
         line = f"{words or 'starting'} ..."[: columns_of(sys.stderr) - 1]
         write(f"\r\x1b[K{above}{line}", sys.stderr)
 
     def on_outcome(outcome: Outcome) -> None:
         with lock:
             counts[outcome.status] += 1
-            failed = outcome.status == "failed" and outcome.error
-            redraw(f"failed: {outcome.tenant}: {outcome.error.message}\n" if failed and outcome.error else "")
+            bad = outcome.error if outcome.status in ("failed", "differs") else None
+            redraw(f"{outcome.status}: {outcome.tenant}: {bad.message}\n" if bad else "")
 
     def tell(text: str) -> None:
         with lock:

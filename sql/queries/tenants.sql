@@ -12,13 +12,15 @@ SELECT coalesce(d.datname, left(r.rolname, -7))::text AS tenant,
        coalesce(e.connected, false) AS engine_connected,
        CASE WHEN %(sizes)s AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size_bytes
 FROM (SELECT * FROM pg_database
-      WHERE (datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') OR datname = %(name)s)
+      WHERE (%(name)s::text IS NULL OR datname = %(name)s)
+        AND (datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') OR datname = %(name)s)
         AND NOT starts_with(datname, 'posduif')) d -- reserved: templates and scratch databases
 FULL JOIN (SELECT r.oid, r.rolname FROM pg_roles r
-           WHERE r.rolname LIKE '%%\_engine'
+           WHERE r.rolname LIKE '%%\_engine' AND (%(name)s::text IS NULL OR r.rolname = %(name)s || '_engine')
              AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%') r
        ON r.rolname = d.datname || '_engine'
-LEFT JOIN (SELECT usename, true AS connected FROM pg_stat_activity WHERE usename IS NOT NULL GROUP BY usename) e
+LEFT JOIN (SELECT usename, true AS connected FROM pg_stat_activity
+           WHERE usename IS NOT NULL AND (%(name)s::text IS NULL OR usename = %(name)s || '_engine') GROUP BY usename) e
        ON e.usename = coalesce(d.datname, left(r.rolname, -7)) || '_engine'
 WHERE %(name)s::text IS NULL OR coalesce(d.datname, left(r.rolname, -7)) = %(name)s
 ORDER BY 1;

@@ -1,0 +1,48 @@
+"""What commands over many tenants share: progress while they run, then outcomes, summary and exit code."""
+
+from typing import Any
+
+from posduif_cli.cli.context import App, counted
+from posduif_cli.errors import PartialFailure, PosduifError, ServerUnreachable
+
+WORDS = ("ok", "created", "unchanged", "skipped", "differs", "failed")
+
+
+def watched(app: App) -> Any:
+    """Show progress on stderr while a run goes on."""
+    from posduif_cli.render import progress
+
+    return progress.watch(app.out)
+
+
+def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[str] | None, *, every: bool) -> None:
+    """Show the outcomes, *every* one or those that changed or failed, and the summary; failures are the exit code."""
+    from posduif_cli.core import statuses
+    from posduif_cli.models import Outcome
+
+    order = {name: number for number, name in enumerate(names or ())}
+    ordered = sorted(run.outcomes, key=lambda outcome: (order.get(outcome.tenant, 0), outcome.tenant, outcome.server))
+    shown = ordered if every else [o for o in ordered if o.status != "unchanged"]
+    app.out.list(shown, Outcome)
+    counts = statuses.tally(run.outcomes)
+    summary = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
+    app.out.say(
+        f"{summary or 'nothing to do'}; servers: {', '.join(s.name for s in app.fleet.servers if s.name not in errors)}"
+    )
+    for name, error in errors.items():
+        app.out.warn(f"server {name} could not be asked: {error.why or error.message}")
+    for cause, tenants in statuses.causes(run.outcomes):
+        more = f" and {len(tenants) - 5} more" if len(tenants) > 5 else ""
+        app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({', '.join(tenants[:5])}{more}): {cause}")
+    failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
+    if names and len(names) == 1 and failures:
+        raise next(iter(failures.values()))
+    if names and all(isinstance(run.errors.get(name), ServerUnreachable) for name in names):
+        raise run.errors[names[0]]
+    if failures or run.stopped_by:
+        raise PartialFailure(
+            f"{counted(len(run.errors), 'tenant')} failed"
+            + (f", {counted(len(errors), 'server')} could not be asked" if errors else ""),
+            why=run.stopped_by or "the outcome of every tenant that was asked is above",
+            hint="mend the cause, then the same command again goes on with who is left",
+        )

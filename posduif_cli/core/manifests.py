@@ -1,0 +1,250 @@
+"""Manifests: a list of tenants as they should be, and what it takes to have them; typed again, it takes nothing."""
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from posduif_cli.core import templates, tenants
+from posduif_cli.core.crews import Crew
+from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.core.placements import Placements
+from posduif_cli.core.templates import Template
+from posduif_cli.core.tenants import Keep, Maker, Wanted
+from posduif_cli.db import admin
+from posduif_cli.errors import (
+    AmbiguousTenant,
+    Interrupted,
+    InvalidName,
+    PosduifError,
+    TenantExists,
+    UsageError,
+    WrongState,
+)
+from posduif_cli.models import Outcome, OutcomeError, Plan, Server, State, Step, Tenant
+
+COLUMNS = ("name", "url", "web_user", "server")
+SHOWN = 10
+DEFAULT_JOBS = 4
+Errors = dict[str, PosduifError]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tenant of the list; *server* is a name, or None where it does not matter."""
+
+    wanted: Wanted
+    server: str | None = None
+
+
+def read(
+    fleet: Fleet,
+    rows: Sequence[tuple[int, Mapping[str, str | None]]],
+    source: str,
+    *,
+    check_url: Callable[[str | None], str | None],
+) -> list[Entry]:
+    """Make entries of rows, each with its line; *check_url* returns an origin as it is stored.
+
+    Raises UsageError that names all of what is wrong; nothing has been asked of a server yet.
+    """
+    entries: list[Entry] = []
+    wrong: list[str] = []
+    seen: dict[str, int] = {}
+    for line, row in rows:
+        try:
+            entry = _entry(fleet, row, check_url)
+            if entry.wanted.name in seen:
+                raise UsageError(f"{entry.wanted.name} stands in line {seen[entry.wanted.name]} already")
+        except (UsageError, InvalidName) as error:
+            wrong.append(f"line {line}: {error.message}")
+        else:
+            seen[entry.wanted.name] = line
+            entries.append(entry)
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise UsageError(
+            f"{source} holds {len(wrong)} faulty entr{'y' if len(wrong) == 1 else 'ies'}; nothing was done",
+            why="; ".join(wrong[:SHOWN]) + more,
+            hint=f"columns: {', '.join(COLUMNS)}; only the name is needed",
+        )
+    return entries
+
+
+def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str | None], str | None]) -> Entry:
+    row = {re.sub("[ -]", "_", key.lower()): value for key, value in row.items()}
+    if unknown := [key for key in row if key not in COLUMNS]:
+        raise UsageError(f'"{unknown[0]}" is none of {", ".join(COLUMNS)}')
+    name, url, web_user, server = (row.get(key) for key in COLUMNS)
+    if name is None:
+        raise UsageError("the name is missing")
+    wanted = Wanted(name, check_url(url), web_user)
+    wanted.check()
+    if server is not None and server not in {known.name for known in fleet.servers}:
+        raise UsageError(f'server "{server}" is not among {", ".join(known.name for known in fleet.servers)}')
+    return Entry(wanted, server)
+
+
+@dataclass
+class Desk:
+    """One server during a run: the entries to visit on it, each with whether it exists, and what they are made from."""
+
+    server: Server
+    queue: "deque[tuple[Entry, bool]]" = field(default_factory=deque)
+    workers: int = 1
+    template: Template | None = None
+
+
+@dataclass
+class Application:
+    """One run over a list; *on_outcome* is called once an entry.
+
+    *keeper* gives, for a name and whether the tenant exists, who takes the password of a new one; it raises
+    TenantExists where that of an old one was never kept.
+    """
+
+    fleet: Fleet
+    entries: Sequence[Entry]
+    jobs: int = DEFAULT_JOBS
+    ignore_unreachable: bool = False
+    keeper: Callable[[str, bool], Keep | None] = lambda name, exists: None
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    outcomes: list[Outcome] = field(default_factory=list)
+    errors: Errors = field(default_factory=dict)
+    stopped_by: str = ""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._crew = Crew()
+
+    def run(self) -> None:
+        """Create what is missing, finish what was begun, and judge what exists; an outcome an entry.
+
+        Raises Interrupted on ctrl-C; what was under way is finished by the same command.
+        """
+        with self._placements() as placements:
+            desks = self._sort(placements)
+            for desk in desks:
+                self._prepare(desk)
+            try:
+                self._crew.run([(partial(self._serve, desk, placements), desk.workers) for desk in desks])
+            except KeyboardInterrupt:
+                made = sum(outcome.changed for outcome in self.outcomes)
+                raise Interrupted(
+                    f"interrupted; {made} of {len(self.entries)} tenants had been created",
+                    hint="run the same command again: it finishes what was begun, and goes on",
+                ) from None
+
+    def plan(self) -> Plan:
+        """Say what `run` would do, having changed nothing; what is in the way is among the errors."""
+        groups: dict[Step, list[str]] = {}
+        with self._placements() as placements:
+            for desk in self._sort(placements):
+                for entry, exists in desk.queue:
+                    wanted = entry.wanted
+                    try:
+                        with self.fleet.maintenance(desk.server) as session:
+                            tenants.require_possible(self.fleet, placements, session, wanted, if_not_exists=True)
+                    except PosduifError as error:
+                        self._fail(entry, desk.server.name, error)
+                    for step in () if exists else tenants.steps(self.fleet, replace(wanted, name="{tenant}")):
+                        groups.setdefault(step, []).append(wanted.name)
+        return Plan(tuple(replace(step, tenants=tuple(names)) for step, names in groups.items()))
+
+    def _placements(self) -> Placements:
+        return Placements(self.fleet, ignore_unreachable=self.ignore_unreachable)
+
+    def _sort(self, placements: Placements) -> list[Desk]:
+        """Give every entry to the server that has it or is to have it; what needs no visit has its outcome by that."""
+        answers = self.fleet.ask(lambda session: self.fleet.list_on(session))
+        away = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
+        desks = {server.name: Desk(server) for server in self.fleet.servers}
+        counts = {name: len(answer) for name, answer in answers.items() if not isinstance(answer, PosduifError)}
+        known: dict[str, list[Tenant]] = {}
+        for tenant in (t for answer in answers.values() if not isinstance(answer, PosduifError) for t in answer):
+            known.setdefault(tenant.tenant, []).append(tenant)
+        for entry in self.entries:
+            server, found = entry.server or "", known.get(entry.wanted.name, [])
+            try:
+                if entry.server is None:
+                    server = placements.choose(entry.wanted.name, found, away, counts).name
+                elif server in away:
+                    raise away[server]
+                existing = next((tenant for tenant in found if tenant.server == server), None)
+                exists = existing is not None and existing.state is not State.PROVISIONING
+                if existing is not None and exists:
+                    tenants.require_same(existing, entry.wanted.url, if_not_exists=True)
+                    self.keeper(entry.wanted.name, True)
+                    if entry.wanted.web_user is None:
+                        self._settle(existing, changed=False)
+                        continue
+            except PosduifError as error:
+                self._fail(entry, server, error)
+            else:
+                desks[server].queue.append((entry, exists))
+                counts[server] = counts.get(server, 0) + (existing is None)
+        return [desk for desk in desks.values() if desk.queue]
+
+    def _prepare(self, desk: Desk) -> None:
+        """Make roles and template once, and see how many may work at once."""
+        try:
+            with self.fleet.maintenance(desk.server) as session:
+                admin.ensure_roles(session)
+                make = sum(not exists for _, exists in desk.queue) >= templates.WORTHWHILE
+                folders = self.fleet.folders
+                desk.template = templates.make(session, self.fleet) if make else templates.ready(session, folders)
+        except PosduifError as error:
+            for entry, _ in desk.queue:
+                self._fail(entry, desk.server.name, error)
+            desk.queue.clear()
+        # Each has a session in the maintenance database and, where it must, one in the tenant's.
+        desk.workers = max(1, min(self.jobs, desk.server.max_connections // 2, len(desk.queue)))
+
+    def _serve(self, desk: Desk, placements: Placements) -> None:
+        maker = Maker(self.fleet, placements, if_not_exists=True, template=desk.template)
+        session: Session | None = None
+        for entry, exists in self._crew.take(desk.queue):
+            started = time.monotonic()
+            try:
+                if session is None or session.broken:
+                    session = self.fleet.maintenance(desk.server)
+                    session.require_admin()
+                with self._crew.watch(session):
+                    created = maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
+            except PosduifError as error:
+                if self._crew.interrupted:
+                    break
+                self._fail(entry, desk.server.name, error, started)
+            except Exception as bug:
+                found = PosduifError(f"a bug in posduif: {type(bug).__name__}", why=str(bug)[:200])
+                self._fail(entry, desk.server.name, found, started)
+            else:
+                self._settle(created.tenant, changed=created.changed, started=started)
+        if session is not None:
+            session.close()
+
+    def _settle(self, tenant: Tenant, *, changed: bool, started: float | None = None) -> None:
+        version = tenant.schema_version
+        status, before = ("created", None) if changed else ("unchanged", version)
+        self._record(Outcome(tenant.tenant, tenant.server, status, changed, before, version, _since(started)))
+
+    def _fail(self, entry: Entry, server: str, error: PosduifError, started: float | None = None) -> None:
+        status = "differs" if isinstance(error, TenantExists | WrongState | AmbiguousTenant) else "failed"
+        said = error.message + (f": {error.why}" if error.why else "")
+        with self._lock:
+            self.errors[entry.wanted.name] = error
+        name = entry.wanted.name
+        self._record(Outcome(name, server, status, False, None, None, _since(started), OutcomeError(said)))
+
+    def _record(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.outcomes.append(outcome)
+            self.on_outcome(outcome)
+
+
+def _since(started: float | None) -> float:
+    """Return the seconds since then; what was settled from the first answer took none of its own."""
+    return 0.0 if started is None else round(time.monotonic() - started, 3)
