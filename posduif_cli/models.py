@@ -369,16 +369,23 @@ class Health(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ServerInfo(Value):
-    """One configured server; *error* says why it could not be asked."""
+    """One configured server; *error* says why it could not be asked.
+
+    *size_bytes* is what its tenants take, None where that would have taken too long; *role* is the login,
+    *record_owner* the role whose databases' records are trusted, None where there is none yet.
+    """
 
     server: str
     reachable: bool
-    version: str | None
-    tenants: int | None
-    connections: int | None
-    max_connections: int | None
-    role: str | None
     source: str
+    version: str | None = None
+    tenants: int | None = None
+    size_bytes: int | None = None
+    connections: int | None = None
+    max_connections: int | None = None
+    role: str | None = None
+    record_owner: str | None = None
+    warnings: tuple[str, ...] = ()
     error: str | None = None
 
 

@@ -1,5 +1,7 @@
 """`posduif server`: the PostgreSQL servers, and the embedded one."""
 
+from typing import Annotated
+
 import typer
 
 from posduif_cli.cli.context import Noun, app_of
@@ -20,6 +22,38 @@ def list_(ctx: typer.Context) -> None:
     if not any(server.reachable for server in found):
         raise ServerUnreachable("no server can be reached", hint="posduif config show --origin")
     app.report_unreachable([server.server for server in found if not server.reachable])
+
+
+@app.verb("init", example="posduif server init --print-sql")
+def init(
+    ctx: typer.Context,
+    engines: Annotated[
+        int | None,
+        typer.Option("--engines", min=1, metavar="N", help="Check for this many engines; by default one a tenant."),
+    ] = None,
+    close: Annotated[
+        bool,
+        typer.Option("--close", help="Close the database postgres to all but posduif's roles, too."),
+    ] = False,
+    print_sql: Annotated[
+        bool, typer.Option("--print-sql", help="Print the SQL for a superuser to run; change nothing.")
+    ] = False,
+) -> None:
+    """Make posduif's roles on a server, and check that its settings suit its engines. Exits with 1 if they do not."""
+    from posduif_cli.core import preparations
+    from posduif_cli.models import Finding, Level
+
+    app = app_of(ctx)
+    if print_sql:
+        sql = preparations.spell(app.fleet, engines=engines, close=close)
+        app.out.show({"sql": sql}) if app.out.machine else app.out.text(sql)
+        return
+    app.out.expect(Finding)
+    findings, changed = preparations.prepare(app.fleet, engines=engines, close=close)
+    app.out.list(findings, Finding, changed=lambda finding: changed and finding.check in ("roles", "open_database"))
+    app.out.say("the server was changed" if changed else "nothing had to be changed")
+    if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.verb("start", example="posduif server start")

@@ -193,9 +193,8 @@ class Application:
         try:
             with self.fleet.maintenance(desk.server) as session:
                 admin.ensure_roles(session)
-                make = sum(not exists for _, exists in desk.queue) >= templates.WORTHWHILE
-                folders = self.fleet.folders
-                desk.template = templates.make(session, self.fleet) if make else templates.ready(session, folders)
+                coming = sum(not exists for _, exists in desk.queue)
+                desk.template = templates.provide(session, self.fleet, coming=coming)
         except PosduifError as error:
             for entry, _ in desk.queue:
                 self._fail(entry, desk.server.name, error)

@@ -1,5 +1,8 @@
 """Servers: what is configured, and the embedded one."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +10,24 @@ from posduif_cli.core.fleet import Fleet
 from posduif_cli.db import embedded as starter
 from posduif_cli.db import queries
 from posduif_cli.db.connect import Session
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import PosduifError, QueryFailed
 from posduif_cli.models import EmbeddedStatus, Server, ServerInfo
 
 NAME = "embedded"
+SIZES_PATIENCE = timedelta(seconds=5)
 
 
 def list_all(fleet: Fleet) -> list[ServerInfo]:
     """Ask every server how it is; one that cannot be asked is in the list with its error."""
 
     def describe(session: Session) -> dict[str, Any]:
-        return session.dicts(queries.load("servers")["describe_server"])[0]
+        named = queries.load("servers")
+        row = session.dicts(named["describe_server"])[0]
+        row["warnings"] = tuple(_warnings(session, row))
+        row["size_bytes"] = None
+        with suppress(QueryFailed), session.transaction(statement_timeout=SIZES_PATIENCE):
+            row["size_bytes"] = session.value(named["measure_tenants"])
+        return {key: row[key] for key in row if not key.startswith("is_")}
 
     answers = fleet.ask(describe)
     return [_info(server, answers[server.name]) for server in fleet.servers]
@@ -25,9 +35,21 @@ def list_all(fleet: Fleet) -> list[ServerInfo]:
 
 def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
     if isinstance(answer, PosduifError):
-        reason = answer.why or answer.message
-        return ServerInfo(server.name, False, None, None, None, None, None, server.origin, reason)
+        return ServerInfo(server.name, False, server.origin, error=answer.why or answer.message)
     return ServerInfo(server=server.name, reachable=True, source=server.origin, **answer)
+
+
+def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
+    if row["is_superuser"]:
+        yield f"{row['role']} is a superuser; CREATEDB and CREATEROLE are enough"
+    if row["is_open"]:
+        yield f"PUBLIC may connect to {session.database}: posduif server init --close --server {session.server.name}"
+    if row["is_standby"]:
+        yield "it is a standby and takes no changes"
+    elif row["record_owner"] is None:
+        yield f"it has no posduif roles yet: posduif server init --server {session.server.name}"
+    elif not session.member:
+        yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
 
 
 def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]:

@@ -15,7 +15,7 @@ from posduif_cli.errors import PosduifError
 from posduif_cli.models import State
 
 PREFIX = "posduif_template_"
-WORTHWHILE = 8  # making one takes as long as a tenant or two, and saves a third of each
+WORTHWHILE = 8  # tenants of a server; making one takes as long as a tenant or two, and saves a third of each
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,16 @@ def ready(session: Session, folders: Folders) -> Template | None:
     return Template(wanted, found.schema, found.applied) if found and found.state is State.ACTIVE else None
 
 
-def make(session: Session, fleet: Fleet) -> Template | None:
-    """Return the server's template, made first if need be; None where it cannot be made, which does no harm.
+def provide(session: Session, fleet: Fleet, *, coming: int) -> Template | None:
+    """Return the server's template, made first if it has, with those *coming*, tenants enough to be worth it."""
+    if (found := ready(session, fleet.folders)) is not None:
+        return found
+    worth = session.value(queries.load("tenants")["count_tenants"]) + coming >= WORTHWHILE
+    return _make(session, fleet) if worth else None
 
-    Those of other versions are dropped.
-    """
+
+def _make(session: Session, fleet: Fleet) -> Template | None:
+    """Make the server's template; None where it cannot be made, which does no harm. Other versions' are dropped."""
     wanted = _name(fleet.folders)
     try:
         with session.lock(PREFIX):

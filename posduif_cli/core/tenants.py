@@ -85,7 +85,7 @@ def create(
         fleet.maintenance(placements.place(name)) as session,
     ):
         admin.ensure_roles(session)
-        maker = Maker(fleet, placements, if_not_exists, templates.ready(session, fleet.folders))
+        maker = Maker(fleet, placements, if_not_exists, templates.provide(session, fleet, coming=1))
         return maker.create(session, wanted, keep)
 
 

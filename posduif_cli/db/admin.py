@@ -2,8 +2,12 @@
 
 import secrets
 import string
+from collections.abc import Iterator, Sequence
+from typing import LiteralString
 
-from posduif_cli.db.connect import ADMIN_ROLE, Session, compose, identifier, literal
+from psycopg.sql import Composed
+
+from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Session, compose, identifier, literal
 from posduif_cli.db.record import Intent, put_intent
 from posduif_cli.errors import AccessDenied, NotOurs, UnsafeServer
 
@@ -48,9 +52,41 @@ def ensure_roles(session: Session) -> None:
     session.require_admin()
     if missing_roles(session):
         with session.lock(ENGINE_GROUP), session.transaction():
-            for role in missing_roles(session):
-                session.execute(compose("CREATE ROLE {role} NOLOGIN", role=identifier(role)))
-                _describe(session, role)
+            for statement in _role_statements(session, missing_roles(session)):
+                session.execute(statement)
+
+
+def role_statements(session: Session, missing: Sequence[str]) -> list[str]:
+    """Spell the statements that make the missing roles, for a superuser to run.
+
+    The groups are made as `posduif_admin`, or since PostgreSQL 16 it could not give them to anyone.
+    """
+    groups = [role for role in missing if role != ADMIN_ROLE]
+    texts = [session.text(part) for part in _role_statements(session, [role for role in missing if role == ADMIN_ROLE])]
+    if groups:
+        inner = [session.text(part) for part in _role_statements(session, groups)]
+        texts += [f"SET ROLE {ADMIN_ROLE}", *inner, "RESET ROLE"]
+    return texts
+
+
+def closing_statements() -> list[str]:
+    """Return the statements that close the maintenance database to all but those who work with tenants."""
+    people = f"{ADMIN_ROLE}, {SUPPORT_GROUP}, {HEALTH_GROUP}"
+    return [
+        f"GRANT CONNECT ON DATABASE {MAINTENANCE} TO {people}",
+        f"REVOKE CONNECT ON DATABASE {MAINTENANCE} FROM PUBLIC",
+    ]
+
+
+def _role_statements(session: Session, roles: Sequence[str]) -> Iterator[Composed]:
+    for role in roles:
+        powers: LiteralString = " CREATEDB CREATEROLE" if role == ADMIN_ROLE else ""
+        yield compose("CREATE ROLE {role} NOLOGIN" + powers, role=identifier(role))
+        yield compose("COMMENT ON ROLE {role} IS {text}", role=identifier(role), text=literal(ROLE_COMMENTS[role]))
+        if role == ADMIN_ROLE:
+            options: LiteralString = " WITH INHERIT TRUE, SET TRUE" if session.version >= 160000 else ""
+            names = {"role": identifier(role), "login": identifier(session.login)}
+            yield compose("GRANT {role} TO {login}" + options, **names)
 
 
 def missing_roles(session: Session) -> list[str]:
@@ -85,17 +121,9 @@ def _make_admin(session: Session) -> None:
         )
     with session.lock(ADMIN_ROLE), session.transaction():
         if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ADMIN_ROLE):
-            session.execute(compose("CREATE ROLE {role} NOLOGIN CREATEDB CREATEROLE", role=identifier(ADMIN_ROLE)))
-            _describe(session, ADMIN_ROLE)
-            grant = "GRANT {role} TO {login}" + (" WITH INHERIT TRUE, SET TRUE" if session.version >= 160000 else "")
-            session.execute(compose(grant, role=identifier(ADMIN_ROLE), login=identifier(session.login)))
+            for statement in _role_statements(session, [ADMIN_ROLE]):
+                session.execute(statement)
     session.member = session.become_admin()
-
-
-def _describe(session: Session, role: str) -> None:
-    session.execute(
-        compose("COMMENT ON ROLE {role} IS {text}", role=identifier(role), text=literal(ROLE_COMMENTS[role]))
-    )
 
 
 def create_engine_role(session: Session, intent: Intent) -> None:

@@ -21,7 +21,17 @@ COLUMNS: Mapping[type, tuple[str, ...]] = {
     models.Token: ("id", "label", "status", "created_by", "expires_at", "username"),
     models.Device: ("device_id", "username", "enrolled_at", "last_activity", "sync_status", "pending"),
     models.Message: ("sender", "recipient", "content", "status", "created_at", "id"),
-    models.ServerInfo: ("server", "reachable", "version", "tenants", "connections", "role", "error"),
+    models.ServerInfo: (
+        "server",
+        "reachable",
+        "version",
+        "tenants",
+        "size_bytes",
+        "connections",
+        "role",
+        "warnings",
+        "error",
+    ),
     models.Purged: ("tenant", "server", "deleted"),
     models.Setting: ("key", "value", "origin"),
     models.Step: ("action", "subject"),
@@ -43,6 +53,7 @@ FOLDING = frozenset(
         "name",
         "value",
         "origin",
+        "warnings",
     )
 )
 RENAMED = {"from_": "from", "bytes": "size_bytes"}
@@ -124,6 +135,8 @@ def cell(value: Any, *, now: datetime | None = None) -> str:
     if isinstance(value, models.Failure):
         where = f" in {value.file}" + (f":{value.line}" if value.line else "") if value.file else ""
         return f"migration {value.version} failed{where} (SQLSTATE {value.sqlstate or 'unknown'})"
+    if isinstance(value, tuple):
+        return "; ".join(cell(item) for item in value)
     return visible(str(plain(value)))
 
 

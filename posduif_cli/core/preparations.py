@@ -1,0 +1,154 @@
+"""Preparations: what a server needs before it holds tenants, made or spelled out for a DBA to run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.db import admin, queries
+from posduif_cli.errors import AccessDenied, NoServer
+from posduif_cli.models import Finding, Level, Server
+
+SPARE_CONNECTIONS = 10  # for people, backups and monitoring
+BACKUP_WAL_SENDERS = 2  # what pg_basebackup takes
+LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class _Room:
+    """The settings that bear on how many engines there is room for."""
+
+    max_connections: int
+    reserved: int
+    wal_senders: int
+    ssl: bool
+    listen_addresses: str
+    tenants: int
+    is_open: bool
+    is_superuser: bool
+    owns: bool
+
+
+def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> tuple[list[Finding], bool]:
+    """Make posduif's roles on the one server, and check its settings for a number of engines.
+
+    *close* also closes the maintenance database to PUBLIC. Returns the findings, and whether anything was changed.
+    Raises NoServer unless one server is chosen, AccessDenied, NotOurs, StandbyServer.
+    """
+    with fleet.maintenance(_only(fleet)) as session:
+        missing = admin.missing_roles(session)
+        admin.ensure_roles(session)
+        closed = close and _close(session)
+        return list(_judge(session, engines)), bool(missing) or closed
+
+
+def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> str:
+    """Return the SQL that a DBA runs as a superuser in the maintenance database, so that `prepare` finds all done."""
+    with fleet.maintenance(_only(fleet)) as session:
+        lines = [f"-- posduif server init, for the login {session.login} on server {session.server.name}"]
+        lines += [f"{statement};" for statement in admin.role_statements(session, admin.missing_roles(session))]
+        if close and _room(session).is_open:
+            lines += [f"{statement};" for statement in admin.closing_statements()]
+        for finding in _judge(session, engines):
+            if finding.level is not Level.OK and finding.fix:
+                lines += [f"-- {finding.message}", f"-- {finding.fix}"]
+        return "\n".join(lines)
+
+
+def _only(fleet: Fleet) -> Server:
+    if len(fleet.servers) == 1:
+        return fleet.servers[0]
+    raise NoServer(
+        "several servers are configured",
+        why=f"configured are: {', '.join(server.name for server in fleet.servers)}",
+        hint="add --server NAME",
+    )
+
+
+def _room(session: Session) -> _Room:
+    found = session.row(_Room, queries.load("servers")["find_room"])
+    assert found is not None
+    return found
+
+
+def _close(session: Session) -> bool:
+    """Close the maintenance database to PUBLIC, by the login's own rights; return whether it was open."""
+    room = _room(session)
+    if not room.is_open:
+        return False
+    statements = admin.closing_statements()
+    if not (room.is_superuser or room.owns):
+        raise AccessDenied(
+            f"{session.login} may not close database {session.database} of server {session.server.name}",
+            why="it belongs to someone else",
+            hint=[f"a superuser types: {statement};" for statement in statements],
+        )
+    session.script("SET ROLE none")
+    with session.transaction():
+        session.script("; ".join(statements))
+    return True
+
+
+def _judge(session: Session, engines: int | None) -> Iterator[Finding]:
+    room, server = _room(session), session.server
+    number = max(room.tenants, 1) if engines is None else engines
+    missing = admin.missing_roles(session)
+    yield _finding(
+        server,
+        "roles",
+        Level.CRITICAL if missing else Level.OK,
+        f"missing: {', '.join(missing)}" if missing else f"{', '.join(admin.ROLE_COMMENTS)} are there",
+        fix=f"posduif server init --server {server.name}" if missing else None,
+    )
+    pool = admin.engine_limit(session)
+    wanted = number * pool + server.max_connections + room.reserved + SPARE_CONNECTIONS
+    short = room.max_connections < wanted
+    yield _finding(
+        server,
+        "max_connections",
+        Level.WARNING if short else Level.OK,
+        f"{number} engine{'s' if number > 1 else ''} of up to {pool} connections, posduif and "
+        f"{room.reserved + SPARE_CONNECTIONS} in reserve want {wanted}; the server allows {room.max_connections}",
+        value=room.max_connections,
+        fix=f"ALTER SYSTEM SET max_connections = {wanted}; -- and restart the server" if short else None,
+    )
+    few = room.wal_senders < BACKUP_WAL_SENDERS
+    yield _finding(
+        server,
+        "max_wal_senders",
+        Level.WARNING if few else Level.OK,
+        f"engines take none, for WAL mode stays off; a base backup takes {BACKUP_WAL_SENDERS}, each standby one; "
+        f"the server allows {room.wal_senders}",
+        value=room.wal_senders,
+        fix=f"ALTER SYSTEM SET max_wal_senders = {BACKUP_WAL_SENDERS * 5}; -- and restart the server" if few else None,
+    )
+    local = all(address.strip() in LOOPBACK for address in room.listen_addresses.split(","))
+    exposed = not room.ssl and not local
+    yield _finding(
+        server,
+        "ssl",
+        Level.WARNING if exposed else Level.OK,
+        "TLS is offered"
+        if room.ssl
+        else "no TLS is offered, and the server listens on this machine alone"
+        if local
+        else f"no TLS is offered, and the server listens on {room.listen_addresses}: all crosses the network in clear",
+        value="on" if room.ssl else "off",
+        fix="ALTER SYSTEM SET ssl = on; -- with ssl_cert_file and ssl_key_file, then SELECT pg_reload_conf()"
+        if exposed
+        else None,
+    )
+    yield _finding(
+        server,
+        "open_database",
+        Level.INFO if room.is_open else Level.OK,
+        f"every role may connect to database {session.database} and read the records there: names, versions, urls"
+        if room.is_open
+        else f"database {session.database} is closed to PUBLIC",
+        fix=f"posduif server init --close --server {server.name}" if room.is_open else None,
+    )
+
+
+def _finding(
+    server: Server, check: str, level: Level, message: str, *, value: int | str | None = None, fix: str | None = None
+) -> Finding:
+    return Finding(check, "server", server.name, level, message, value=value, fix=fix)
