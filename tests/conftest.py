@@ -245,3 +245,29 @@ def tenant(posduif: Posduif, name: str) -> str:
     """A tenant with a web user `desk` and a url."""
     posduif("tenant", "create", name, "--web-user", "desk", "--url", f"https://{name}.example.com")
     return name
+
+
+@pytest.fixture
+def bystander(server: PgServer, name: str) -> Iterator[Callable[[], None]]:
+    """A database and a role of other people with a name much like ours, and a check that they were left alone."""
+    other = f"{name}_x"
+    server.sql(f"CREATE ROLE {other}_engine")
+    server.sql(f"CREATE DATABASE {other} OWNER {other}_engine CONNECTION LIMIT 7")
+
+    def fingerprint() -> list[tuple[Any, ...]]:
+        return server.sql(
+            """SELECT d.*::text, r.*::text, shobj_description(d.oid, 'pg_database'),
+                      shobj_description(r.oid, 'pg_authid')
+               FROM pg_database d, pg_authid r WHERE datname = %s AND rolname = %s""",
+            other,
+            f"{other}_engine",
+        )
+
+    before = fingerprint()
+
+    def untouched() -> None:
+        assert len(before) == 1
+        assert fingerprint() == before
+
+    yield untouched
+    forget(server, other)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import pbkdf2_hmac, sha256
 from hmac import digest
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from conftest import PgServer, Posduif, forget
+from conftest import PgServer, Posduif
 
 from posduif_cli.db import record
 from posduif_cli.db.connect import LOCK_CLASS
@@ -155,32 +155,6 @@ def case(posduif: Posduif, server: PgServer, name: str, tmp_path: Path) -> Case:
 def made(case: Case) -> Case:
     case.posduif(*case.create)
     return case
-
-
-@pytest.fixture
-def bystander(server: PgServer, name: str) -> Iterator[Callable[[], None]]:
-    """A database and a role of other people with a name much like ours, and a check that they were left alone."""
-    other = f"{name}_x"
-    server.sql(f"CREATE ROLE {other}_engine")
-    server.sql(f"CREATE DATABASE {other} OWNER {other}_engine CONNECTION LIMIT 7")
-
-    def fingerprint() -> list[tuple[Any, ...]]:
-        return server.sql(
-            """SELECT d.*::text, r.*::text, shobj_description(d.oid, 'pg_database'),
-                      shobj_description(r.oid, 'pg_authid')
-               FROM pg_database d, pg_authid r WHERE datname = %s AND rolname = %s""",
-            other,
-            f"{other}_engine",
-        )
-
-    before = fingerprint()
-
-    def untouched() -> None:
-        assert len(before) == 1
-        assert fingerprint() == before
-
-    yield untouched
-    forget(server, other)
 
 
 CREATE_POINTS = [
