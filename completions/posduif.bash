@@ -18,12 +18,12 @@ _posduif() {
         --by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
     case $path in
-    "") candidates='quickstart tenant migrate user token enroll device message health server config completion version' options='' ;;
+    "") candidates='quickstart tenant migrate user token enroll device message health server config doctor completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
     " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
     " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' ;;
@@ -76,6 +76,7 @@ _posduif() {
     " config") candidates='show init' options='' ;;
     " config show") candidates='' options='--origin' ;;
     " config init") candidates='' options='' ;;
+    " doctor") candidates='' options='' ;;
     " completion") candidates='show install uninstall' options='' ;;
     " completion show") candidates='bash zsh fish' options='' ;;
     " completion install") candidates='bash zsh fish' options='' ;;

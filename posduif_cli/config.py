@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,12 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     )
 
 
+def without_file(terminal: Terminal, output: str | None) -> Config:
+    """Make the Config of a command that has to tell of a file that cannot be used."""
+    path = Path(os.devnull)
+    return replace(load({"config": None, "output": output}, {"XDG_CONFIG_HOME": str(path)}), terminal=terminal)
+
+
 def terminal(color: str, environ: Mapping[str, str] | None = None) -> Terminal:
     """Judge the terminal; colour follows NO_COLOR and CLICOLOR_FORCE unless *color* decides it."""
     env = os.environ if environ is None else environ
@@ -346,6 +352,11 @@ def user_data_home(environ: Mapping[str, str] | None = None) -> Path:
 def user_config_home() -> Path:
     """Where this user's programs keep their configuration: `$XDG_CONFIG_HOME`."""
     return _base(os.environ, "XDG_CONFIG_HOME", ".config")
+
+
+def passfile() -> Path:
+    """Where libpq looks for passwords."""
+    return Path(os.environ.get("PGPASSFILE") or Path(os.environ.get("HOME") or Path.home()) / ".pgpass")
 
 
 def _base(env: Mapping[str, str], variable: str, fallback: str) -> Path:

@@ -7,7 +7,7 @@
     │                                      MessageNotFound
     ├─ Conflict                         5  TenantExists NotOurs WrongState UserExists DeviceExists TokenUsed
     │                                      TokenExpired TokenRevoked ChecksumDiffers FileExists AmbiguousTenant
-    ├─ ServerError                      6  ServerUnreachable ServerFull AccessDenied StandbyServer
+    ├─ ServerError                      6  ServerUnreachable ServerFull TlsFailed AccessDenied StandbyServer
     ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
     ├─ Refused                          9  ConfirmationMissing UnsafeServer
@@ -195,6 +195,10 @@ class ServerUnreachable(ServerError):
 
 class ServerFull(ServerUnreachable):
     """The server has no free connection (SQLSTATE 53300)."""
+
+
+class TlsFailed(ServerError):
+    """The connection would not have been as safe as the connection string wants it."""
 
 
 class AccessDenied(ServerError):

@@ -41,6 +41,8 @@ AT_HOME = {path for path in LEAVES if path.split()[0] in ("quickstart", "complet
     "server status",
     "config init",
 }
+# What they answer depends on this machine.
+JUDGES = {"doctor"}
 # What they print is a program or a page, not a result with fields.
 TEXT = {path for path in LEAVES if path.startswith("completion")}
 
@@ -140,13 +142,13 @@ def test_help(cli: Posduif, path: str) -> None:
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_the_example_runs(cli: Posduif, prepare: Prepare, path: str) -> None:
-    cli(*prepare(path))
+    cli(*prepare(path), code=None if path in JUDGES else 0)
 
 
 @pytest.mark.parametrize("path", [path for path in LEAVES if path not in TEXT])
 def test_json_is_json(cli: Posduif, prepare: Prepare, path: str, tmp_path: Path) -> None:
     words = prepare(path)
-    result = cli(*words, "-o", "json")
+    result = cli(*words, "-o", "json", code=None if path in JUDGES else 0)
     assert isinstance(json.loads(result.out), dict | list)
     assert "\x1b" not in result.out
     assert result.err == ""
@@ -157,7 +159,7 @@ def test_a_narrow_ascii_pipe(cli: Posduif, prepare: Prepare, path: str) -> None:
     words = prepare(path)
     plain = {"NO_COLOR": "1", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40", "PYTHONIOENCODING": "ascii"}
     result = cli.process(*words, **plain)
-    assert result.code == 0, result
+    assert result.code == 0 or (path in JUDGES and result.code == 1), result
     assert "Traceback" not in result.err
     assert "\x1b" not in result.out + result.err
     assert result.out.isascii()

@@ -26,6 +26,7 @@ NOUNS = {
     "health": "Report what is wrong with servers and tenants.",
     "server": "The PostgreSQL servers, and the embedded one.",
     "config": "Show or make the configuration.",
+    "doctor": "Check this machine, the configuration and the servers.",
     "completion": "Completion of commands by the shell.",
     "version": "Print the version.",
 }

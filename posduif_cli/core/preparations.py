@@ -38,7 +38,7 @@ def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) ->
         missing = admin.missing_roles(session)
         admin.ensure_roles(session)
         closed = close and _close(session)
-        return list(_judge(session, engines)), bool(missing) or closed
+        return list(judge(session, engines)), bool(missing) or closed
 
 
 def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> str:
@@ -48,7 +48,7 @@ def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> s
         lines += [f"{statement};" for statement in admin.role_statements(session, admin.missing_roles(session))]
         if close and _room(session).is_open:
             lines += [f"{statement};" for statement in admin.closing_statements()]
-        for finding in _judge(session, engines):
+        for finding in judge(session, engines):
             if finding.level is not Level.OK and finding.fix:
                 lines += [f"-- {finding.message}", f"-- {finding.fix}"]
         return "\n".join(lines)
@@ -88,7 +88,8 @@ def _close(session: Session) -> bool:
     return True
 
 
-def _judge(session: Session, engines: int | None) -> Iterator[Finding]:
+def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
+    """Check a server's roles and settings for a number of engines, by default one a tenant."""
     room, server = _room(session), session.server
     number = max(room.tenants, 1) if engines is None else engines
     missing = admin.missing_roles(session)

@@ -3,7 +3,7 @@
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import accumulate
@@ -30,6 +30,7 @@ from posduif_cli.errors import (
     ServerFull,
     ServerUnreachable,
     StandbyServer,
+    TlsFailed,
     scrub,
 )
 from posduif_cli.models import Server
@@ -378,6 +379,15 @@ _MALFORMED = re.compile(r"^(bad value for|invalid (\w+ )*value|invalid port numb
 _FULL = ("too many clients", "remaining connection slots are reserved", "too many connections for")
 
 
+# What libpq says when TLS fails, and what would help; it has no codes for it.
+_TLS: Mapping[str, Sequence[str]] = {
+    "does not support SSL": (),
+    "root certificate file": ("put the CA's certificate there", "or name it in the dsn: sslrootcert=FILE"),
+    "certificate verify failed": ("name the CA that signed the server's certificate in the dsn: sslrootcert=FILE",),
+    "does not match host name": ("connect by the name that stands in the server's certificate",),
+}
+
+
 def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError | InvalidDsn:
     """Tell a server that cannot be reached from one that says no; its words come in the server's language."""
     reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -389,6 +399,12 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
             f"the connection string of server {server.name} is not right",
             why=f"{reason}; it comes from {server.origin or 'the configuration'}",
             hint="posduif config show --origin",
+        )
+    if (words := next((words for words in _TLS if words in reason), None)) is not None:
+        return TlsFailed(
+            f"server {server.name} cannot be trusted" if _TLS[words] else f"server {server.name} offers no TLS",
+            why=reason,
+            hint=_TLS[words] or "an administrator of the server sets ssl = on there, with a certificate",
         )
     said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
     full = any(words in reason for words in _FULL)

@@ -1,0 +1,162 @@
+"""Doctors: what about this machine and these servers would get in posduif's way, each finding with what mends it."""
+
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from posduif_cli.core import preparations, servers
+from posduif_cli.core.fleet import Fleet
+from posduif_cli.core.folders import Folders
+from posduif_cli.errors import PosduifError
+from posduif_cli.models import Finding, Level, ServerInfo
+
+OLDEST, NEWEST = (3, 11), (3, 14)  # of Python; design, section 2
+SUPPORTED = range(15, 19)  # major versions of PostgreSQL
+QR_COLUMNS = 60  # what a QR code with its margin takes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is known of this machine: the terminal's width is None without one, *completion* None for an odd shell."""
+
+    utf8: bool
+    term: str
+    columns: int | None
+    shell: str
+    completion: Path | None
+    passfile: Path
+
+
+def machine(facts: Machine) -> Iterator[Finding]:
+    """Judge this machine."""
+    running = sys.version_info[:2]
+    spelled = ".".join(map(str, sys.version_info[:3]))
+    if running < OLDEST or running > NEWEST:
+        yield _machine("python", Level.WARNING, f"Python {spelled} was not tried", fix="use Python 3.11 to 3.14")
+    else:
+        yield _machine("python", Level.OK, f"Python {spelled}")
+    yield _terminal(facts)
+    if facts.utf8:
+        yield _machine("utf8", Level.OK, "the locale is UTF-8")
+    else:
+        # Into a pipe all is ASCII anyway; it is people who lose something.
+        level = Level.WARNING if facts.columns else Level.INFO
+        text = "the locale is not UTF-8: QR codes and names are shown in ASCII"
+        yield _machine("utf8", level, text, fix="export LC_ALL=C.UTF-8")
+    if facts.completion is None:
+        yield _machine("completion", Level.INFO, f'there is no completion for the shell "{facts.shell}"')
+    elif facts.completion.exists():
+        yield _machine("completion", Level.OK, f"installed for {facts.shell}: {facts.completion}")
+    else:
+        text = f"not installed for {facts.shell}"
+        yield _machine("completion", Level.INFO, text, fix=f"posduif completion install {facts.shell}")
+    yield from _secret(facts.passfile, "passfile", "libpq ignores it")
+
+
+def _terminal(facts: Machine) -> Finding:
+    if facts.columns is None:
+        return _machine("terminal", Level.INFO, "stdout is no terminal: results come as TSV, and no QR code is shown")
+    if facts.term in ("", "dumb"):
+        text = f'TERM is "{facts.term}": a QR code may not scan from it'
+        return _machine("terminal", Level.WARNING, text, fix="posduif token create TENANT --qr-file code.png")
+    if facts.columns < QR_COLUMNS:
+        text = f"{facts.columns} columns are too few for a QR code"
+        fix = f"widen the window to {QR_COLUMNS} columns, or: posduif token create TENANT --qr-file code.png"
+        return _machine("terminal", Level.WARNING, text, fix=fix)
+    return _machine("terminal", Level.OK, f"{facts.term}, {facts.columns} columns")
+
+
+def configuration(path: Path | None, folders: Folders) -> Iterator[Finding]:
+    """Judge a configuration that could be read: the rights on its file, and the migrations it names."""
+    if path is None:
+        text = "no configuration file was found; environment, libpq's variables or the embedded server decide"
+        yield _configuration("file", Level.INFO, text, fix="posduif config init")
+    else:
+        yield _configuration("file", Level.OK, f"{path} is valid")
+        yield from _secret(path, "file_mode", "it may hold passwords")
+    try:
+        yield _configuration("migrations", Level.OK, f"{len(folders.files)} files, the newest {folders.latest}")
+    except PosduifError as error:
+        yield broken(error, "migrations")
+
+
+def broken(error: PosduifError, check: str = "file") -> Finding:
+    """Make a finding of an error in the configuration."""
+    text = error.message + (f": {error.why}" if error.why else "")
+    return _configuration(check, Level.CRITICAL, text, fix=next(iter(error.hints), None))
+
+
+def fleet(fleet: Fleet) -> Iterator[Finding]:
+    """Judge each server, and pg_dump against all of them."""
+    known = servers.list_all(fleet)
+    for server in known:
+        yield from _server(server)
+    judged = fleet.ask(lambda session: list(preparations.judge(session)) if session.member else [])
+    for found in judged.values():
+        if not isinstance(found, PosduifError):
+            # That anybody may connect is among the warnings above.
+            yield from (finding for finding in found if finding.check != "open_database")
+    yield _pg_dump([int(server.version.split(".")[0]) for server in known if server.version])
+
+
+def _server(server: ServerInfo) -> Iterator[Finding]:
+    if not server.reachable:
+        text = server.error or "it cannot be reached"
+        yield _on(server, "reachable", Level.CRITICAL, text, fix="posduif config show --origin")
+        return
+    version = server.version or ""
+    if int(version.split(".")[0]) in SUPPORTED:
+        yield _on(server, "reachable", Level.OK, f"PostgreSQL {version}, as {server.role}")
+    else:
+        text = f"PostgreSQL {version} was not tried"
+        yield _on(server, "reachable", Level.WARNING, text, fix="use PostgreSQL 15 to 18")
+    for warning in server.warnings:
+        text, _, fix = warning.partition(": posduif ")
+        yield _on(server, "login", Level.INFO, text, fix=f"posduif {fix}" if fix else None)
+
+
+def _pg_dump(majors: list[int]) -> Finding:
+    found = shutil.which("pg_dump")
+    newest = max(majors, default=0)
+    want = f"install PostgreSQL {newest or SUPPORTED[-1]}'s client programs"
+    if found is None:
+        return _machine("pg_dump", Level.INFO, "not found on PATH; dumps of a tenant need it", fix=want)
+    try:
+        said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        said = ""
+    match = re.search(r"\) (\d+)", said)
+    if match is None:
+        return _machine("pg_dump", Level.WARNING, f"{found} does not say its version", fix=want)
+    if int(match[1]) < newest:
+        text = f"{found} is of PostgreSQL {match[1]} and refuses a server of {newest}"
+        return _machine("pg_dump", Level.WARNING, text, fix=want)
+    return _machine("pg_dump", Level.OK, f"{found} is of PostgreSQL {match[1]}")
+
+
+def _secret(path: Path, check: str, harm: str) -> Iterator[Finding]:
+    """Find a file with secrets that others may read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        text = f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}); {harm}"
+        yield Finding(check, "configuration", str(path), Level.WARNING, text, fix=f"chmod 600 {path}")
+
+
+def _machine(check: str, level: Level, message: str, *, fix: str | None = None) -> Finding:
+    return Finding(check, "machine", "this machine", level, message, fix=fix)
+
+
+def _configuration(check: str, level: Level, message: str, *, fix: str | None = None) -> Finding:
+    return Finding(check, "configuration", "configuration", level, message, fix=fix)
+
+
+def _on(server: ServerInfo, check: str, level: Level, message: str, *, fix: str | None = None) -> Finding:
+    return Finding(check, "server", server.server, level, message, fix=fix)

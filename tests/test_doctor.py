@@ -1,0 +1,117 @@
+"""`doctor`: a fault made by hand is found, with what mends it, and a machine without faults is told so."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PgServer, Posduif
+
+pytestmark = pytest.mark.one_server
+Environ = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def tool(tmp_path: Path, clean_environ: Environ) -> Callable[[str, str], None]:
+    """Puts a program on PATH, in front of any other."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    clean_environ.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def put(name: str, text: str) -> None:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\necho '{text}'\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return put
+
+
+def found(findings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {finding["check"]: finding for finding in findings}
+
+
+def levels(findings: list[dict[str, Any]]) -> dict[str, str]:
+    return {check: finding["level"] for check, finding in found(findings).items()}
+
+
+def test_a_machine_without_faults(
+    own_server: PgServer, run_on: Callable[..., Posduif], tool: Callable[[str, str], None], clean_environ: Environ
+) -> None:
+    clean_environ.setenv("LC_ALL", "C.UTF-8")
+    clean_environ.setenv("SHELL", "/bin/bash")
+    tool("pg_dump", f"pg_dump (PostgreSQL) {own_server.version}.1")
+    own_server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE")
+    posduif = run_on(own_server, user="alice")
+    posduif("server", "init")
+    run_on(own_server)("server", "init", "--close")
+    posduif = run_on(own_server, user="alice")
+    posduif("completion", "install")
+    findings = posduif.json("doctor")
+    assert {f["check"] for f in findings if f["level"] != "ok"} <= {"terminal", "file"}
+    assert {"python", "utf8", "completion", "pg_dump", "reachable", "roles", "ssl"} <= set(found(findings))
+
+
+def test_faults_of_the_machine(
+    server: PgServer, posduif: Posduif, tool: Callable[[str, str], None], clean_environ: Environ, tmp_path: Path
+) -> None:
+    clean_environ.setenv("LC_ALL", "C")
+    clean_environ.setenv("SHELL", "/bin/zsh")
+    tool("pg_dump", "pg_dump (PostgreSQL) 14.9")
+    passfile = tmp_path / ".pgpass"
+    passfile.write_text("*:*:*:*:secret\n")
+    passfile.chmod(0o644)
+    result = posduif("doctor", "-o", "json", code=1)
+    told = found(result.json)
+    assert (told["pg_dump"]["level"], "client programs" in told["pg_dump"]["fix"]) == ("warning", True)
+    assert (told["passfile"]["level"], told["passfile"]["fix"]) == ("warning", f"chmod 600 {passfile}")
+    assert (told["utf8"]["level"], told["utf8"]["fix"]) == ("info", "export LC_ALL=C.UTF-8")
+    assert told["completion"]["fix"] == "posduif completion install zsh"
+    assert "secret" not in result.out + result.err
+    passfile.chmod(0o600)
+    tool("pg_dump", "pg_dump (PostgreSQL) 99.1")
+    assert {"passfile", "pg_dump"} & {
+        f["check"] for f in posduif.json("doctor", code=None) if f["level"] == "warning"
+    } == set()
+    tool("pg_dump", "something else")
+    assert levels(posduif("doctor", "-o", "json", code=1).json)["pg_dump"] == "warning"
+
+
+def test_faults_of_the_configuration(server: PgServer, posduif: Posduif, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    argv = ("doctor", "--config", str(config), "-o", "json")
+    config.write_text("servers:\n  eu1:\n    dns: x\n")
+    config.chmod(0o600)
+    told = found(posduif(*argv, code=1).json)
+    assert told["file"]["level"] == "critical"
+    assert f"{config}:3" in told["file"]["message"]
+    assert "dsn" in told["file"]["fix"]
+    config.write_text("migrations: {paths: [/nowhere]}\n")
+    assert levels(posduif(*argv, code=1).json)["migrations"] == "critical"
+    config.write_text(f'servers:\n  eu1:\n    dsn: "{server.dsn}"\n')
+    config.chmod(0o644)
+    told = found(posduif(*argv, code=1).json)
+    assert (told["file_mode"]["level"], told["file_mode"]["fix"]) == ("warning", f"chmod 600 {config}")
+    assert posduif("doctor", "--config", "/nowhere.yaml", "-o", "json", code=1).json
+
+
+def test_faults_of_servers(
+    server: PgServer, posduif: Posduif, clean_environ: Environ, tmp_path: Path, tool: Callable[[str, str], None]
+) -> None:
+    config = tmp_path / "config.yaml"
+    lines = [f'  a: {{dsn: "{server.dsn}"}}', '  gone: {dsn: "host=127.0.0.1 port=1 user=x"}']
+    config.write_text("\n".join(["servers:", *lines]) + "\n")
+    clean_environ.delenv("POSDUIF_DSN")
+    result = posduif("doctor", "--config", str(config), "-o", "json", code=1)
+    by_server = {(f["subject"], f["check"]): f["level"] for f in result.json}
+    assert by_server["a", "reachable"] == "ok"
+    assert by_server["gone", "reachable"] == "critical"
+    assert by_server["a", "login"] == "info"
+
+
+def test_no_server_at_all(posduif: Posduif, clean_environ: Environ) -> None:
+    clean_environ.delenv("POSDUIF_DSN")
+    told = found(posduif("doctor", "-o", "json", code=1).json)
+    assert told["servers"]["level"] == "critical"
+    assert "posduif" in told["servers"]["fix"]
