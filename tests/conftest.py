@@ -113,16 +113,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> PgServer:
     """Each PostgreSQL there is; a test that takes it runs once on each."""
+    return server_of(request, request.param)
+
+
+def server_of(request: pytest.FixtureRequest, folder: str) -> PgServer:
+    """Start the server that a test's parameter names, in a folder of the run's."""
     dsn = request.config.getoption("dsn")
     if dsn:
         with psycopg.connect(dsn) as conn:
             return PgServer(dsn, conn.info.server_version // 10000)
-    if request.param == "system":
-        bin_dir = _system_bin()
-        if bin_dir is None:
-            pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
-        return start(_shared(request.config) / "system", bin_dir)
-    return start(_shared(request.config) / "embedded")
+    bin_dir = None
+    if request.param == "system" and (bin_dir := _system_bin()) is None:
+        pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
+    return start(_shared(request.config) / folder, bin_dir)
 
 
 @pytest.fixture

@@ -17,12 +17,19 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from conftest import PgServer, Posduif
+from conftest import PgServer, Posduif, server_of
 
 from posduif_cli.db import record
 from posduif_cli.db.connect import LOCK_CLASS
 from posduif_cli.db.record import Intent
 from posduif_cli.models import State
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> PgServer:
+    """Servers without other tests' tenants: with eight of them there would be a template, and other steps."""
+    return server_of(request, f"{request.param}-few")
+
 
 # Runs posduif with one of its functions replaced by one that dies, or loses its server process, before or
 # after the original does its work: `before core.fleet:Fleet.enter 2` is the second call of that function. A number of
@@ -479,3 +486,68 @@ def test_kills_at_random(case: Case, bystander: Callable[[], None]) -> None:
                 case.whole()
         bystander()
     assert_gone(case.posduif, case.server, case.name)
+
+
+TEMPLATE_POINTS = [
+    "before db.admin.create_database 1",
+    "after db.admin.create_database 1",
+    "before db.admin.open_database 1",
+    "before db.record.put 1",
+    "after db.record.put 1",
+]
+
+
+@pytest.fixture
+def templated(own_server: PgServer, run_on: Callable[..., Posduif], tmp_path: Path) -> Posduif:
+    """A server with a template."""
+    posduif = run_on(own_server)
+    posduif("tenant", "create", "--from", few(tmp_path, "old"))
+    return posduif
+
+
+def few(folder: Path, prefix: str) -> str:
+    """Write a list of as many tenants as are worth a template."""
+    path = folder / f"{prefix}.csv"
+    path.write_text("name\n" + "\n".join(f"{prefix}{number}" for number in range(8)) + "\n")
+    return str(path)
+
+
+@pytest.mark.one_server
+def test_a_killed_copy_is_finished_by_the_same_command(
+    templated: Posduif, own_server: PgServer, tmp_path: Path
+) -> None:
+    for number, point in enumerate(TEMPLATE_POINTS):
+        name = f"acme{number}"
+        argv = ("tenant", "create", name, "--engine-config", str(tmp_path / f"{name}.yaml"))
+        kill(point, *argv)
+        assert state(templated, name) == "provisioning", point
+        templated(*argv)
+        templated("tenant", "verify", name)
+        assert state(templated, name) == "active"
+        verifier = own_server.sql("SELECT rolpassword FROM pg_authid WHERE rolname = %s", f"{name}_engine")[0][0]
+        assert matches(verifier, yaml.safe_load((tmp_path / f"{name}.yaml").read_text())["postgres"]["password"])
+
+
+MAKING_POINTS = [
+    "before db.admin.create_template 1",
+    "after db.admin.create_template 1",
+    "after db.record.put 1",
+    "before core.migrations.grants 2",
+    "after core.migrations.up 1",
+]
+
+
+@pytest.mark.one_server
+def test_a_killed_making_of_a_template_leaves_nothing_wrong(
+    own_server: PgServer, run_on: Callable[..., Posduif], tmp_path: Path
+) -> None:
+    posduif = run_on(own_server)
+    for number, point in enumerate(MAKING_POINTS):
+        argv = ("tenant", "create", "--from", few(tmp_path, f"t{number}x"))
+        kill(point, *argv)
+        assert {row["state"] for row in posduif.json("tenant", "list")} <= {"active"}, point
+        posduif(*argv)
+        templates = own_server.sql("SELECT datname FROM pg_database WHERE datname LIKE 'posduif%%'")
+        assert len(templates) == 1, point
+        own_server.sql(f"DROP DATABASE {templates[0][0]}")
+    posduif("tenant", "verify", "--all")
