@@ -144,6 +144,7 @@ complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l engines -x -d "Check for this many engines; by default one a tenant"
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l close -d "Close the database postgres to all but posduif's roles, too"
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l print-sql -d "Print the SQL for a superuser to run; change nothing"
+complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from start' -l listen -x -d "Let engines on this machine in by TCP and password, such as 127.0.0.1:5433, from now on; or off"
 complete -c posduif -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from show init' -a show -d "Print every setting in force; secrets are masked"
 complete -c posduif -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from show init' -a init -d "Write a commented configuration file, to --config or the user's usual place; never over one that exists"
 complete -c posduif -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from show' -l origin -d "Say where each value came from"

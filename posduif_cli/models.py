@@ -391,13 +391,14 @@ class ServerInfo(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EmbeddedStatus(Value):
-    """The embedded server as it stands."""
+    """The embedded server as it stands; *listen* is the address that local programs reach it by, if there is one."""
 
     running: bool
     pid: int | None
     version: str | None
     data_dir: Path
     dsn: str | None
+    listen: str | None = None
     changed: bool | None = None
 
 

@@ -9,7 +9,9 @@ import pytest
 import trustme
 from conftest import PgServer, Posduif, _system_bin, scratch, start
 
+from posduif_cli.core.fleet import Fleet
 from posduif_cli.db import embedded
+from posduif_cli.models import Server
 
 pytestmark = pytest.mark.one_server
 
@@ -54,9 +56,6 @@ def tls() -> Iterator[Tls]:
         (pgdata / "server.key").chmod(0o600)
         for name in ("server.key", "server.crt"):
             shutil.chown(pgdata / name, pgdata.stat().st_uid, pgdata.stat().st_gid)
-        with (pgdata / "pg_hba.conf").open("a") as hba:
-            # Nothing but TLS is let in.
-            hba.write("hostssl all tls 127.0.0.1/32 scram-sha-256\n")
         embedded.stop(data_dir)
         listening = {"listen_addresses": "127.0.0.1", "port": str(port)}
         yield Tls(start(data_dir, bin_dir, ssl="on", **listening), ca, port)
@@ -85,6 +84,9 @@ def test_a_tenant_over_verified_tls(tls: Tls, wanting: Callable[[str], Posduif],
     posduif("tenant", "create", "--from", str(manifest))
     posduif("tenant", "verify", "--all")
     posduif("migrate", "status", "--all", "--check")
+    fleet = Fleet((Server("here", tls.dsn("verify-full")),), "test")
+    with fleet.maintenance(fleet.servers[0]) as session:
+        assert session.raw.pgconn.ssl_in_use
     findings = {f["check"]: f for f in posduif.json("server", "init", code=None)}
     assert findings["ssl"]["value"] == "on"
     for name in ("acme", *(f"t{number}" for number in range(8))):

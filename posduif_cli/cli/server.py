@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from posduif_cli.cli.context import Noun, app_of
-from posduif_cli.errors import ServerUnreachable
+from posduif_cli.errors import ServerUnreachable, UsageError
 
 app = Noun(help="The PostgreSQL servers, and the embedded one.")
 
@@ -57,14 +57,24 @@ def init(
 
 
 @app.verb("start", example="posduif server start")
-def start(ctx: typer.Context) -> None:
+def start(
+    ctx: typer.Context,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS:PORT",
+            help="Let engines on this machine in by TCP and password, such as 127.0.0.1:5433, from now on; or off.",
+        ),
+    ] = None,
+) -> None:
     """Start the embedded server, made first if there is none. It goes on after the command."""
     from posduif_cli.core import servers
     from posduif_cli.models import EmbeddedStatus
 
     app = app_of(ctx)
     app.out.expect(EmbeddedStatus)
-    _, started = servers.start(app.config.data_dir, app.config.bin_dir)
+    _, started = servers.start(app.config.data_dir, app.config.bin_dir, _address(listen) if listen else None)
     app.out.say("started" if started else "already running")
     app.out.show(servers.status(app.config.data_dir, changed=started))
 
@@ -92,3 +102,24 @@ def status(ctx: typer.Context) -> None:
     app.out.show(found)
     if not found.running:
         raise typer.Exit(1)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Read ADDRESS:PORT of this machine, or `off` as port 0; raises UsageError."""
+    import ipaddress
+
+    if text == "off":
+        return "", 0
+    host, _, port = text.rpartition(":")
+    address = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    try:
+        local = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        local = False
+    if not port.isascii() or not port.isdigit() or not 1024 <= int(port) <= 65535 or not local:
+        raise UsageError(
+            f'"{text}" is no address of this machine alone with a port from 1024 to 65535',
+            why="the embedded server has no TLS, so nothing beyond this machine may reach it",
+            hint="posduif server start --listen 127.0.0.1:5433",
+        )
+    return address, int(port)

@@ -62,14 +62,18 @@ def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]
     return start(data_dir, bin_dir)
 
 
-def start(data_dir: Path, bin_dir: Path | None) -> tuple[Server, bool]:
+def start(data_dir: Path, bin_dir: Path | None, listen: tuple[str, int] | None = None) -> tuple[Server, bool]:
     """Make the embedded server if there is none, start it, and return whether it had to be started.
 
-    Raises ConfigurationError without PostgreSQL binaries, EmbeddedServerFailed.
+    *listen* as in `db.embedded.start`. Raises WrongState, ConfigurationError without PostgreSQL binaries,
+    EmbeddedServerFailed.
     """
-    _, started = starter.start(data_dir, bin_dir=bin_dir)
+    now, started = starter.start(data_dir, bin_dir=bin_dir, listen=listen)
+    host, _, port = (now.listen or "").rpartition(":")
+    engine = {"host": host, "port": int(port), "ssl_mode": "disable"} if now.listen else {}
     # No phone can reach an address of this machine alone, but a token needs one, and a try-out has no other.
-    return Server(NAME, starter.dsn(data_dir), origin="the embedded server", url="http://localhost:8080"), started
+    url = "http://localhost:8080"
+    return Server(NAME, starter.dsn(data_dir), origin="the embedded server", url=url, engine=engine), started
 
 
 def status(data_dir: Path, *, changed: bool | None = None) -> EmbeddedStatus:
@@ -81,6 +85,7 @@ def status(data_dir: Path, *, changed: bool | None = None) -> EmbeddedStatus:
         version=found.version,
         data_dir=data_dir,
         dsn=starter.dsn(data_dir) if found.running else None,
+        listen=found.listen,
         changed=changed,
     )
 

@@ -30,9 +30,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs
+from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs, WrongState
 
 _MARKER, _LOCK, _LOG = "posduif-server", "posduif-server.lock", "server.log"
+_LISTEN = "posduif-listen"
 _DATA, _HALF, _RUN, _HBA, _IDENT = "data", "data.half", "run", "pg_hba.conf", "pg_ident.conf"
 _OLDEST = 15
 _PATIENCE = 60.0  # seconds: recovery after a crash may take this long, and so may initdb on a slow disk
@@ -63,7 +64,8 @@ class Binaries:
 class Status:
     """What is known of the server; *running* means that it accepts connections, a *pid* that it lives.
 
-    *port* is part of the socket's name, *version* the one that was started last.
+    *port* is part of the socket's name, *listen* the address of this machine that it also listens on, *version* the
+    one that was started last.
     """
 
     running: bool
@@ -74,6 +76,7 @@ class Status:
     version: str | None
     log: Path
     started_at: datetime | None
+    listen: str | None = None
 
 
 def locate(bin_dir: Path | None) -> Binaries:
@@ -127,21 +130,31 @@ def dsn(data_dir: Path) -> str:
     return f"host={host} port={now.port} user=postgres dbname=postgres"
 
 
-def start(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = {}) -> tuple[Status, bool]:
+def start(
+    data_dir: Path,
+    *,
+    bin_dir: Path | None = None,
+    settings: Mapping[str, str] = {},
+    listen: tuple[str, int] | None = None,
+) -> tuple[Status, bool]:
     """Start the server, making it first where there is none; False if it ran already.
+
+    *listen* is an address of this machine and a port for local programs, which log in there by password; it holds for
+    later starts, too, until one says port 0.
 
     *settings* are added to the server's own, and win; a server that runs already keeps those it has. A new
     *data_dir* must not exist or be empty.
 
     Raises ConfigurationError (no programs, another major version, a user who cannot run a server), NotOurs
-    (the directory holds something else), Busy (another start takes longer than a minute) and
-    EmbeddedServerFailed (the server's own words are the reason).
+    (the directory holds something else), WrongState (it runs, and listens elsewhere than asked for), Busy (another
+    start takes longer than a minute) and EmbeddedServerFailed (the server's own words are the reason).
     """
     data_dir = data_dir.resolve()
     with _reported("started", data_dir):
         user = _server_user()
         _refuse_foreign(data_dir)
         if (now := _status(data_dir)).running:
+            _require_listening(now, listen)
             return now, False
         binaries = locate(bin_dir)
         _make_reachable(data_dir, user)
@@ -150,6 +163,7 @@ def start(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str,
             # An interrupted start may have left a server that is not ready yet.
             pid = _status(data_dir).pid
             if pid and _await_ready(data_dir, pid, lambda: _serves(pid, data_dir / _DATA)):
+                _require_listening(_status(data_dir), listen)
                 return _status(data_dir), False
             (data_dir / _MARKER).touch()
             binaries = _runnable(binaries, data_dir, user)
@@ -157,8 +171,30 @@ def start(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str,
                 _init(binaries, data_dir, user, lock)
             _check_major(binaries, data_dir)
             (data_dir / _MARKER).write_text(binaries.version + "\n")
-            _spawn(binaries, data_dir, user, settings)
+            _spawn(binaries, data_dir, user, {**_listening(data_dir, listen), **settings})
+            if listen is not None:
+                # Only now: an address that cannot be had must not keep later starts from working.
+                (data_dir / _LISTEN).write_text(f"{listen[0]} {listen[1]}\n")
         return _status(data_dir), True
+
+
+def _listening(data_dir: Path, listen: tuple[str, int] | None) -> dict[str, str]:
+    """Return the settings for the address that was asked for now or the last time."""
+    with suppress(FileNotFoundError, ValueError):
+        address, port = listen or (data_dir / _LISTEN).read_text().split()
+        if int(port):
+            return {"listen_addresses": str(address), "port": str(port)}
+    return {}
+
+
+def _require_listening(now: Status, listen: tuple[str, int] | None) -> None:
+    wanted = f"{listen[0]}:{listen[1]}" if listen and listen[1] else None
+    if listen is not None and now.listen != wanted:
+        raise WrongState(
+            f"the embedded server runs and {f'listens on {now.listen}' if now.listen else 'does not listen on TCP'}",
+            why="an address is taken when a server starts",
+            hint=["posduif server stop", f"posduif server start --listen {wanted or 'off'}"],
+        )
 
 
 def stop(data_dir: Path) -> bool:
@@ -209,6 +245,7 @@ def _status(data_dir: Path) -> Status:
         socket_dir=Path(lines[4] or idle.socket_dir),
         port=port,
         started_at=datetime.fromtimestamp(begun, UTC),
+        listen=f"{lines[5]}:{port}" if lines[5] else None,
     )
 
 
@@ -503,7 +540,7 @@ def _spawn(binaries: Binaries, data_dir: Path, user: pwd.struct_passwd, settings
             raise EmbeddedServerFailed(
                 f"the embedded server in {data_dir} does not start",
                 why=_telling_lines(words),
-                hint=f"see {log}",
+                hint=[f"see {log}", *["posduif server start --listen off"] * ("listen_addresses" in settings)],
             )
         time.sleep(0.1)
 
