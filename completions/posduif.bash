@@ -30,7 +30,7 @@ _posduif() {
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url' ;;
-    " tenant adopt") candidates='' options='--url -n --dry-run' ;;
+    " tenant adopt") candidates='' options='--url --ignore-unreachable -n --dry-run' ;;
     " tenant verify") candidates='' options='--all --repair' ;;
     " tenant suspend") candidates='' options='--confirm -n --dry-run' ;;
     " tenant resume") candidates='' options='-n --dry-run' ;;

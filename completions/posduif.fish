@@ -49,6 +49,7 @@ complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subc
 complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from show' -l sizes -d "Ask for the database's size, too"
 complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from set' -l url -x -d "Origin that phones reach the tenant by: https://host[:port]"
 complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from adopt' -l url -x -d "Origin that phones reach the tenant by: https://host[:port]"
+complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from adopt' -l ignore-unreachable -d "Take a server that cannot be reached for one without this name"
 complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from adopt' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from verify' -l all -d "Every tenant of the configured servers"
 complete -c posduif -n '__fish_seen_subcommand_from tenant; and __fish_seen_subcommand_from verify' -l repair -d "Mend what is posduif's to mend; the tenant's own table wins"

@@ -23,10 +23,12 @@ import psycopg
 import pytest
 from conftest import REPO, PgServer, Posduif, scratch, start
 from psycopg import sql
+from test_kill_points import kill
 
 from posduif_cli.core import migrations
 from posduif_cli.core.folders import digest
 from posduif_cli.db import embedded
+from posduif_cli.db.connect import LOCK_CLASS
 
 BUNDLED = [path.name[:4] for path in sorted((REPO / "sql" / "migrations").glob("*.sql"))]
 LATEST = BUNDLED[-1]
@@ -496,6 +498,49 @@ def test_kill_9_at_any_moment_leaves_each_tenant_wholly_old_or_new(
     assert posduif.json(*argv[:-2]) == []
 
 
+# Of two tenants with two files each: what has happened in each by then, as their newest versions.
+STEPS = [
+    ("before core.rollouts:Desk.share 1", "0003", "0003"),
+    ("before core.fleet:Fleet.enter 1", "0003", "0003"),
+    ("before core.migrations.grants 1", "0003", "0003"),
+    ("before db.record.storing 1", "0003", "0003"),
+    ("before db.connect:Session.batch 1", "0003", "0003"),
+    ("after db.connect:Session.batch 1", "0003", "0003"),  # all was sent and run, nothing is committed
+    ("before db.record.require_stored 1", "0003", "0003"),
+    ("after db.record.require_stored 1", "0003", "0003"),
+    ("before core.migrations.grants 2", "1000", "0003"),
+    ("after db.record.require_stored 2", "1000", "0003"),
+    ("after core.migrations.up 1", "1001", "0003"),
+    ("before core.rollouts:Rollout._record 1", "1001", "0003"),
+    ("after core.rollouts:Rollout._record 1", "1001", "0003"),
+    ("before core.fleet:Fleet.enter 2", "1001", "0003"),
+    ("after db.record.require_stored 3", "1001", "0003"),
+    ("before core.migrations.grants 4", "1001", "1000"),
+    ("after core.migrations.up 2", "1001", "1001"),
+    ("before core.rollouts:Rollout._record 2", "1001", "1001"),
+]
+
+
+@pytest.mark.parametrize(("point", "first", "second"), STEPS, ids=[step[0] for step in STEPS])
+def test_a_run_killed_at_any_step_is_finished_by_the_same_command(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, point: str, first: str, second: str
+) -> None:
+    names = many(2)
+    folder.put("1000")
+    folder.put("1001")
+    argv = ("migrate", "up", "--all", "--jobs", "1", *folder.option)
+    kill(point, *argv)
+    for version in ("1000", "1001"):
+        assert having(ground, names, version) == [
+            name for name, reached in zip(names, (first, second), strict=True) if reached >= version
+        ]
+    known = {row["tenant"]: row["schema_version"] for row in posduif.json("migrate", "status", "--all", *folder.option)}
+    assert known == dict(zip(names, (first, second), strict=True))
+    posduif(*argv)
+    assert having(ground, names, "1000") == having(ground, names, "1001") == names
+    assert posduif.json(*argv) == []
+
+
 def test_a_backend_that_is_ended_is_tried_again_at_the_end(
     posduif: Posduif, ground: PgServer, many: Make, folder: Folder
 ) -> None:
@@ -885,6 +930,27 @@ def test_down_takes_back_and_up_again_makes_the_same(
     assert {name: schema(name) for name in names} == old
     posduif("migrate", "up", "--all", *folder.option)
     assert {name: schema(name) for name in names} == new
+
+
+def test_two_downs_at_once_take_back_what_was_confirmed_and_no_more(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    [name] = many(1)
+    for version in ("1000", "1001", "1002"):
+        folder.put(version)
+    posduif("migrate", "up", "--all", *folder.option)
+    argv = ("migrate", "down", name, "--steps", "1", "--confirm", name, *folder.option, "-o", "json")
+    with ground.connect(name) as conn:
+        # Both have seen what there is to take back, and wait for whoever works on the tenant.
+        conn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [LOCK_CLASS, name])
+        runs = [posduif.popen(*argv) for _ in range(2)]
+        until(lambda: len(workers(ground)) == 2, "both are at the tenant")
+        time.sleep(0.5)
+    ends = sorted(ended(run) for run in runs)
+    assert [code for code, _, _ in ends] == [0, 5], ends
+    assert "changed since" in ends[1][2]
+    assert ground.sql("SELECT max(version) FROM schema_migrations", database=name) == [("1001",)]
+    assert record(ground, name)["schema"] == "1001"
 
 
 def test_down_refuses_before_anything_is_changed(

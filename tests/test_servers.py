@@ -91,6 +91,18 @@ def test_a_name_exists_once_in_the_fleet(posduif: Posduif, three: Three) -> None
     posduif("tenant", "create", "acme", "--server", "eu2", "--if-not-exists", code=5)
 
 
+def test_adopting_takes_no_name_that_another_server_has(posduif: Posduif, three: Three) -> None:
+    posduif("tenant", "create", "acme", "--server", "eu1")
+    three.servers["eu2"].sql("CREATE DATABASE acme")
+    result = posduif("tenant", "adopt", "acme", "--server", "eu2", "-o", "json", code=5)
+    assert result.error["code"] == "tenant_exists"
+    assert three.servers["eu2"].sql("SELECT 1 FROM pg_roles WHERE rolname = 'acme_engine'") == []
+    three.stop("us1")
+    three.servers["eu2"].sql("CREATE DATABASE globex")
+    posduif("tenant", "adopt", "globex", "--server", "eu2", code=6)
+    posduif("tenant", "adopt", "globex", "--server", "eu2", "--ignore-unreachable")
+
+
 def test_a_half_made_tenant_is_finished_where_it_was_begun(posduif: Posduif, three: Three) -> None:
     three.configure(default_server="eu1")
     posduif("tenant", "create", "other", "--server", "us1")

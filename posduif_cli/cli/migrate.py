@@ -155,7 +155,7 @@ def down(
     app.confirm(expected, confirm, f"take back {versions} of {counted(len(affected), 'tenant')}, with the data in it")
     with runs.watched(app) as watcher:
         run, errors = rollouts.down(
-            app.fleet, tenants=names, to=to, steps=steps, pace=rollouts.Pace(jobs), **watcher.callbacks
+            app.fleet, tenants=names, to=to, steps=steps, plan=plan, pace=rollouts.Pace(jobs), **watcher.callbacks
         )
     runs.conclude(app, run, errors, names, every=bool(names) or list_all)
 

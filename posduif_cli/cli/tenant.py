@@ -103,7 +103,7 @@ def create(
             "server; - is stdin.",
         ),
     ] = None,
-    jobs: options.Jobs = 4,
+    jobs: options.Jobs = 8,
     list_all: options.ListAll = False,
     if_not_exists: options.IfNotExists = False,
     ignore_unreachable: options.IgnoreUnreachable = False,
@@ -240,7 +240,13 @@ def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> N
 
 
 @app.verb("adopt", example="posduif tenant adopt acme --dry-run")
-def adopt(ctx: typer.Context, name: options.Tenant, url: options.Url = None, dry_run: options.DryRun = False) -> None:
+def adopt(
+    ctx: typer.Context,
+    name: options.Tenant,
+    url: options.Url = None,
+    ignore_unreachable: options.IgnoreUnreachable = False,
+    dry_run: options.DryRun = False,
+) -> None:
     """Take in a database that other hands made: add what it lacks, keep what it has, refuse what differs."""
     from posduif_cli.core import adoptions
     from posduif_cli.models import Adoption
@@ -248,7 +254,9 @@ def adopt(ctx: typer.Context, name: options.Tenant, url: options.Url = None, dry
     app = app_of(ctx)
     if not dry_run:
         app.out.expect(Adoption)
-    done = adoptions.adopt(app.fleet, database=name, url=options.url(url), dry_run=dry_run)
+    done = adoptions.adopt(
+        app.fleet, database=name, url=options.url(url), ignore_unreachable=ignore_unreachable, dry_run=dry_run
+    )
     if not isinstance(done, Adoption):
         app.show_plan(done)
         return

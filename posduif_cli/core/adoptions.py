@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from posduif_cli.core import fingerprints, folders, judgements, names, ownerships
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, wrong_state
+from posduif_cli.core.placements import Placements
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.connect import ADMIN_ROLE, Session, literal, quoted
@@ -49,12 +50,20 @@ class _Work:
     changes: tuple[str, ...]
 
 
-def adopt(fleet: Fleet, *, database: str, url: str | None = None, dry_run: bool = False) -> Adoption | Plan:
+def adopt(
+    fleet: Fleet,
+    *,
+    database: str,
+    url: str | None = None,
+    ignore_unreachable: bool = False,
+    dry_run: bool = False,
+) -> Adoption | Plan:
     """Take in a database as a tenant, or say in a Plan what that would do.
 
     A dry run reads only; like the real thing it has the migrations run in a scratch database of the server,
     and makes posduif's group roles where they are missing. Raises InvalidName, TenantNotFound, Conflict with
-    every difference and the SQL that mends it, NotOurs, WrongState, AccessDenied, Busy.
+    every difference and the SQL that mends it, TenantExists as `tenants.create`, NotOurs, WrongState,
+    AccessDenied, Busy.
     """
     names.tenant(database)
     server = fleet.server_for_new()
@@ -67,6 +76,8 @@ def adopt(fleet: Fleet, *, database: str, url: str | None = None, dry_run: bool 
             found = _find(fleet, session, database)
             if isinstance(found, Tenant):
                 return Plan(()) if dry_run else _result(found, None)
+            with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
+                placements.require_unique(server, database)
             _require_rights(session, database, found)
             intent = _intent(session, database)
             expected = fingerprints.reference(fleet, server)

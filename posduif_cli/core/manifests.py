@@ -28,7 +28,7 @@ from posduif_cli.models import Outcome, OutcomeError, Plan, Server, State, Step,
 
 COLUMNS = ("name", "url", "web_user", "server")
 SHOWN = 10
-DEFAULT_JOBS = 4
+DEFAULT_JOBS = 8
 Errors = dict[str, PosduifError]
 
 
@@ -199,8 +199,12 @@ class Application:
             for entry, _ in desk.queue:
                 self._fail(entry, desk.server.name, error)
             desk.queue.clear()
-        # Each has a session in the maintenance database and, where it must, one in the tenant's.
-        desk.workers = max(1, min(self.jobs, desk.server.max_connections // 2, len(desk.queue)))
+        # Each has a session in the maintenance database and, unless a copy is all there is to it, one in the tenant's.
+        copy, folders = desk.template, self.fleet.folders
+        copied = copy is not None and not folders.pending(copy.schema, copy.applied)
+        alone = copied and not any(entry.wanted.web_user or exists for entry, exists in desk.queue)
+        share = desk.server.max_connections // (1 if alone else 2)
+        desk.workers = max(1, min(self.jobs, share, len(desk.queue)))
 
     def _serve(self, desk: Desk, placements: Placements) -> None:
         maker = Maker(self.fleet, placements, if_not_exists=True, template=desk.template)

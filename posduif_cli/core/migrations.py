@@ -143,14 +143,28 @@ def up(
 
 
 def down(
-    conn: Session, *, folders: Folders, to: str | None = None, steps: int | None = None, hooks: Hooks | None = None
+    conn: Session,
+    *,
+    folders: Folders,
+    to: str | None = None,
+    steps: int | None = None,
+    planned: Sequence[str] | None = None,
+    hooks: Hooks | None = None,
 ) -> Applied:
     """Take back a tenant's newest migrations, down to version *to* (which stays) or *steps* of them.
 
-    Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file.
+    Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file, or
+    when they are not those that were *planned*, and so confirmed.
     """
     with _locked(conn, (State.ACTIVE,)) as current:
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
+        versions = [file.version for file in files]
+        if planned is not None and versions != list(planned):
+            raise Conflict(
+                f"{conn.database} changed since it was asked what to take back",
+                why=f"that was {', '.join(planned)}; by now it would be {', '.join(versions) or 'nothing'}",
+                hint=f"posduif migrate list {conn.database}",
+            )
         rows, complete = _table(conn)
         done = set(rows)
         before = max(done, default=None)

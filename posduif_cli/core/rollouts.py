@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -106,15 +106,28 @@ def down(
     tenants: Sequence[str] | None,
     to: str | None,
     steps: int | None,
+    plan: Plan | None = None,
     pace: Pace = Pace(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> "tuple[Rollout, Errors]":
-    """Take back the newest migrations of the named tenants, or of all; see `migrations.down`."""
+    """Take back the newest migrations of the named tenants, or of all; see `migrations.down`.
+
+    With a *plan* nothing but what stands in it is taken back: someone else may have done so meanwhile.
+    """
     folders = fleet.folders
+    planned: defaultdict[str, list[str]] = defaultdict(list)
+    for step in plan.steps if plan else ():
+        for name in step.tenants:
+            planned[name].append(step.subject.partition("_")[0])
+
+    def work(conn: Session, hooks: Hooks) -> Applied:
+        expected = planned[conn.database] if plan else None
+        return migrations.down(conn, folders=folders, to=to, steps=steps, planned=expected, hooks=hooks)
+
     run = Rollout(
         fleet,
-        lambda conn, hooks: migrations.down(conn, folders=folders, to=to, steps=steps, hooks=hooks),
+        work,
         pace,
         on_outcome,
         tell,

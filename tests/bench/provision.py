@@ -152,7 +152,7 @@ def main() -> None:
         server = start(folder / "server", fsync="on", full_page_writes="on", max_connections="100")
         os.environ |= {"POSDUIF_DSN": server.dsn, "HOME": str(folder)}
         config = folder / "config.yaml"
-        config.write_text(f'servers:\n  here:\n    dsn: "{server.dsn}"\n    max_connections: 20\n')
+        config.write_text(f'servers:\n  here:\n    dsn: "{server.dsn}"\n    max_connections: 8\n')
         os.environ["POSDUIF_CONFIG"] = str(config)
         del os.environ["POSDUIF_DSN"]
         few = folder / "few.csv"
