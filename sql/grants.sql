@@ -1,6 +1,7 @@
 -- Who may do what inside a tenant's database, and the only place that says so. It is
--- idempotent and runs in the same transaction as every migration, so it must also hold
--- while some of the tables, columns and groups do not exist, and cost little.
+-- idempotent and runs in the same transaction as every migration that leaves it something to
+-- do (`grants_hold` in queries/migrations.sql), so it must also hold while some of the tables,
+-- columns and groups do not exist.
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO posduif_engine;
@@ -10,36 +11,8 @@ ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 DO $$
 DECLARE
-    ours CONSTANT oid[] := ARRAY[to_regclass('public.users'), to_regclass('public.messages'),
-                                 to_regclass('public.sync_metadata'), to_regclass('public.enrollment_tokens')];
     command text;
 BEGIN
-    -- Most migrations leave nothing to do, and to look for it column by column takes as long as they do. What
-    -- the sync engine needs is looked at; for people, that no table or column came anew. `tenant verify` wants
-    -- all of it looked at, and says so.
-    IF coalesce(current_setting('posduif.thorough', true), '') = '' AND NOT EXISTS (
-        SELECT 1 FROM pg_attribute
-        WHERE attrelid = ANY (ours) AND attacl IS NULL AND attnum > 0
-          AND attname = ANY ('{id,username,user_type,device_id,online_status,last_seen,enrolled_at,enrollment_token_id,
-              created_at,updated_at,last_message_sent,sender_id,recipient_id,content,status,synced_at,read_at,
-              last_sync_timestamp,pending_outgoing_count,sync_status,last_synced_lsn,token,created_by,tenant_id,
-              expires_at,used_at,revoked_at,label,replaces}')
-    )
-        AND has_table_privilege('posduif_engine', ours[1], 'SELECT')
-        AND has_table_privilege('posduif_engine', ours[1], 'INSERT')
-        AND has_table_privilege('posduif_engine', ours[1], 'UPDATE')
-        AND has_table_privilege('posduif_engine', ours[2], 'SELECT')
-        AND has_table_privilege('posduif_engine', ours[2], 'INSERT')
-        AND has_table_privilege('posduif_engine', ours[2], 'UPDATE')
-        AND has_table_privilege('posduif_engine', ours[3], 'SELECT')
-        AND has_table_privilege('posduif_engine', ours[3], 'INSERT')
-        AND has_table_privilege('posduif_engine', ours[3], 'UPDATE')
-        AND has_table_privilege('posduif_engine', ours[4], 'SELECT')
-        AND has_table_privilege('posduif_engine', ours[4], 'INSERT')
-        AND has_table_privilege('posduif_engine', ours[4], 'UPDATE')
-    THEN
-        RETURN;
-    END IF;
     FOR command IN
         WITH rights (role, kind, tables, columns) AS (VALUES
             -- The sync engine never deletes.

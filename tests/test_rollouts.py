@@ -502,20 +502,19 @@ def test_kill_9_at_any_moment_leaves_each_tenant_wholly_old_or_new(
 STEPS = [
     ("before core.rollouts:Desk.share 1", "0003", "0003"),
     ("before core.fleet:Fleet.enter 1", "0003", "0003"),
-    ("before core.migrations.grants 1", "0003", "0003"),
     ("before db.record.storing 1", "0003", "0003"),
     ("before db.connect:Session.batch 1", "0003", "0003"),
     ("after db.connect:Session.batch 1", "0003", "0003"),  # all was sent and run, nothing is committed
     ("before db.record.require_stored 1", "0003", "0003"),
     ("after db.record.require_stored 1", "0003", "0003"),
-    ("before core.migrations.grants 2", "1000", "0003"),
+    ("before db.record.storing 2", "1000", "0003"),
     ("after db.record.require_stored 2", "1000", "0003"),
     ("after core.migrations.up 1", "1001", "0003"),
     ("before core.rollouts:Rollout._record 1", "1001", "0003"),
     ("after core.rollouts:Rollout._record 1", "1001", "0003"),
     ("before core.fleet:Fleet.enter 2", "1001", "0003"),
     ("after db.record.require_stored 3", "1001", "0003"),
-    ("before core.migrations.grants 4", "1001", "1000"),
+    ("before db.record.storing 4", "1001", "1000"),
     ("after core.migrations.up 2", "1001", "1001"),
     ("before core.rollouts:Rollout._record 2", "1001", "1001"),
 ]

@@ -195,5 +195,5 @@ def _rights(conn: Session) -> tuple[list[str], list[str]]:
 
 
 def _grant(conn: Session) -> None:
-    """Run grants.sql without its short cut."""
-    conn.script(f"SET LOCAL posduif.thorough = on; SET LOCAL ROLE posduif_admin; {migrations.grants()}")
+    """Run grants.sql."""
+    conn.script(f"SET LOCAL ROLE posduif_admin; {migrations.grants()}")

@@ -279,13 +279,15 @@ class _Run:
             version |= {"checksum": self.file.checksum, "duration_ms": duration_ms}
         ending = [
             "SET LOCAL ROLE posduif_admin",
-            grants(),
             *([] if self.complete else [named["create_table"]]),
             conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
+            named["grants_hold"],
             admin.schema_is_open(conn),
             *record.storing(conn, conn.database, after),
         ]
-        *_, (is_open,), _, stored = self._run(statements, [*further, *ending])
+        *_, (hold,), (is_open,), _, stored = self._run(statements, [*further, *ending])
+        if hold != "t":
+            *_, (is_open,) = self._run((), [grants(), admin.schema_is_open(conn)])
         admin.require_private_schema(conn.database, is_open=is_open == "t")
         record.require_stored(conn.database, after, stored)
 
