@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -127,6 +128,32 @@ def migrate(server: PgServer, source: Original, count: int, folder: Path, rounds
         print(f"{count} tenants, one migration: {name}: {each:.1f} ms a tenant; posduif takes {ratio:.2f} x its time")
 
 
+def peak(*argv: str) -> float:
+    """Return the most memory that a process took, in MiB."""
+    with open(os.devnull, "w") as null:
+        process = subprocess.Popen(argv, stdout=null, stderr=null)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, argv
+    return usage.ru_maxrss / 1024
+
+
+def memory(server: PgServer, source: Original, names: Sequence[str], folder: Path) -> None:
+    """Compare the memory of whole runs over a few tenants and over many."""
+    config = ("--config", f"{folder}/config.yaml", "-q")
+    runs = {
+        "migrate up": (*POSDUIF, "migrate", "up", *config),
+        "migrate status": (*POSDUIF, "migrate", "status", *config),
+    }
+    few = names[:10]
+    for what, argv in runs.items():
+        small, large = peak(*argv, *few), peak(*argv, "--all")
+        print(
+            f"memory of {what}: {len(names)} tenants take {large / small:.2f} x what {len(few)} take "
+            f"({large:.0f} MiB and {small:.0f} MiB)"
+        )
+
+
 def run(tenants: int, migrated: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="posduif-bench-"))
     home = scratch()
@@ -145,6 +172,7 @@ def run(tenants: int, migrated: int) -> None:
         migrate(server, source, migrated, folder)
         names = [f"t{number:05}" for number in range(tenants)]
         clone(server, source, names)
+        memory(server, source, names, folder)
         sums(f"migrate status --all, {tenants} tenants", (*POSDUIF, "migrate", "status", "--all"), server.dsn, 1.3)
         sums(
             f"migrate up --all, nothing to do, {tenants} tenants", (*POSDUIF, "migrate", "up", "--all"), server.dsn, 1.5
