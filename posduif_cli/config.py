@@ -527,8 +527,10 @@ class Row:
     values: Mapping[str, str | None]
 
 
-def rows(text: str, source: str) -> list[Row]:
+def rows(text: str, source: str, *, required: str) -> list[Row]:
     """Read a list of entries: CSV with a header, or YAML or JSON with a list of mappings of plain values.
+
+    A header must have the column *required*: without rows below it nobody else would notice.
 
     The end of *source* says which; else a text that begins like a list of YAML or JSON is one. Values are kept as
     they are written. Raises UsageError naming source and line.
@@ -538,10 +540,10 @@ def rows(text: str, source: str) -> list[Row]:
     yaml_like = re.match(r"\s*(---|-\s|\[|-$)", content) is not None
     if suffix in (".yaml", ".yml", ".json") or (suffix != ".csv" and yaml_like):
         return list(_yaml_rows(text, source))
-    return list(_csv_rows(text, source))
+    return list(_csv_rows(text, source, required))
 
 
-def _csv_rows(text: str, source: str) -> Iterator[Row]:
+def _csv_rows(text: str, source: str, required: str) -> Iterator[Row]:
     import csv
 
     reader = csv.reader(text.removeprefix("\ufeff").splitlines(keepends=True), strict=True)
@@ -556,6 +558,8 @@ def _csv_rows(text: str, source: str) -> Iterator[Row]:
                 header = cells
                 if len(set(header)) < len(header):
                     raise UsageError(f"{source}:{begin}: a column stands there twice")
+                if required not in header:
+                    raise UsageError(f"{source}:{begin}: the column {required} is missing", why=",".join(header))
             elif len(cells) > len(header):
                 raise UsageError(f"{source}:{begin}: there are more values than columns", why=",".join(header))
             else:

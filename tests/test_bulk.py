@@ -175,7 +175,9 @@ def test_stdin_takes_each_format(posduif: Posduif, names: list[str], text: str) 
 WRONG = [
     ("name\nA B\npostgres\nok\nok\n", ["line 2", "line 3", "line 5", "already"]),
     ("name,colour\nacme,red\n", ["colour"]),
-    ("url\nhttps://a.example.com\n", ["the name is missing"]),
+    ("url\nhttps://a.example.com\n", ["the column name is missing"]),
+    ("nme\n", ["the column name is missing"]),
+    ("- url: https://a.example.com\n", ["the name is missing"]),
     ("name,server\nacme,eu9\n", ["eu9"]),
     ("name,url\nacme,https://a.example.com/path\n", ["not an origin"]),
     ("name,url\nacme,https://a,b\n", ["more values"]),
@@ -270,6 +272,20 @@ def test_killed_anywhere_the_same_command_finishes(
         "SELECT datname FROM pg_database WHERE datname LIKE %s UNION SELECT rolname FROM pg_roles WHERE rolname LIKE %s"
     )
     assert server.sql(left, f"{names[0][:11]}%", f"{names[0][:11]}%") == []
+
+
+@pytest.mark.one_server
+def test_a_login_without_rights_creates_nothing(
+    own_server: PgServer, run_on: Callable[..., Posduif], listed: Callable[..., str]
+) -> None:
+    own_server.sql("CREATE ROLE nobody LOGIN")
+    file = listed({"name": "acme"}, {"name": "globex"})
+    denied = run_on(own_server, user="nobody")("tenant", "create", "--from", file, "-o", "json", code=6)
+    assert statuses(denied.json) == {"acme": "failed", "globex": "failed"}
+    assert denied.error["code"] == "access_denied"
+    run_on(own_server)("tenant", "create", "first")
+    run_on(own_server, user="nobody")("tenant", "create", "--from", file, code=6)
+    assert len(run_on(own_server).json("tenant", "list")) == 1
 
 
 def test_two_administrators_at_once(posduif: Posduif, names: list[str], listed: Callable[..., str]) -> None:

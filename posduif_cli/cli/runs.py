@@ -3,7 +3,7 @@
 from typing import Any
 
 from posduif_cli.cli.context import App, counted
-from posduif_cli.errors import PartialFailure, PosduifError, ServerUnreachable
+from posduif_cli.errors import PartialFailure, PosduifError, ServerError
 
 WORDS = ("ok", "created", "unchanged", "skipped", "differs", "failed")
 
@@ -37,7 +37,7 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
     if names and len(names) == 1 and failures:
         raise next(iter(failures.values()))
-    if names and all(isinstance(run.errors.get(name), ServerUnreachable) for name in names):
+    if names and all(isinstance(run.errors.get(name), ServerError) for name in names):
         raise run.errors[names[0]]
     if failures or run.stopped_by:
         raise PartialFailure(

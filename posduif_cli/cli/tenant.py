@@ -166,7 +166,7 @@ def _create_all(
     from posduif_cli.models import Outcome
 
     app.out.expect(Outcome)
-    rows = config.rows(_text(source), "stdin" if source == "-" else source)
+    rows = config.rows(_text(source), "stdin" if source == "-" else source, required="name")
     entries = manifests.read(app.fleet, [(row.line, row.values) for row in rows], source, check_url=options.url)
     run = manifests.Application(app.fleet, entries, jobs, ignore_unreachable)
     names = [entry.wanted.name for entry in entries]

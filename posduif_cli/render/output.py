@@ -134,7 +134,7 @@ class Output:
         values = {name: _get(subject, name) for name in columns}
         width = max((len(name) for name in values), default=0)
         lines = [
-            f"{name.replace('_', ' '):<{width}}  {self.paint(tables.cell(value))}".rstrip()
+            f"{name.replace('_', ' '):<{width}}  {self.paint(tables.cell(value, name=name))}".rstrip()
             for name, value in values.items()
             if value is not None
         ]
@@ -142,7 +142,7 @@ class Output:
 
     def table(self, columns: Sequence[str], values: Iterable[Any]) -> None:
         """Show a table; where the terminal is too narrow for one, a block of lines for each row."""
-        cells = [[tables.cell(_get(value, name)) for name in columns] for value in values]
+        cells = [[tables.cell(_get(value, name), name=name) for name in columns] for value in values]
         self.grid(columns, cells, folding=[n for n, name in enumerate(columns) if name in tables.FOLDING])
 
     def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, folding: Sequence[int] = ()) -> None:

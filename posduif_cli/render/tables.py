@@ -118,10 +118,15 @@ def terminal_columns(model: type) -> tuple[str, ...]:
     return COLUMNS.get(model, keys(model))
 
 
-def cell(value: Any, *, now: datetime | None = None) -> str:
-    """Write one value for a person: local time with its zone, yes and no, sizes with their unit."""
+def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
+    """Write one value for a person: local time with its zone, yes and no, sizes with their unit.
+
+    *name* is the field's: what ends in `bytes` is a size.
+    """
     if value is None:
         return ""
+    if name.endswith("bytes") and isinstance(value, int):
+        return size(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
