@@ -27,8 +27,8 @@ from posduif_cli.models import State
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> PgServer:
-    """Servers without other tests' tenants: with eight of them there would be a template, and other steps."""
-    return server_of(request, f"{request.param}-few")
+    """Servers of this worker alone: with a few tenants more there would be a template, and other steps."""
+    return server_of(request, f"{request.param}-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
 
 
 # Runs posduif with one of its functions replaced by one that dies, or loses its server process, before or

@@ -15,7 +15,7 @@ from posduif_cli.errors import PosduifError
 from posduif_cli.models import State
 
 PREFIX = "posduif_template_"
-WORTHWHILE = 8  # tenants of a server; making one takes as long as a tenant or two, and saves a third of each
+WORTHWHILE = 4  # tenants of a server; making one takes as long as a tenant or two, and saves a third of each
 
 
 @dataclass(frozen=True)
