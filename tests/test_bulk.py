@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -286,6 +287,26 @@ def test_a_login_without_rights_creates_nothing(
     run_on(own_server)("tenant", "create", "first")
     run_on(own_server, user="nobody")("tenant", "create", "--from", file, code=6)
     assert len(run_on(own_server).json("tenant", "list")) == 1
+
+
+@pytest.mark.one_server
+def test_a_full_server_is_waited_for(
+    own_server: PgServer, run_on: Callable[..., Posduif], listed: Callable[..., str]
+) -> None:
+    own_server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE CONNECTION LIMIT 2")
+    posduif = run_on(own_server, user="alice")
+    names = [f"acme_{number}" for number in range(10)]
+    # Two at once is all that alice gets, and a web user takes a second session in the tenant's database.
+    file = listed(*({"name": name, "web_user": "desk"} for name in names))
+    outcomes = posduif.json("tenant", "create", "--from", file, "--jobs", "8")
+    assert statuses(outcomes) == dict.fromkeys(names, "created")
+    assert_whole(run_on(own_server), names)
+    posduif = run_on(own_server, user="alice")
+    own_server.sql("ALTER ROLE alice CONNECTION LIMIT 1")
+    held = own_server.connect(user="alice")
+    threading.Timer(2.0, held.close).start()
+    again = posduif.json("tenant", "create", "--from", listed(*({"name": name} for name in names)))
+    assert statuses(again) == dict.fromkeys(names, "unchanged")
 
 
 def test_two_administrators_at_once(posduif: Posduif, names: list[str], listed: Callable[..., str]) -> None:

@@ -20,6 +20,7 @@ from posduif_cli.errors import (
     Interrupted,
     InvalidName,
     PosduifError,
+    ServerFull,
     TenantExists,
     UsageError,
     WrongState,
@@ -28,6 +29,7 @@ from posduif_cli.models import Outcome, OutcomeError, Plan, Server, State, Step,
 
 COLUMNS = ("name", "url", "web_user", "server")
 SHOWN = 10
+PATIENCE, PAUSE = 30.0, 0.5  # seconds to wait for a server that is full, and between two tries
 DEFAULT_JOBS = 8
 Errors = dict[str, PosduifError]
 
@@ -143,15 +145,16 @@ class Application:
         groups: dict[Step, list[str]] = {}
         with self._placements() as placements:
             for desk in self._sort(placements):
-                for entry, exists in desk.queue:
-                    wanted = entry.wanted
-                    try:
-                        with self.fleet.maintenance(desk.server) as session:
+                with self.fleet.maintenance(desk.server) as session:
+                    for entry, exists in desk.queue:
+                        wanted = entry.wanted
+                        try:
                             tenants.require_possible(self.fleet, placements, session, wanted, if_not_exists=True)
-                    except PosduifError as error:
-                        self._fail(entry, desk.server.name, error)
-                    for step in () if exists else tenants.steps(self.fleet, replace(wanted, name="{tenant}")):
-                        groups.setdefault(step, []).append(wanted.name)
+                        except PosduifError as error:
+                            self._fail(entry, desk.server.name, error)
+                            continue
+                        for step in () if exists else tenants.steps(self.fleet, replace(wanted, name="{tenant}")):
+                            groups.setdefault(step, []).append(wanted.name)
         return Plan(tuple(replace(step, tenants=tuple(names)) for step, names in groups.items()))
 
     def _placements(self) -> Placements:
@@ -159,7 +162,7 @@ class Application:
 
     def _sort(self, placements: Placements) -> list[Desk]:
         """Give every entry to the server that has it or is to have it; what needs no visit has its outcome by that."""
-        answers = self.fleet.ask(lambda session: self.fleet.list_on(session))
+        answers = self._ask()
         away = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
         desks = {server.name: Desk(server) for server in self.fleet.servers}
         counts = {name: len(answer) for name, answer in answers.items() if not isinstance(answer, PosduifError)}
@@ -188,17 +191,34 @@ class Application:
                 counts[server] = counts.get(server, 0) + (existing is None)
         return [desk for desk in desks.values() if desk.queue]
 
+    def _ask(self) -> dict[str, list[Tenant] | PosduifError]:
+        """Ask the servers for their tenants; one that is full is asked again."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            answers = self.fleet.ask(lambda session: self.fleet.list_on(session))
+            full = any(isinstance(answer, ServerFull) for answer in answers.values())
+            if not full or time.monotonic() > deadline:
+                return answers
+            time.sleep(PAUSE)
+
     def _prepare(self, desk: Desk) -> None:
         """Make roles and template once, and see how many may work at once."""
-        try:
-            with self.fleet.maintenance(desk.server) as session:
-                admin.ensure_roles(session)
-                coming = sum(not exists for _, exists in desk.queue)
-                desk.template = templates.provide(session, self.fleet, coming=coming)
-        except PosduifError as error:
-            for entry, _ in desk.queue:
-                self._fail(entry, desk.server.name, error)
-            desk.queue.clear()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self.fleet.maintenance(desk.server) as session:
+                    admin.ensure_roles(session)
+                    coming = sum(not exists for _, exists in desk.queue)
+                    desk.template = templates.provide(session, self.fleet, coming=coming)
+                break
+            except PosduifError as error:
+                if isinstance(error, ServerFull) and time.monotonic() < deadline:
+                    time.sleep(PAUSE)
+                    continue
+                for entry, _ in desk.queue:
+                    self._fail(entry, desk.server.name, error)
+                desk.queue.clear()
+                break
         # Each has a session in the maintenance database and, unless a copy is all there is to it, one in the tenant's.
         copy, folders = desk.template, self.fleet.folders
         copied = copy is not None and not folders.pending(copy.schema, copy.applied)
@@ -209,6 +229,7 @@ class Application:
     def _serve(self, desk: Desk, placements: Placements) -> None:
         maker = Maker(self.fleet, placements, if_not_exists=True, template=desk.template)
         session: Session | None = None
+        deadline = time.monotonic() + PATIENCE
         for entry, exists in self._crew.take(desk.queue):
             started = time.monotonic()
             try:
@@ -220,14 +241,32 @@ class Application:
             except PosduifError as error:
                 if self._crew.interrupted:
                     break
-                self._fail(entry, desk.server.name, error, started)
+                if not isinstance(error, ServerFull) or time.monotonic() > deadline:
+                    self._fail(entry, desk.server.name, error, started)
+                    continue
+                # Others go on with what this one held; the last of them waits.
+                desk.queue.appendleft((entry, exists))
+                if session is not None:
+                    session.close()
+                if self._leave(desk):
+                    return
+                self._crew.stop.wait(PAUSE)
             except Exception as bug:
                 found = PosduifError(f"a bug in posduif: {type(bug).__name__}", why=str(bug)[:200])
                 self._fail(entry, desk.server.name, found, started)
             else:
                 self._settle(created.tenant, changed=created.changed, started=started)
+                deadline = time.monotonic() + PATIENCE
         if session is not None:
             session.close()
+
+    def _leave(self, desk: Desk) -> bool:
+        """Have one worker less on a server that is full; False for the last one."""
+        with self._lock:
+            if desk.workers == 1:
+                return False
+            desk.workers -= 1
+            return True
 
     def _settle(self, tenant: Tenant, *, changed: bool, started: float | None = None) -> None:
         version = tenant.schema_version
