@@ -127,9 +127,12 @@ def _make_admin(session: Session) -> None:
 
 
 def create_engine_role(session: Session, intent: Intent) -> None:
-    """Make a tenant's engine role together with its intent, in one transaction."""
+    """Make a tenant's engine role together with its intent, in one transaction.
+
+    It is not waited for on the disk: whatever comes after it in the WAL, CREATE DATABASE first of all, takes it along.
+    """
     role = engine_role(intent.tenant)
-    with session.transaction(), session.together():
+    with session.transaction(prelude="SET LOCAL synchronous_commit = off"), session.together():
         session.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
         put_intent(session, role, intent)
 
