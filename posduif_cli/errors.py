@@ -54,6 +54,11 @@ class PosduifError(Exception):
         self.hints = tuple(scrub(h) for h in ((hint,) if isinstance(hint, str) else hint))
 
     @property
+    def sentence(self) -> str:
+        """What happened and why, in one line, for where an error is one of many."""
+        return self.message + (f": {self.why}" if self.why else "")
+
+    @property
     def code(self) -> str:
         """The class's name in snake case: what scripts compare with."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()

@@ -284,8 +284,7 @@ def program() -> str:
 
 def _of(name: str, error: PosduifError) -> str:
     """Say an error of a tenant or server in one line, naming it once."""
-    said = error.message if name in error.message else f"{name}: {error.message}"
-    return said + (f": {error.why}" if error.why else "")
+    return error.sentence if name in error.message else f"{name}: {error.sentence}"
 
 
 def counted(number: int, noun: str) -> str:

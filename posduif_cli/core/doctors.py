@@ -87,8 +87,7 @@ def configuration(path: Path | None, folders: Folders) -> Iterator[Finding]:
 
 def broken(error: PosduifError, check: str = "file") -> Finding:
     """Make a finding of an error in the configuration."""
-    text = error.message + (f": {error.why}" if error.why else "")
-    return _configuration(check, Level.CRITICAL, text, fix=next(iter(error.hints), None))
+    return _configuration(check, Level.CRITICAL, error.sentence, fix=next(iter(error.hints), None))
 
 
 def fleet(fleet: Fleet) -> Iterator[Finding]:

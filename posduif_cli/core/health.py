@@ -287,9 +287,8 @@ def _attempt(question: Callable[[], T]) -> T | PosduifError:
 
 
 def _unreachable(check: str, scope: str, subject: str, error: PosduifError) -> Finding:
-    reason = f"{error.message}: {error.why}" if error.why else error.message
     level = Level.UNKNOWN if isinstance(error, Busy) else Level.CRITICAL
-    return Finding(check, scope, subject, level, reason, fix=next(iter(error.hints), "posduif server list"))
+    return Finding(check, scope, subject, level, error.sentence, fix=next(iter(error.hints), "posduif server list"))
 
 
 def _server_facts(fleet: Fleet, server: Server) -> ServerFacts:

@@ -275,11 +275,10 @@ class Application:
 
     def _fail(self, entry: Entry, server: str, error: PosduifError, started: float | None = None) -> None:
         status = "differs" if isinstance(error, TenantExists | WrongState | AmbiguousTenant) else "failed"
-        said = error.message + (f": {error.why}" if error.why else "")
         with self._lock:
             self.errors[entry.wanted.name] = error
         name = entry.wanted.name
-        self._record(Outcome(name, server, status, False, None, None, _since(started), OutcomeError(said)))
+        self._record(Outcome(name, server, status, False, None, None, _since(started), OutcomeError(error.sentence)))
 
     def _record(self, outcome: Outcome) -> None:
         with self._lock:

@@ -542,7 +542,7 @@ def failed(
     """Make the outcome of a tenant that failed; *reached* is its version by then and whether that is a change."""
     known = error if isinstance(error, MigrationFailed) else None
     detail = OutcomeError(
-        error.message if not isinstance(error, Busy) or not error.why else f"{error.message}: {error.why}",
+        error.sentence if isinstance(error, Busy) else error.message,
         known.sqlstate if known else None,
         known.file if known else None,
         known.line if known else None,

@@ -45,10 +45,8 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     if tenants is None:
         halves = [t for t in fleet.tenants()[0] if t.state not in (State.ACTIVE, State.SUSPENDED, State.MOVED)]
         for error, half in ((wrong_state(half.tenant, half.state), half) for half in halves):
-            message = f"{error.message}: {error.why}" if error.why else error.message
-            findings.append(
-                Finding("state", "tenant", half.tenant, Level.CRITICAL, message, fix=next(iter(error.hints), None))
-            )
+            fix = next(iter(error.hints), None)
+            findings.append(Finding("state", "tenant", half.tenant, Level.CRITICAL, error.sentence, fix=fix))
     return findings, errors
 
 
