@@ -75,11 +75,10 @@ class Fleet:
 
         Raises what the servers said when none of them answered.
         """
-        answers = self.ask(lambda session: self.list_on(session, sizes=sizes))
-        errors = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
-        if errors and len(errors) == len(answers):
+        told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes)))
+        if errors and not told:
             raise all_unreachable(errors)
-        found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
+        found = [tenant for tenants in told.values() for tenant in tenants]
         return sorted(found, key=lambda tenant: (tenant.tenant, tenant.server)), errors
 
     def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
@@ -123,14 +122,12 @@ class Fleet:
         that could not be asked when no other has the tenant.
         """
         names.tenant(name)
-        answers = self.ask(lambda session: self.list_on(session, name=name, sizes=sizes))
-        found = [tenant for answer in answers.values() if not isinstance(answer, PosduifError) for tenant in answer]
-        whole = live(found)
+        told, errors = split(self.ask(lambda session: self.list_on(session, name=name, sizes=sizes)))
+        whole = live([tenant for tenants in told.values() for tenant in tenants])
         if len(whole) > 1:
             raise ambiguous(name, whole)
         if whole:
             return self.server(whole[0].server), whole[0]
-        errors = {server: answer for server, answer in answers.items() if isinstance(answer, PosduifError)}
         if errors:
             raise all_unreachable(errors)
         raise self._not_found(name, self.tenants()[0])
@@ -239,6 +236,12 @@ class Fleet:
                 with self.maintenance(server) as session:
                     session.require_member()
             raise
+
+
+def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[str, PosduifError]]:
+    """Split what servers said into answers and errors, by name."""
+    errors = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
+    return {name: answer for name, answer in answers.items() if not isinstance(answer, PosduifError)}, errors
 
 
 def live(found: Sequence[Tenant]) -> Sequence[Tenant]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from posduif_cli.core.fleet import Fleet
+from posduif_cli.core.fleet import Fleet, split
 from posduif_cli.db import queries
 from posduif_cli.db.connect import quoted
 from posduif_cli.errors import Busy, PosduifError, TenantNotFound
@@ -232,8 +232,8 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         lost: dict[str, PosduifError] = {}
     else:
         answers = fleet.ask(lambda session: fleet.list_on(session))
-        lost = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
-        chosen = [t for answer in answers.values() if not isinstance(answer, PosduifError) for t in answer]
+        told, lost = split(answers)
+        chosen = [tenant for answer in told.values() for tenant in answer]
         servers = list(fleet.servers)
 
     findings: list[Finding] = []

@@ -10,7 +10,7 @@ from functools import partial
 
 from posduif_cli.core import templates, tenants
 from posduif_cli.core.crews import Crew
-from posduif_cli.core.fleet import Fleet, Session
+from posduif_cli.core.fleet import Fleet, Session, split
 from posduif_cli.core.placements import Placements
 from posduif_cli.core.templates import Template
 from posduif_cli.core.tenants import Keep, Maker, Wanted
@@ -162,12 +162,11 @@ class Application:
 
     def _sort(self, placements: Placements) -> list[Desk]:
         """Give every entry to the server that has it or is to have it; what needs no visit has its outcome by that."""
-        answers = self._ask()
-        away = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
+        told, away = split(self._ask())
         desks = {server.name: Desk(server) for server in self.fleet.servers}
-        counts = {name: len(answer) for name, answer in answers.items() if not isinstance(answer, PosduifError)}
+        counts = {name: len(answer) for name, answer in told.items()}
         known: dict[str, list[Tenant]] = {}
-        for tenant in (t for answer in answers.values() if not isinstance(answer, PosduifError) for t in answer):
+        for tenant in (tenant for answer in told.values() for tenant in answer):
             known.setdefault(tenant.tenant, []).append(tenant)
         for entry in self.entries:
             server, found = entry.server or "", known.get(entry.wanted.name, [])

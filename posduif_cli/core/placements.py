@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from posduif_cli.core.crews import Crew
-from posduif_cli.core.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live
+from posduif_cli.core.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live, split
 from posduif_cli.db import queries
 from posduif_cli.errors import PosduifError, ServerUnreachable, TenantExists
 from posduif_cli.models import Server, State, Tenant
@@ -43,17 +43,20 @@ class Placements:
         if len(self.fleet.servers) == 1:
             return self.fleet.servers[0]
         count = queries.load("tenants")["count_tenants"]
-        answers = self.fleet.ask(lambda session: (session.value(count), self.fleet.list_on(session, name=name)))
-        errors = {server: answer for server, answer in answers.items() if isinstance(answer, PosduifError)}
-        told = {server: answer for server, answer in answers.items() if not isinstance(answer, PosduifError)}
+        told, errors = split(
+            self.fleet.ask(lambda session: (session.value(count), self.fleet.list_on(session, name=name)))
+        )
         known = [tenant for _, tenants in told.values() for tenant in tenants]
         return self.choose(name, known, errors, {server: number for server, (number, _) in told.items()})
 
     def choose(
         self, name: str, known: Sequence[Tenant], errors: Mapping[str, PosduifError], counts: Mapping[str, int]
     ) -> Server:
-        """Choose as `place`, from what the servers answered already; *counts* are their tenants."""
-        found = live([tenant for tenant in known if tenant.tenant == name and tenant.state is not State.MOVED])
+        """Choose as `place`, from what the servers answered already.
+
+        *known* are the tenants of that name, *counts* how many each server has of all.
+        """
+        found = live([tenant for tenant in known if tenant.state is not State.MOVED])
         if len(found) > 1:
             raise ambiguous(name, found)
         if found:
@@ -75,15 +78,14 @@ class Placements:
         """
         others = [other for other in self.fleet.everyone if other.name != server.name]
         answers = Crew().map(others, lambda other: self._ask(other, name), jobs=16)
-        found = {other.name: answer for other, answer in zip(others, answers, strict=True)}
-        for other, answer in found.items():
-            if isinstance(answer, Tenant) and answer.state is not State.MOVED:
+        told, errors = split({other.name: answer for other, answer in zip(others, answers, strict=True)})
+        for other, answer in told.items():
+            if answer is not None and answer.state is not State.MOVED:
                 raise TenantExists(
                     f"tenant {name} exists on server {other}",
                     why=f"a name exists once in the fleet; there it is {answer.state}",
                     hint=[f"posduif tenant show {name} --server {other}", "choose another name for the tenant"],
                 )
-        errors = {other: answer for other, answer in found.items() if isinstance(answer, PosduifError)}
         if errors and not self.ignore_unreachable:
             raise self._unasked(name, errors)
 
