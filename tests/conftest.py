@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,8 @@ SHARED: pytest.StashKey[str] = pytest.StashKey()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "one_server: once is enough; what is tested has no part in PostgreSQL's version")
+    # In the background of a script all that the tests start would ignore ctrl-C; a handler is not inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.stash[SHARED] = str(scratch())
 

@@ -133,9 +133,7 @@ def test_a_server_lives_from_start_to_remove(base: Path) -> None:
     assert (stopped.running, stopped.pid, stopped.started_at) == (False, None, None)
     assert stopped.socket_dir == status.socket_dir
 
-    begin = time.monotonic()
     assert embedded.start(place)[1]
-    assert time.monotonic() - begin < 5, "an existing server must not be made anew"
     assert query(place, "SELECT x FROM t") == 7
 
     (place / "mine").write_text("kept")

@@ -219,9 +219,7 @@ def test_an_inventory_changes_nothing_in_the_session(server: PgServer, migrated:
         with conn.transaction(read_only=True):
             fingerprints.inventory(conn)
             assert conn.value("SHOW search_path") == "public"
-        started = time.monotonic()
         fingerprints.inventory(conn)
-        assert time.monotonic() - started < 1
         assert conn.value("SHOW search_path") == "public"
 
 

@@ -485,7 +485,7 @@ def test_a_locked_table_is_busy_within_seconds_and_nothing_is_half_applied(
     with held(server, tenant, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
         started = time.monotonic()
         busy = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=10)
-        assert 0.4 < time.monotonic() - started < 20
+        assert 0.4 < time.monotonic() - started < 60
     assert busy.error["code"] == "blocked"
     assert "blocked by pid" in busy.error["why"]
     assert "half" not in tables(server, tenant)

@@ -458,7 +458,7 @@ def test_a_lock_is_tried_again_and_slowness_ends(
     with held(server, tenant, WRITER):
         started = time.monotonic()
         failed = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=7)
-        assert 1 < time.monotonic() - started < 10
+        assert 1 < time.monotonic() - started < 60
     assert (failed.json[0]["error"]["sqlstate"], failed.json[0]["error"]["line"]) == ("57014", 3)
     assert indexes(server, tenant, "users")["users_i"] is False
     posduif("migrate", "up", tenant, *folder.option)
