@@ -1,6 +1,6 @@
 """`python -m posduif_cli` is `posduif`."""
 
-from posduif_cli.main import main
+from posduif_cli.main import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

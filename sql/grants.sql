@@ -1,7 +1,6 @@
 -- Who may do what inside a tenant's database, and the only place that says so. It is
--- idempotent and runs in the same transaction as every migration that leaves it something to
--- do (`grants_hold` in queries/migrations.sql), so it must also hold while some of the tables,
--- columns and groups do not exist.
+-- idempotent and runs in the same transaction as every migration that can leave it something to
+-- do, so it must also hold while some of the tables, columns and groups do not exist.
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO posduif_engine;

@@ -105,7 +105,8 @@ def test_rows_that_others_took_or_gave_win_over_the_record(posduif: Posduif, ser
 def test_repair_works_under_the_tenant_s_lock(
     posduif: Posduif, server: PgServer, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session.lock.__wrapped__, "__kwdefaults__", {"wait": timedelta(seconds=0.3)})  # type: ignore[attr-defined]
+    lock = Session.lock.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setitem(lock.__kwdefaults__, "wait", timedelta(seconds=0.3))
     noted = note(server, tenant, **OLDER)
     with held(server, tenant, f"SELECT pg_advisory_xact_lock({0x706F7364}, hashtext('{tenant}'))"):
         posduif("tenant", "verify", tenant, code=1)

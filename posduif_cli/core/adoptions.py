@@ -256,7 +256,13 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
             complete = queries.load("adoptions")["complete_noted"]
             conn.execute(complete, version=file.version, checksum=file.checksum)
         else:
-            conn.execute(bookkeeping["add_applied"], version=file.version, checksum=file.checksum, duration_ms=None)
+            conn.execute(
+                bookkeeping["add_applied"],
+                version=file.version,
+                checksum=file.checksum,
+                duration_ms=None,
+                applied_by=conn.login,
+            )
     if intent is None:
         admin.create_engine_role(conn, Intent(name, State.ACTIVE, admin.new_nonce()))
     else:

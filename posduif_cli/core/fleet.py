@@ -9,7 +9,7 @@ from posduif_cli.core import names
 from posduif_cli.core.crews import Crew
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import connect, queries, record
-from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.connect import MAINTENANCE, Footing
 from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
     AccessDenied,
@@ -46,6 +46,7 @@ class Fleet:
     folders: Folders = field(default_factory=Folders)
     default_server: str | None = None
     neighbours: tuple[Server, ...] = ()
+    _footings: dict[str, Footing | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def everyone(self) -> tuple[Server, ...]:
@@ -54,7 +55,9 @@ class Fleet:
 
     def maintenance(self, server: Server) -> Session:
         """Open a session in the server's maintenance database."""
-        return connect.connect(server, MAINTENANCE, command=self.command)
+        session = connect.connect(server, MAINTENANCE, command=self.command)
+        self._footings[server.name] = session.footing
+        return session
 
     def ask(self, question: Callable[[Session], T]) -> dict[str, T | PosduifError]:
         """Put a question to every server, in parallel; an answer or an error a server, by name."""
@@ -227,7 +230,7 @@ class Fleet:
         Raises AccessDenied, with what would help, for a login that is no administrator.
         """
         try:
-            return connect.connect(server, name, command=self.command)
+            return connect.connect(server, name, command=self.command, footing=self._footings.get(server.name))
         except ServerError as error:
             _, now = self.find(name)
             if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):

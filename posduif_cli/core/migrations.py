@@ -1,13 +1,15 @@
 """Migrations of one tenant: tell what is applied, apply what is pending, take back what was applied."""
 
 import hashlib
+import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 
 from posduif_cli.core import scripts
 from posduif_cli.core.folders import Folders, digest
@@ -31,6 +33,9 @@ PATIENCE = timedelta(seconds=30)
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
 NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
 CANNOT_RUN_IN_TRANSACTION = "25001"
+# What a file says that can take a right from a table or column that stays. Only after such a file, and after those of
+# the bundled folder, which bring columns that grants.sql names, is all of it run; after others it is enough to look.
+_RIGHTS = re.compile(r"\b(?:drop|rename|grant|revoke|privileges|owner)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def _table(conn: Session) -> tuple[dict[str, _Row], bool]:
     except QueryFailed as error:
         if error.sqlstate not in NO_SUCH_TABLE_OR_COLUMN:
             raise
-    if not conn.value("SELECT to_regclass('public.schema_migrations') IS NOT NULL"):
+    if not conn.value(named["has_table"]):
         return {}, False
     bare = conn.tuples("SELECT version::text FROM public.schema_migrations ORDER BY version")
     return {version: _Row(version, None, None, None, None) for (version,) in bare}, False
@@ -107,12 +112,22 @@ def _compare(version: str, file: File | None, row: _Row | None) -> Migration:
 
 
 @contextmanager
-def _locked(conn: Session, states: Sequence[State]) -> Iterator[record.Record]:
-    with conn.lock(conn.database):
-        current = record.read(conn)
+def _locked(conn: Session, states: Sequence[State]) -> Iterator[tuple[record.Record, dict[str, _Row], bool]]:
+    """Take the tenant's lock; the block gets its record, and what `_table` returns, from as few messages as can be."""
+    named = queries.load("migrations")
+    new = State.PROVISIONING in states
+    question = named["has_table" if new else "list_checksums"]
+    with conn.lock(conn.database, asking=[record.QUESTION, question], keep=True) as answers:
+        current = record.read(conn) if answers is None else record.judge(conn, answers[0])
         if current.state not in states:
             raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
-        yield current
+        if new and answers is not None and answers[1] == ("f",):
+            yield current, {}, False
+        elif new or answers is None:
+            yield current, *_table(conn)
+        else:
+            checksums = json.loads(answers[1][0] or "{}")
+            yield current, {version: _Row(version, sum_, None, None, None) for version, sum_ in checksums.items()}, True
 
 
 def up(
@@ -120,13 +135,12 @@ def up(
 ) -> Applied:
     """Apply a tenant's pending migrations, each with its version row and the record in one transaction.
 
-    Raises Busy when another session works on the tenant, Blocked after PATIENCE of waiting for locks,
-    WrongState via the record, ChecksumDiffers when an applied file changed, MigrationFailed with file and
-    line when SQL fails; then a transactional migration left nothing, and of another the statements that were
-    done are kept and not run again.
+    The tenant's lock is kept until the session ends. Raises Busy when another session works on the tenant, Blocked
+    after PATIENCE of waiting for locks, WrongState via the record, ChecksumDiffers when an applied file changed,
+    MigrationFailed with file and line when SQL fails; then a transactional migration left nothing, and of another
+    the statements that were done are kept and not run again.
     """
-    with _locked(conn, states) as current:
-        rows, complete = _table(conn)
+    with _locked(conn, states) as (current, rows, complete):
         migrations = _history(rows, folders)
         refuse_changed(conn.database, migrations, folders)
         done = {m.version for m in migrations if m.state in ("applied", "missing")}
@@ -156,7 +170,7 @@ def down(
     Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file, or
     when they are not those that were *planned*, and so confirmed.
     """
-    with _locked(conn, (State.ACTIVE,)) as current:
+    with _locked(conn, (State.ACTIVE,)) as (current, rows, complete):
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
         versions = [file.version for file in files]
         if planned is not None and versions != list(planned):
@@ -165,7 +179,6 @@ def down(
                 why=f"that was {', '.join(planned)}; by now it would be {', '.join(versions) or 'nothing'}",
                 hint=f"posduif migrate list {conn.database}",
             )
-        rows, complete = _table(conn)
         done = set(rows)
         before = max(done, default=None)
         for file in files:
@@ -245,7 +258,7 @@ class _Run:
             raise
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, at_once: bool = False) -> Iterator[None]:
         limits = self.folders
         with (
             self._blamed(),
@@ -253,13 +266,14 @@ class _Run:
                 lock_timeout=limits.lock_timeout,
                 statement_timeout=limits.statement_timeout,
                 # An earlier file of the same run may have changed both for the session.
-                prelude="SET LOCAL ROLE posduif_admin; SET LOCAL search_path = public",
+                prelude=["SET LOCAL ROLE posduif_admin", "SET LOCAL search_path = public"],
+                at_once=at_once,
             ),
         ):
             yield
 
     def _whole(self) -> None:
-        with self._transaction():
+        with self._transaction(at_once=True):
             self._finish(self.section.statements, [])
 
     def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[tuple[str | None, ...]]:
@@ -276,18 +290,19 @@ class _Run:
         conn, named, after = self.conn, queries.load("migrations"), _after(self.current, self.done)
         version: dict[str, object] = {"version": self.file.version}
         if not self.taking_back:
-            version |= {"checksum": self.file.checksum, "duration_ms": duration_ms}
+            version |= {"checksum": self.file.checksum, "duration_ms": duration_ms, "applied_by": conn.login}
+        granting = self.file.path in self.folders.listing[0] or _RIGHTS.search(self.section.text) is not None
         ending = [
             "SET LOCAL ROLE posduif_admin",
             *([] if self.complete else [named["create_table"]]),
             conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
+            *([grants()] if granting else []),
             named["grants_hold"],
-            admin.schema_is_open(conn),
             *record.storing(conn, conn.database, after),
         ]
-        *_, (hold,), (is_open,), _, stored = self._run(statements, [*further, *ending])
-        if hold != "t":
-            *_, (is_open,) = self._run((), [grants(), admin.schema_is_open(conn)])
+        *_, (hold, is_open), _, stored = self._run(statements, [*further, *ending])
+        if hold != "t" and not granting:
+            *_, (_, is_open) = self._run((), [grants(), named["grants_hold"]])
         admin.require_private_schema(conn.database, is_open=is_open == "t")
         record.require_stored(conn.database, after, stored)
 
@@ -482,6 +497,7 @@ class _Run:
             ) from error
 
 
+@cache
 def grants() -> str:
     """Return the text of `grants.sql`."""
     return queries.bundled("grants.sql").read_text(encoding="utf-8")

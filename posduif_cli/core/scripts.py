@@ -17,17 +17,20 @@ from posduif_cli.errors import ConfigurationError
 
 _MARKER = re.compile(r"^--[ \t]*migrate:(up|down)(?![^ \t\n])([^\n]*)$", re.MULTILINE)
 _LOOKALIKE = re.compile(r"^[ \t]*--[ \t-]*migrate[ \t]?:(?:[ \t]*(?:up|down)\b|\w)", re.MULTILINE | re.IGNORECASE)
-# As PostgreSQL's own lexer has it: every character beyond ASCII can be part of a name.
+# As PostgreSQL's own lexer has it: letters, _ and every character beyond ASCII begin a name, digits go on with it.
+# Said by what does not, because a set that runs to the end of Unicode takes long to compile.
+_BEGIN = r"[^\x00-\x40\x5b-\x5e\x60\x7b-\x7f]"
+_ON = r"[^\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
 _TOKEN = re.compile(
-    r"""(?P<blank> (?: [ \t\n\r\f\v]++ | --[^\n\r]*+ )++ )
+    rf"""(?P<blank> (?: [ \t\n\r\f\v]++ | --[^\n\r]*+ )++ )
       | (?P<comment> /\* )
       | (?P<string> [eE]'(?: [^'\\] | \\. | ''
                            | '(?: [ \t\f\v] | --[^\n\r]*+ )*+[\n\r](?: [ \t\n\r\f\v] | --[^\n\r]*+[\n\r] )*+' )*+'
                   | '(?: [^'] | '' )*+'
-                  | \$(?P<tag> (?: [A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+ )? )\$ .*? \$(?P=tag)\$ )
+                  | \$(?P<tag> (?: {_BEGIN}{_ON}*+ )? )\$ .*? \$(?P=tag)\$ )
       | (?P<name> (?: [uU]& )?"(?: [^"] | "" )*+" )
-      | (?P<open> (?: [eE]?' | " | \$(?: [A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+ )?\$ ) .* )
-      | (?P<word> [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*+ )
+      | (?P<open> (?: [eE]?' | " | \$(?: {_BEGIN}{_ON}*+ )?\$ ) .* )
+      | (?P<word> {_BEGIN}(?: {_ON}++ | \$ )*+ )
       | [0-9]+ | .""",
     re.VERBOSE | re.DOTALL | re.ASCII,
 )

@@ -5,6 +5,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from typing import Any, LiteralString, TypeVar
@@ -50,12 +51,18 @@ SETUP: LiteralString = """
 SELECT pg_backend_pid(), pg_is_in_recovery(),
        CASE WHEN pg_backend_pid() <> {pid} OR to_regrole({role}) IS NULL THEN NULL
             WHEN pg_has_role(to_regrole({role})::oid, {privilege}) THEN set_config('role', {role}, false) = {role}
-            ELSE false END;
-SET TimeZone = 'UTC'; SET search_path = public; SET default_transaction_read_only = off;
-SET idle_session_timeout = 0; SET lock_timeout = 0; SET statement_timeout = 0
+            ELSE false END
 """
+SETTINGS: Mapping[LiteralString, LiteralString] = {
+    "TimeZone": "UTC",
+    "search_path": "public",
+    "default_transaction_read_only": "off",
+    "idle_session_timeout": "0",
+    "lock_timeout": "0",
+    "statement_timeout": "0",
+}
 # Not offered on every operating system; without it an orphaned backend only lives longer.
-WATCHFUL: LiteralString = SETUP + "; SET client_connection_check_interval = 500"
+WATCHFUL: Mapping[LiteralString, LiteralString] = {**SETTINGS, "client_connection_check_interval": "500"}
 
 
 class _Text(psycopg.adapt.Loader):
@@ -65,39 +72,83 @@ class _Text(psycopg.adapt.Loader):
         return str(data, "utf-8", "replace")
 
 
+class _Reading:
+    """How every session reads: psycopg's own way, but for text."""
+
+    adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
+    connection = None
+
+
+_READING = _Reading()
+_Reading.adapters.register_loader("text", _Text)
+
+
+@dataclass(frozen=True)
+class Footing:
+    """What a session of an administrator learned, so that the next one on the same server need not ask.
+
+    *options* are the login's own, by DSN, service file or environment; *settings* are those that the server knows.
+    """
+
+    options: str
+    settings: Mapping[LiteralString, LiteralString]
+
+    def startup(self) -> str:
+        """Return what goes into the start-up message in place of a query."""
+        ours = {"role": ADMIN_ROLE, **self.settings}
+        return " ".join([self.options, *(f"-c {key}={value}" for key, value in ours.items())]).strip()
+
+
 class Session:
     """One connection to one database of one server: autocommit, UTC, as `posduif_admin` where the login may.
 
-    Every method raises what `translate` makes of PostgreSQL's errors.
+    With a *footing* the session has been given all of that when it began. Every method raises what `translate` makes
+    of PostgreSQL's errors.
     """
 
-    def __init__(self, raw: psycopg.Connection[Any], *, server: Server, database: str) -> None:
+    def __init__(
+        self, raw: psycopg.Connection[Any], *, server: Server, database: str, footing: Footing | None = None
+    ) -> None:
         self.raw = raw
         self.server = server
         self.database = database
         self.cancelled = False
         self._gathered: list[str] | None = None
-        raw.adapters.register_loader("text", _Text)
+        self._opening: list[str] = []
         self.version = raw.info.server_version
         self.login = raw.info.user
+        self.pid, self.standby = raw.info.backend_pid, False
+        self.member: bool | None = True
+        self._settings = footing.settings if footing else WATCHFUL
+        if footing is None:
+            with translated(self):
+                self._set_up()
+
+    def _set_up(self) -> None:
+        """Find out what the login may here, and take on role and settings."""
         parts = {
-            "pid": literal(raw.info.backend_pid),
+            "pid": literal(self.pid),
             "role": literal(ADMIN_ROLE),
             "privilege": literal("SET" if self.version >= 160000 else "MEMBER"),
         }
-        with translated(self):
-            try:
-                row = raw.execute(compose(WATCHFUL, **parts)).fetchone()
-            except psycopg.errors.InvalidParameterValue:
-                row = raw.execute(compose(SETUP, **parts)).fetchone()
-            assert row is not None
-            self.pid, self.standby, self.member = row
-            if raw.info.backend_pid != self.pid:
-                raise PoolerInBetween(
-                    f"a connection pooler stands before server {server.name}",
-                    why="it would keep locks and roles for other people's sessions",
-                    hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
-                )
+        try:
+            row = self.raw.execute(compose(_with(SETUP, WATCHFUL), **parts)).fetchone()
+        except psycopg.errors.InvalidParameterValue:
+            self._settings = SETTINGS
+            row = self.raw.execute(compose(_with(SETUP, SETTINGS), **parts)).fetchone()
+        assert row is not None
+        pid, self.standby, self.member = row
+        if pid != self.pid:
+            raise PoolerInBetween(
+                f"a connection pooler stands before server {self.server.name}",
+                why="it would keep locks and roles for other people's sessions",
+                hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
+            )
+
+    @property
+    def footing(self) -> Footing | None:
+        """What the next session on this server need not ask; None unless this one is an administrator's."""
+        return Footing(self.raw.info.options, self._settings) if self.member and not self.standby else None
 
     def become_admin(self) -> bool | None:
         """Take on the administrators' role; False where the login is no member, None where there is no role yet."""
@@ -158,13 +209,17 @@ class Session:
         rollback: bool = False,
         lock_timeout: timedelta | None = None,
         statement_timeout: timedelta | None = None,
-        prelude: str = "",
+        prelude: Sequence[str] = (),
+        at_once: bool = False,
     ) -> Iterator[None]:
-        """Run the block in one transaction, with time limits that hold for it alone; *prelude* is run first."""
+        """Run the block in one transaction, with time limits that hold for it alone; *prelude* is run first.
+
+        With *at_once* the block does nothing before a `batch`, and the transaction begins in the message of that.
+        """
         limits = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
         settings = ["SET TRANSACTION READ ONLY"] if read_only else []
         settings += [f"SET LOCAL {k} = {round(v.total_seconds() * 1000)}" for k, v in limits.items() if v is not None]
-        settings += [prelude] if prelude else []
+        settings += prelude
         if self.raw.info.transaction_status is not TransactionStatus.IDLE:
             with translated(self), self.raw.transaction(force_rollback=rollback):
                 if settings:
@@ -174,12 +229,16 @@ class Session:
         # By hand, because psycopg would need another round trip for the settings.
         ended = False
         try:
-            self.script("; ".join(["BEGIN", *settings]))
+            if at_once:
+                self._opening = ["BEGIN", *settings]
+            else:
+                self.script("; ".join(["BEGIN", *settings]))
             with translated(self):
                 yield
             self.script("ROLLBACK" if rollback else "COMMIT")
             ended = True
         finally:
+            self._opening = []
             if not ended and not self.raw.closed:
                 with suppress(psycopg.Error):
                     self.raw.execute("ROLLBACK", prepare=False)
@@ -224,25 +283,29 @@ class Session:
         When one fails, which ends the batch, its index and its error are returned too; the error's position counts
         from the beginning of that text. Raises ServerUnreachable when the connection breaks.
         """
+        opening, self._opening = self._opening, []
+        whole = [*opening, *parts]
         with translated(self), self.raw.lock:
-            self.raw.pgconn.send_query(_BETWEEN.join(parts).encode())
+            self.raw.pgconn.send_query(_BETWEEN.join(whole).encode())
             results = self.raw.wait(generators.execute(self.raw.pgconn))
         last = results[-1]
         if last.status == ExecStatus.FATAL_ERROR:
             error = translate(psycopg.errors.error_from_result(last), self)
             if isinstance(error, ServerUnreachable):
                 raise error
-            index = min(len(results), len(parts)) - 1
+            index = min(len(results), len(whole)) - 1
             if isinstance(error, QueryFailed) and error.position is not None:
                 # A syntax error is found before anything is run, so only the position tells whose it is.
-                begins = list(accumulate((len(part) + len(_BETWEEN) for part in parts), initial=0))
-                index = min(bisect_left(begins, error.position) - 1, len(parts) - 1)
+                begins = list(accumulate((len(part) + len(_BETWEEN) for part in whole), initial=0))
+                index = min(bisect_left(begins, error.position) - 1, len(whole) - 1)
                 error.position -= begins[index]
-            return [], (index, error)
+            if index < len(opening):
+                raise error
+            return [], (index - len(opening), error)
         if last.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
             self.raw.close()
             raise QueryFailed("a statement wants to exchange data with the client", why="COPY cannot be used here")
-        return [_first(result) for result in results], None
+        return [_first(result) for result in results[len(opening) :]], None
 
     def text(self, query: Query, **params: Any) -> str:
         """Return a statement as text for `batch`, with its parameters as literals in it."""
@@ -281,25 +344,42 @@ class Session:
         return encrypted.decode()
 
     @contextmanager
-    def lock(self, subject: str, *, wait: timedelta = timedelta(seconds=10)) -> Iterator[None]:
+    def lock(
+        self, subject: str, *, wait: timedelta = timedelta(seconds=10), asking: Sequence[str] = (), keep: bool = False
+    ) -> "Iterator[list[tuple[str | None, ...]] | None]":
         """Hold the advisory lock on *subject* in this session and this database.
 
         It is tried, never waited for inside the server: a waiting lock call would deadlock CREATE INDEX
-        CONCURRENTLY. Raises Busy, naming the holder, once *wait* is over.
+        CONCURRENTLY. The questions of *asking* are put right after it in the same message, outside of a transaction;
+        the block gets the first row of each, or None when one failed. With *keep* the lock is held until the session
+        ends, which saves a message. Raises Busy, naming the holder, once *wait* is over.
         """
         deadline = time.monotonic() + wait.total_seconds()
-        key = {"class": LOCK_CLASS, "subject": subject}
-        while not self.value("SELECT pg_try_advisory_lock(%(class)s, hashtext(%(subject)s))", **key):
+        key = self.text("(%(class)s, hashtext(%(subject)s))", **{"class": LOCK_CLASS, "subject": subject})
+        unlock = [f"SELECT pg_advisory_unlock{key}"]
+        answered = True
+        while True:
+            rows, failure = self.batch([f"SELECT pg_try_advisory_lock{key}", *(asking if answered else ())])
+            if failure is None and rows[0] == ("t",):
+                break
             if self.cancelled:
                 raise Interrupted("interrupted")
-            if time.monotonic() > deadline:
+            if failure is not None:
+                if not asking or not answered:
+                    raise failure[1]
+                # Whether the lock was taken is not known now; to give back what one does not hold is a mere warning.
+                self.batch(unlock)
+                answered = False
+            elif time.monotonic() > deadline:
                 raise self._held(subject)
-            time.sleep(0.1)
+            else:
+                time.sleep(0.1)
         try:
-            yield
+            yield rows[1:] if answered else None
         finally:
-            with suppress(psycopg.Error):
-                self.raw.execute("SELECT pg_advisory_unlock(%(class)s, hashtext(%(subject)s))", key)
+            if not keep:
+                with suppress(PosduifError):
+                    self.batch(unlock)
 
     def _held(self, subject: str) -> Busy:
         holders = self.tuples(
@@ -317,6 +397,10 @@ class Session:
             why=f"the lock is held by {who}" if who else "the lock was held until a moment ago",
             hint="try again when that is done",
         )
+
+
+def _with(query: LiteralString, settings: Mapping[LiteralString, LiteralString]) -> LiteralString:
+    return "; ".join([query, *("SET " + key + " = '" + value + "'" for key, value in settings.items())])
 
 
 def _first(result: PGresult) -> tuple[str | None, ...]:
@@ -346,8 +430,8 @@ def parse(server: Server) -> dict[str, Any]:
         ) from None
 
 
-def connect(server: Server, database: str, *, command: str) -> Session:
-    """Open a session; *command* shows in the server's `application_name`.
+def connect(server: Server, database: str, *, command: str, footing: Footing | None = None) -> Session:
+    """Open a session; *command* shows in the server's `application_name`, *footing* is an earlier session's.
 
     Raises InvalidDsn, ServerUnreachable, AccessDenied or PoolerInBetween.
     """
@@ -360,12 +444,14 @@ def connect(server: Server, database: str, *, command: str) -> Session:
         )
     parts |= {"dbname": database, "application_name": f"posduif {command}".strip(), "client_encoding": "UTF8"}
     parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    if footing is not None:
+        parts["options"] = footing.startup()
     try:
-        raw = psycopg.connect(make_conninfo(**parts), autocommit=True)
+        raw = psycopg.connect(make_conninfo(**parts), autocommit=True, context=_READING)
     except psycopg.Error as error:
         raise _refused(error, server, database) from None
     try:
-        return Session(raw, server=server, database=database)
+        return Session(raw, server=server, database=database, footing=footing)
     except BaseException:
         raw.close()
         raise

@@ -158,13 +158,19 @@ def read(session: Session) -> Record:
 
     Raises WrongState when the database is not ours: its owner is not `posduif_admin`, or it has no record.
     """
-    rows = session.tuples(
-        # 1262 is pg_database: shobj_description() would look it up by name, in catalogs a new session has not read.
-        """SELECT pg_get_userbyid(d.datdba), (SELECT c.description FROM pg_shdescription c
-                                              WHERE c.objoid = d.oid AND c.classoid = 1262)
-           FROM pg_database d WHERE d.datname = current_database()"""
-    )
-    record = parse(rows[0][1]) if rows and rows[0][0] == ADMIN_ROLE else None
+    return judge(session, *session.tuples(QUESTION))
+
+
+# 1262 is pg_database: shobj_description() would look it up by name, in catalogs a new session has not read.
+QUESTION: LiteralString = """
+    SELECT pg_get_userbyid(d.datdba)::text, (SELECT c.description FROM pg_shdescription c
+                                             WHERE c.objoid = d.oid AND c.classoid = 1262)
+    FROM pg_database d WHERE d.datname = current_database()"""
+
+
+def judge(session: Session, *found: tuple[str | None, ...]) -> Record:
+    """Return the record in the answer to QUESTION; raises as `read`."""
+    record = parse(found[0][1]) if found and found[0][0] == ADMIN_ROLE else None
     if record is None:
         raise WrongState(
             f"database {session.database} is not a tenant any more",

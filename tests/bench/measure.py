@@ -1,5 +1,6 @@
 """Timing in pairs: the machine is shared and noisy, so the median ratio to a baseline of the same run is the figure."""
 
+import compileall
 import os
 import statistics
 import subprocess
@@ -14,8 +15,12 @@ from conftest import PgServer as PgServer
 from conftest import scratch as scratch
 from conftest import start as start
 
+import posduif_cli
+
 PYTHON = sys.executable
 POSDUIF = (PYTHON, "-m", "posduif_cli")
+# pip does so for what it installs, and the baselines' modules are installed; a checkout's may be not.
+compileall.compile_dir(Path(posduif_cli.__file__).parent, quiet=1)
 
 
 def seconds(work: Callable[[], object]) -> float:
