@@ -119,7 +119,8 @@ class Session:
         self.login = raw.info.user
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
-        self._settings = footing.settings if footing else WATCHFUL
+        self._footing = footing
+        self._settings = WATCHFUL
         if footing is None:
             with translated(self):
                 self._set_up()
@@ -148,7 +149,9 @@ class Session:
     @property
     def footing(self) -> Footing | None:
         """What the next session on this server need not ask; None unless this one is an administrator's."""
-        return Footing(self.raw.info.options, self._settings) if self.member and not self.standby else None
+        if self._footing is not None or not self.member or self.standby:
+            return self._footing
+        return Footing(self.raw.info.options, self._settings)
 
     def become_admin(self) -> bool | None:
         """Take on the administrators' role; False where the login is no member, None where there is no role yet."""

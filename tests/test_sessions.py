@@ -1,0 +1,183 @@
+"""Sessions: what the second one on a server need not ask, and how few messages a lock and a transaction take."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from conftest import PgServer, Posduif
+
+from posduif_cli.core.fleet import Fleet
+from posduif_cli.db.connect import WATCHFUL, Session, connect
+from posduif_cli.errors import AccessDenied, Busy, QueryFailed
+from posduif_cli.models import Server
+
+
+@pytest.fixture
+def here(server: PgServer, tenant: str) -> Server:
+    return Server("s", server.dsn_for(options="-c geqo=off -c lock_timeout=7s"))
+
+
+@pytest.fixture
+def session(here: Server, tenant: str) -> Iterator[Session]:
+    with connect(here, tenant, command="test") as session:
+        yield session
+
+
+def told(session: Session) -> dict[str, object]:
+    names = ["role", "geqo", "session_authorization", *WATCHFUL]
+    return {name: session.value(f"SHOW {name}") for name in names}
+
+
+def held(server: PgServer, database: str) -> list[int]:
+    rows = server.sql(
+        """SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
+           AND database = (SELECT oid FROM pg_database WHERE datname = %s)""",
+        database,
+    )
+    return [pid for (pid,) in rows]
+
+
+def test_a_session_on_a_footing_is_like_one_that_asked(here: Server, tenant: str) -> None:
+    with connect(here, tenant, command="test") as first:
+        footing = first.footing
+        assert footing is not None
+        with connect(here, tenant, command="test", footing=footing) as second:
+            assert told(second) == told(first)
+            assert told(second)["role"] == "posduif_admin"
+            assert (told(second)["geqo"], told(second)["lock_timeout"]) == ("off", "0")
+            assert second.pid == second.value("SELECT pg_backend_pid()") != first.pid
+            assert (second.member, second.standby, second.footing) == (True, False, footing)
+            second.require_admin()
+
+
+def test_a_fleet_asks_once(here: Server, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    set_up = Session._set_up
+
+    def noted(session: Session) -> None:
+        asked.append(session.database)
+        set_up(session)
+
+    monkeypatch.setattr(Session, "_set_up", noted)
+    fleet = Fleet((here,), "test")
+    with fleet.open(tenant) as conn:
+        assert conn.value("SELECT current_user") == "posduif_admin"
+    assert asked == ["postgres"]
+
+
+@pytest.mark.parametrize("group", ["posduif_support", None])
+def test_who_is_no_administrator_stands_on_no_footing(
+    posduif: Posduif, server: PgServer, tenant: str, group: str | None
+) -> None:
+    login = f"{tenant}_login"
+    server.sql(f"CREATE ROLE {login} LOGIN" + (f" IN ROLE {group}" if group else ""))
+    try:
+        fleet = Fleet((Server("s", server.dsn_for(user=login)),), "test")
+        with fleet.maintenance(fleet.servers[0]) as session:
+            assert (session.member, session.footing) == (False, None)
+        if group is None:
+            with pytest.raises(AccessDenied), fleet.open(tenant):
+                pass
+        else:
+            with fleet.open(tenant) as conn:
+                assert conn.value("SELECT current_user") == login
+    finally:
+        server.sql(f"DROP ROLE {login}")
+
+
+def test_an_administrator_who_is_none_any_more_hears_so(server: PgServer, tenant: str) -> None:
+    login = f"{tenant}_login"
+    server.sql(f"CREATE ROLE {login} LOGIN IN ROLE posduif_admin")
+    try:
+        fleet = Fleet((Server("s", server.dsn_for(user=login)),), "test")
+        fleet.maintenance(fleet.servers[0]).close()
+        server.sql(f"REVOKE posduif_admin FROM {login}")
+        with pytest.raises(AccessDenied, match=f"{login} is not a member of posduif_admin"):
+            fleet.enter(fleet.servers[0], tenant)
+    finally:
+        server.sql(f"DROP ROLE {login}")
+
+
+def test_questions_come_with_the_lock(session: Session, server: PgServer, tenant: str) -> None:
+    with session.lock(tenant, asking=["SELECT 1, NULL", "SELECT 'b' WHERE false"]) as answers:
+        assert answers == [("1", None), ()]
+        assert held(server, tenant) == [session.pid]
+    assert held(server, tenant) == []
+
+
+def test_a_question_that_fails_leaves_the_lock_held_once(session: Session, server: PgServer, tenant: str) -> None:
+    with session.lock(tenant, asking=["SELECT 1", "SELECT * FROM public.nowhere"]) as answers:
+        assert answers is None
+        assert held(server, tenant) == [session.pid]
+    assert held(server, tenant) == []
+
+
+def test_a_lock_that_is_kept_ends_with_the_session(
+    here: Server, session: Session, server: PgServer, tenant: str
+) -> None:
+    with connect(here, tenant, command="holder") as holder:
+        with holder.lock(tenant, keep=True):
+            pass
+        with (
+            pytest.raises(Busy) as busy,
+            session.lock(tenant, wait=timedelta(0), asking=["SELECT * FROM public.nowhere"]),
+        ):
+            pass
+        assert "posduif holder" in str(busy.value.why)
+    with session.lock(tenant):
+        assert held(server, tenant) == [session.pid]
+
+
+def test_a_transaction_begins_with_its_first_batch(session: Session, server: PgServer, tenant: str) -> None:
+    def made() -> list[str]:
+        return [n for (n,) in server.sql("SELECT relname::text FROM pg_class WHERE relname ~ '^once'", database=tenant)]
+
+    with session.transaction(at_once=True, lock_timeout=timedelta(seconds=3)):
+        rows, failure = session.batch(["CREATE TABLE once1 ()", "SHOW lock_timeout", "SHOW transaction_isolation"])
+        assert (rows, failure) == ([(), ("3s",), ("read committed",)], None)
+        assert made() == []
+    assert made() == ["once1"]
+    assert session.value("SHOW lock_timeout") == "0"
+
+    def fail() -> None:
+        session.batch(["CREATE TABLE once2 ()"])
+        _, failure = session.batch(["SELECT 1", "SELECT 1 / 0"])
+        assert failure is not None
+        assert failure[0] == 1
+        raise failure[1]
+
+    with pytest.raises(QueryFailed, match="division"), session.transaction(at_once=True):
+        fail()
+    with pytest.raises(ValueError, match="before it began"), session.transaction(at_once=True):
+        raise ValueError("before it began")
+    assert session.batch(["CREATE TABLE once3 ()"]) == ([()], None)
+    assert made() == ["once1", "once3"], "nothing of a transaction that never began is left over for the next message"
+
+
+@pytest.mark.parametrize(
+    ("parts", "index", "position"),
+    [(["SELECT 1", "SELECT nothing"], 1, 8), (["SELEKT 1", "SELECT 1"], 0, 1), (["SELECT 1", "SELECT (1"], 1, 10)],
+)
+def test_an_error_is_blamed_on_its_text(session: Session, parts: list[str], index: int, position: int) -> None:
+    for at_once in (False, True):
+        with session.transaction(at_once=at_once, rollback=True, statement_timeout=timedelta(seconds=9)):
+            rows, failure = session.batch(parts)
+            assert rows == []
+            assert failure is not None
+            assert isinstance(failure[1], QueryFailed)
+            assert (failure[0], failure[1].position) == (index, position)
+
+
+def test_a_setting_that_a_server_does_not_take_is_done_without(
+    here: Server, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posduif_cli.db import connect as module
+
+    monkeypatch.setattr(module, "WATCHFUL", {**WATCHFUL, "client_connection_check_interval": "-5"})
+    with connect(here, tenant, command="test") as first:
+        footing = first.footing
+        assert footing is not None
+        assert "client_connection_check_interval" not in footing.settings
+    with connect(replace(here), tenant, command="test", footing=footing) as second:
+        assert second.value("SHOW client_connection_check_interval") == "0"
