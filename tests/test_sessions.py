@@ -15,7 +15,9 @@ from posduif_cli.models import Server
 
 @pytest.fixture
 def here(server: PgServer, tenant: str) -> Server:
-    return Server("s", server.dsn_for(options="-c geqo=off -c lock_timeout=7s"))
+    return Server(
+        "s", server.dsn_for(options="-c geqo=off -c lock_timeout=7s -c default_transaction_isolation=serializable")
+    )
 
 
 @pytest.fixture
@@ -46,6 +48,7 @@ def test_a_session_on_a_footing_is_like_one_that_asked(here: Server, tenant: str
             assert told(second) == told(first)
             assert told(second)["role"] == "posduif_admin"
             assert (told(second)["geqo"], told(second)["lock_timeout"]) == ("off", "0")
+            assert second.value("SHOW transaction_isolation") == "read committed"
             assert second.pid == second.value("SELECT pg_backend_pid()") != first.pid
             assert (second.member, second.standby, second.footing) == (True, False, footing)
             second.require_admin()

@@ -103,7 +103,7 @@ def create(
             "server; - is stdin.",
         ),
     ] = None,
-    jobs: options.Jobs = 8,
+    jobs: options.Jobs = 4,
     list_all: options.ListAll = False,
     if_not_exists: options.IfNotExists = False,
     ignore_unreachable: options.IgnoreUnreachable = False,

@@ -30,7 +30,7 @@ from posduif_cli.models import Outcome, OutcomeError, Plan, Server, State, Step,
 COLUMNS = ("name", "url", "web_user", "server")
 SHOWN = 10
 PATIENCE, PAUSE = 30.0, 0.5  # seconds to wait for a server that is full, and between two tries
-DEFAULT_JOBS = 8
+DEFAULT_JOBS = 4
 Errors = dict[str, PosduifError]
 
 

@@ -137,7 +137,7 @@ class Maker:
         if copy and wanted.web_user is None and not self.fleet.folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
         password = _kept(session, name, keep) if noted.state is State.ACTIVE else None
-        with session.transaction():
+        with session.transaction(at_once=True):
             with session.together():
                 admin.equip_role(session, name)
                 admin.open_database(session, name)

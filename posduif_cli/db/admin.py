@@ -132,7 +132,7 @@ def create_engine_role(session: Session, intent: Intent) -> None:
     It is not waited for on the disk: whatever comes after it in the WAL, CREATE DATABASE first of all, takes it along.
     """
     role = engine_role(intent.tenant)
-    with session.transaction(prelude=["SET LOCAL synchronous_commit = off"]), session.together():
+    with session.transaction(prelude=["SET LOCAL synchronous_commit = off"], at_once=True), session.together():
         session.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
         put_intent(session, role, intent)
 

@@ -57,6 +57,8 @@ SETTINGS: Mapping[LiteralString, LiteralString] = {
     "TimeZone": "UTC",
     "search_path": "public",
     "default_transaction_read_only": "off",
+    # What is asked in the message that takes a lock must not be answered from before the lock.
+    "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
     "lock_timeout": "0",
     "statement_timeout": "0",
@@ -96,7 +98,7 @@ class Footing:
     def startup(self) -> str:
         """Return what goes into the start-up message in place of a query."""
         ours = {"role": ADMIN_ROLE, **self.settings}
-        return " ".join([self.options, *(f"-c {key}={value}" for key, value in ours.items())]).strip()
+        return " ".join([self.options, *("-c " + f"{key}={value}".replace(" ", "\\ ") for key, value in ours.items())])
 
 
 class Session:
