@@ -1,6 +1,7 @@
 """People's rights: what a member of posduif_support or posduif_health can do by the commands, and cannot at all."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -270,6 +271,46 @@ def test_grants_mend_what_a_migration_made_anew(talkative: str, server: PgServer
     assert server.sql(held, login, f"{talkative}_engine", database=talkative) == [(False, False)]
     server.sql(f"SET ROLE posduif_admin; {migrations.grants()}", database=talkative)
     assert server.sql(held, login, f"{talkative}_engine", database=talkative) == [(True, True)]
+
+
+AFTERMATH = {
+    "nothing to do with it": "ALTER TABLE users ADD COLUMN nickname text;",
+    "a column again": "ALTER TABLE enrollment_tokens DROP COLUMN label, ADD COLUMN label text;",
+    "a column under its old name": "ALTER TABLE enrollment_tokens RENAME label TO was; "
+    "ALTER TABLE enrollment_tokens ADD COLUMN label text;",
+    "a table again": "CREATE TABLE anew (LIKE sync_metadata INCLUDING ALL); DROP TABLE sync_metadata; "
+    "ALTER TABLE anew RENAME TO sync_metadata;",
+    "taken from the engine": "REVOKE INSERT ON messages FROM posduif_engine;",
+    "taken from the desk": "REVOKE SELECT (label) ON enrollment_tokens FROM posduif_support;",
+    "given to everyone": "GRANT SELECT ON users TO PUBLIC;",
+    "taken where it hardly shows": "DO $$BEGIN EXECUTE format('revoke all on %I from posduif_engine', 'users'); END$$;",
+}
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("mode", ["", " transaction:false"])
+@pytest.mark.parametrize("sql", AFTERMATH.values(), ids=list(AFTERMATH))
+def test_after_any_migration_rights_are_those_of_a_new_tenant(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, sql: str, mode: str
+) -> None:
+    def held() -> dict[Any, tuple[Any, ...]]:
+        rows = server.sql(
+            """SELECT relname::text, attname::text, role, has_column_privilege(role, c.oid, attnum, 'SELECT'),
+                      has_column_privilege(role, c.oid, attnum, 'INSERT'),
+                      has_column_privilege(role, c.oid, attnum, 'UPDATE')
+               FROM pg_class c JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+               CROSS JOIN unnest('{posduif_engine,posduif_support,posduif_health,public}'::text[]) AS role
+               WHERE relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens') AND relkind = 'r'""",
+            database=tenant,
+        )
+        return {row[:3]: row[3:] for row in rows}
+
+    before = held()
+    (tmp_path / "1000_more.sql").write_text(f"-- migrate:up{mode}\n{sql}\n")
+    (tmp_path / "config.yaml").write_text(f"migrations: {{paths: ['{tmp_path}']}}\n")
+    posduif("migrate", "up", tenant, "--config", str(tmp_path / "config.yaml"))
+    after = held()
+    assert {key: after[key] for key in before} == before
 
 
 @pytest.mark.one_server
