@@ -72,7 +72,8 @@ class Failure(Value):
 class Tenant(Value):
     """One customer's database.
 
-    *pending* counts migrations; *size_bytes* is None unless it was asked for.
+    *pending* counts migrations; *size_bytes* is None unless it was asked for; *has_database* tells a lost tenant
+    whose database is there, but bears no record or another owner, from one whose database is gone.
     """
 
     tenant: str
@@ -86,6 +87,7 @@ class Tenant(Value):
     error: Failure | None
     engine_connected: bool
     size_bytes: int | None = None
+    has_database: bool = True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,13 +101,13 @@ class CreatedTenant(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Loss(Value):
-    """What dropping a tenant would destroy."""
+    """What dropping a tenant would destroy; None where there is no telling, for it is no whole tenant."""
 
     tenant: str
     server: str
-    users: int
-    devices: int
-    messages: int
+    users: int | None
+    devices: int | None
+    messages: int | None
     last_activity: datetime | None
 
 

@@ -12,6 +12,18 @@ DO $$
 DECLARE
     command text;
 BEGIN
+    -- First, because what PUBLIC has would pass for everybody's own below.
+    FOR command IN
+        SELECT DISTINCT format('REVOKE ALL ON public.%I FROM PUBLIC', relname)
+        FROM pg_class
+        LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL
+        CROSS JOIN LATERAL aclexplode(array_cat(relacl, attacl)) AS held
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND held.grantee = 0
+          AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens')
+    LOOP
+        EXECUTE command;
+    END LOOP;
+
     FOR command IN
         WITH rights (role, kind, tables, columns) AS (VALUES
             -- The sync engine never deletes.
@@ -69,11 +81,6 @@ BEGIN
         FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
         WHERE to_regrole(role) IS NOT NULL
           AND NOT has_database_privilege(to_regrole(role), current_database(), 'CONNECT')
-        UNION ALL
-        SELECT format('REVOKE ALL ON public.%I FROM PUBLIC', relname)
-        FROM pg_class CROSS JOIN LATERAL aclexplode(relacl)
-        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND grantee = 0
-          AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens')
         UNION ALL
         -- The first migration made these before the default above was set.
         SELECT format('REVOKE ALL ON FUNCTION public.%s FROM PUBLIC', name)

@@ -3,11 +3,14 @@
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PgServer, Posduif
+
+from posduif_cli.db import embedded
 
 pytestmark = pytest.mark.one_server
 Environ = pytest.MonkeyPatch
@@ -53,12 +56,23 @@ def test_a_machine_without_faults(
     assert {"python", "utf8", "completion", "pg_dump", "reachable", "roles", "ssl"} <= set(found(findings))
 
 
+@pytest.mark.one_server
+def test_the_pg_dump_beside_the_embedded_server_will_do(
+    server: PgServer, posduif: Posduif, tool: Callable[[str, str], None]
+) -> None:
+    tool("pg_dump", "pg_dump (PostgreSQL) 14.9")
+    finding = found(posduif("doctor", "-o", "json", code=None).json)["pg_dump"]
+    assert (finding["level"], str(embedded.locate(None).bin_dir) in finding["message"]) == ("ok", True)
+
+
 def test_faults_of_the_machine(
     server: PgServer, posduif: Posduif, tool: Callable[[str, str], None], clean_environ: Environ, tmp_path: Path
 ) -> None:
     clean_environ.setenv("LC_ALL", "C")
     clean_environ.setenv("SHELL", "/bin/zsh")
     tool("pg_dump", "pg_dump (PostgreSQL) 14.9")
+    beside = embedded.locate
+    clean_environ.setattr(embedded, "locate", lambda bin_dir: replace(beside(bin_dir), bin_dir=tmp_path))
     passfile = tmp_path / ".pgpass"
     passfile.write_text("*:*:*:*:secret\n")
     passfile.chmod(0o644)

@@ -476,6 +476,37 @@ def held(server: PgServer, tenant: str, *statements: str) -> Iterator[int]:
         yield conn.info.backend_pid
 
 
+def test_a_file_leaves_no_settings_to_the_next(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
+    folder.put(
+        "1000_first.sql",
+        "SET TimeZone = 'Asia/Tokyo';\nSET check_function_bodies = off;\nSET client_encoding = LATIN1;",
+    )
+    folder.put(
+        "1001_next.sql", "CREATE TABLE said AS SELECT 'é€' AS text, timestamptz '2020-01-01' = '2020-01-01Z' AS utc;"
+    )
+    folder.put("1002_wrong.sql", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT * FROM nowhere';")
+    failed = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=7)
+    assert failed.json[0]["error"]["sqlstate"] == "42P01"
+    assert server.sql("SELECT * FROM said", database=tenant) == [("é€", True)]
+    assert posduif.json("migrate", "status", tenant, *folder.option)[0]["error"]["version"] == "1002"
+    folder.put("1002_wrong.sql", "SET default_transaction_read_only = on;\nSELECT 1 / 0;")
+    posduif("migrate", "up", tenant, *folder.option, code=7)
+    assert posduif.json("migrate", "status", tenant, *folder.option)[0]["error"]["sqlstate"] == "22012"
+
+
+def test_a_locked_version_table_names_who_locked_it(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "PATIENCE", timedelta(seconds=1))
+    folder.put("1000_more.sql", "CREATE TABLE more (id int);")
+    with held(server, tenant, "LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE"):
+        busy = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=10)
+        assert busy.error["code"] == "blocked"
+        assert "blocked by pid" in busy.error["why"]
+        posduif("migrate", "up", tenant, "-n", *folder.option, code=10)
+    assert posduif.json("migrate", "up", tenant, *folder.option)[0]["status"] == "ok"
+
+
 def test_a_locked_table_is_busy_within_seconds_and_nothing_is_half_applied(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -283,6 +283,10 @@ AFTERMATH = {
     "taken from the engine": "REVOKE INSERT ON messages FROM posduif_engine;",
     "taken from the desk": "REVOKE SELECT (label) ON enrollment_tokens FROM posduif_support;",
     "given to everyone": "GRANT SELECT ON users TO PUBLIC;",
+    "a table again, for everyone": "CREATE TABLE anew (LIKE sync_metadata INCLUDING ALL); DROP TABLE sync_metadata; "
+    "ALTER TABLE anew RENAME TO sync_metadata; GRANT SELECT, INSERT, UPDATE ON sync_metadata TO PUBLIC;",
+    "a column for everyone": "GRANT SELECT (content) ON messages TO PUBLIC;",
+    "by a function": "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'GRANT SELECT ON users TO PUBLIC'; SELECT f();",
     "taken where it hardly shows": "DO $$BEGIN EXECUTE format('revoke all on %I from posduif_engine', 'users'); END$$;",
 }
 
@@ -311,6 +315,28 @@ def test_after_any_migration_rights_are_those_of_a_new_tenant(
     posduif("migrate", "up", tenant, "--config", str(tmp_path / "config.yaml"))
     after = held()
     assert {key: after[key] for key in before} == before
+
+
+@pytest.mark.one_server
+def test_a_column_that_is_added_again_by_another_section_gets_its_rights(
+    posduif: Posduif, server: PgServer, talkative: str, member: Callable[[str], str], tmp_path: Path
+) -> None:
+    login = member("posduif_support")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"migrations: {{paths: ['{tmp_path}']}}\n")
+    (tmp_path / "1000_drop.sql").write_text(
+        "-- migrate:up\nALTER TABLE users DROP COLUMN last_seen;\n"
+        "-- migrate:down\nALTER TABLE users ADD COLUMN last_seen timestamp;\n"
+    )
+    held = "SELECT has_column_privilege(%s, 'public.users', 'last_seen', 'SELECT')"
+    posduif("migrate", "up", talkative, "--config", str(config))
+    posduif("migrate", "down", talkative, "--steps", "1", "--confirm", talkative, "--config", str(config))
+    assert server.sql(held, login, database=talkative) == [(True,)]
+    (tmp_path / "1001_add.sql").write_text(
+        '-- migrate:up\nALTER TABLE "users" ADD IF NOT EXISTS "last_seen" timestamp;\n'
+    )
+    posduif("migrate", "up", talkative, "--config", str(config))
+    assert server.sql(held, login, database=talkative) == [(True,)]
 
 
 @pytest.mark.one_server

@@ -15,9 +15,17 @@ from posduif_cli.models import Server
 
 @pytest.fixture
 def here(server: PgServer, tenant: str) -> Server:
-    return Server(
-        "s", server.dsn_for(options="-c geqo=off -c lock_timeout=7s -c default_transaction_isolation=serializable")
-    )
+    """A server whose login has everything otherwise than posduif wants it."""
+    odd = {
+        "geqo": "off",
+        "lock_timeout": "7s",
+        "default_transaction_isolation": "serializable",
+        "DateStyle": "German",
+        "standard_conforming_strings": "off",
+        "quote_all_identifiers": "on",
+        "role": f"{tenant}_engine",
+    }
+    return Server("s", server.dsn_for(options=" ".join(f"-c {key}={value}" for key, value in odd.items())))
 
 
 @pytest.fixture
@@ -49,9 +57,27 @@ def test_a_session_on_a_footing_is_like_one_that_asked(here: Server, tenant: str
             assert told(second)["role"] == "posduif_admin"
             assert (told(second)["geqo"], told(second)["lock_timeout"]) == ("off", "0")
             assert second.value("SHOW transaction_isolation") == "read committed"
+            assert second.value("SELECT 'posduif_admin'::regrole::text || '\\' || date '2026-12-31'") == (
+                "posduif_admin\\2026-12-31"
+            )
             assert second.pid == second.value("SELECT pg_backend_pid()") != first.pid
             assert (second.member, second.standby, second.footing) == (True, False, footing)
             second.require_admin()
+
+
+def test_a_session_is_restored(here: Server, tenant: str) -> None:
+    with connect(here, tenant, command="test") as first:
+        for footing in (None, first.footing):
+            with connect(here, tenant, command="test", footing=footing) as session:
+                before = told(session)
+                session.script(
+                    "SET TimeZone = 'Asia/Tokyo'; SET check_function_bodies = off; SET client_encoding = LATIN1"
+                )
+                session.script("SET default_transaction_read_only = on; SET ROLE none; SET search_path = pg_catalog")
+                session.restore()
+                assert told(session) == before
+                assert session.value("SHOW check_function_bodies") == "on"
+                assert session.value("SELECT length('é€')") == 2
 
 
 def test_a_fleet_asks_once(here: Server, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,16 +102,24 @@ def up(
     app = app_of(ctx)
     app.out.expect(Outcome)
     names = options.targets(tenant, everyone, "migrate up")
-    warn_of_risks(app)
     if dry_run:
         plan, errors = rollouts.plan_up(app.fleet, tenants=names, failed=failed)
+        for risk in risks(app, {step.subject.partition("_")[0] for step in plan.steps}):
+            app.out.warn(risk)
         app.show_plan(plan)
         app.report_failed(errors, among=names)
         return
     pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
     _ = app.fleet  # says which server is used before the progress line begins
     with runs.watched(app) as watcher:
-        run, errors = rollouts.up(app.fleet, tenants=names, failed=failed, pace=pace, **watcher.callbacks)
+
+        def tell_risks(versions: set[str]) -> None:
+            for risk in risks(app, versions):
+                watcher.tell(f"warning: {risk}")
+
+        run, errors = rollouts.up(
+            app.fleet, tenants=names, failed=failed, pace=pace, on_pending=tell_risks, **watcher.callbacks
+        )
     runs.conclude(app, run, errors, names, every=bool(names) or list_all)
 
 
@@ -140,9 +148,10 @@ def down(
     if (to is None) == (steps is None):
         raise UsageError("say how far: either --to or --steps", hint="posduif migrate down acme --steps 1")
     plan, errors = rollouts.plan_down(app.fleet, tenants=names, to=to, steps=steps)
-    if dry_run or errors:
+    if dry_run:
         app.show_plan(plan)
-        app.report_failed(errors, among=names)
+    app.report_failed(errors, among=names)
+    if dry_run:
         return
     affected = sorted({name for step in plan.steps for name in step.tenants})
     if not affected:
@@ -203,12 +212,15 @@ def split(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
-def warn_of_risks(app: App) -> None:
-    """Pass on what the files' checks warn of, for files that are not posduif's own."""
+def risks(app: App, versions: set[str]) -> list[str]:
+    """Return what the checks of some versions' files warn of, for files that are not posduif's own."""
     if not app.folders.further:
-        return
+        return []
     from posduif_cli.core import risks
 
-    for problem in risks.check_all(app.folders):
-        if problem.level == "warning":
-            app.out.warn(f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})")
+    paths = {app.folders.paths[version] for version in versions if version in app.folders.paths}
+    return [
+        f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})"
+        for problem in risks.check_all(app.folders)
+        if problem.level == "warning" and problem.path in paths
+    ]

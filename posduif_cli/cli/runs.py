@@ -40,9 +40,10 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     if names and all(isinstance(run.errors.get(name), ServerError) for name in names):
         raise run.errors[names[0]]
     if failures or run.stopped_by:
+        parts = [f"{counted(len(run.errors), 'tenant')} failed"] if run.errors else []
+        parts += [f"{counted(len(errors), 'server')} could not be asked"] if errors else []
         raise PartialFailure(
-            f"{counted(len(run.errors), 'tenant')} failed"
-            + (f", {counted(len(errors), 'server')} could not be asked" if errors else ""),
+            ", ".join(parts) or "the run was stopped",
             why=run.stopped_by or "the outcome of every tenant that was asked is above",
             hint="mend the cause, then the same command again goes on with who is left",
         )

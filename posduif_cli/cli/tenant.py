@@ -395,6 +395,17 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
     app.out.say(f"the password in it is a placeholder: posduif tenant rotate-password {name} --engine-config FILE")
 
 
+def _danger(loss: Any) -> str:
+    """Say what dropping a tenant destroys."""
+    if loss.users is None:
+        return f"drop what is left of tenant {loss.tenant} on server {loss.server}, which is no whole tenant"
+    last = f", last activity {loss.last_activity:%Y-%m-%d %H:%M UTC}" if loss.last_activity else ""
+    return (
+        f"drop tenant {loss.tenant} on server {loss.server} with {counted(loss.users, 'user')}, "
+        f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}"
+    )
+
+
 @app.verb("drop", example="posduif tenant drop acme --confirm acme")
 def drop(
     ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
@@ -410,13 +421,7 @@ def drop(
         app.show_plan(tenants.plan_drop(app.fleet, name=name))
         return
     loss = tenants.loss(app.fleet, name=name)
-    last = f", last activity {loss.last_activity:%Y-%m-%d %H:%M UTC}" if loss.last_activity else ""
-    app.confirm(
-        name,
-        confirm,
-        f"drop tenant {name} on server {loss.server} with {counted(loss.users, 'user')}, "
-        f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}",
-    )
+    app.confirm(name, confirm, _danger(loss))
     changed = tenants.drop(app.fleet, name=name)
     gone = f"dropped from server {loss.server}" if changed else "was dropped by someone else in this moment"
     app.out.say(f"tenant {name} {gone}")

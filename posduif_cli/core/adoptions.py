@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from posduif_cli.core import fingerprints, folders, judgements, names, ownerships
+from posduif_cli.core import fingerprints, folders, judgements, names, ownerships, scripts
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, wrong_state
 from posduif_cli.core.placements import Placements
@@ -48,6 +48,7 @@ class _Work:
     before: dict[str, str | None]
     own: tuple[str, ...]
     changes: tuple[str, ...]
+    unrun: tuple[str, ...]
 
 
 def adopt(
@@ -120,7 +121,9 @@ def _find(fleet: Fleet, session: Session, name: str) -> _Database | Tenant:
             f'there is no database "{name}" on server {session.server.name}',
             hint=f"posduif tenant create {name}",
         )
-    if tenant is not None and tenant.state is not State.LOST:
+    # Of a tenant that was being dropped nothing is left but its role, once the database is not posduif's.
+    dropped = found.owner != ADMIN_ROLE or record.parse(found.comment) is None
+    if tenant is not None and tenant.state is not State.LOST and not (tenant.state is State.DROPPING and dropped):
         raise wrong_state(name, tenant.state)
     if found.template or not found.open:
         raise Conflict(
@@ -142,7 +145,10 @@ def _require_rights(session: Session, name: str, found: _Database) -> None:
         return
     fixes = [] if found.may_own else [f"ALTER ROLE {quoted(session.login)} CREATEDB;"]
     if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=found.owner):
-        fixes.append(f"GRANT {quoted(found.owner)} TO {quoted(session.login)};")
+        if session.value("SELECT rolsuper FROM pg_roles WHERE rolname = %(owner)s", owner=found.owner):
+            fixes.append(f"ALTER DATABASE {quoted(name)} OWNER TO {ADMIN_ROLE};")
+        else:
+            fixes.append(f"GRANT {quoted(found.owner)} TO {quoted(session.login)};")
     if fixes:
         raise AccessDenied(
             f"{session.login} may not take over database {name}, which belongs to {found.owner}",
@@ -210,6 +216,12 @@ def _prepare(conn: Session, fleet: Fleet, found: _Database, expected: Sequence[T
                 f"{file.path} changed after it was applied to {conn.database}",
                 hint="restore the file and put the change into a new migration",
             )
+    unrun = [
+        f"migration {file.version}_{file.name} is noted as applied and was not run: "
+        f"what it does to data, in line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}, is not done"
+        for file in fleet.folders.files
+        if file.version not in before and (lines := [s.line for s in file.up.statements if scripts.touches_data(s)])
+    ]
     make = [*judged.renames, *(Step("make", f"{thing.kind} {thing.name}", thing.ddl) for thing in judged.missing)]
     return _Work(
         found=found,
@@ -217,14 +229,17 @@ def _prepare(conn: Session, fleet: Fleet, found: _Database, expected: Sequence[T
         make=(*make, *takeover.keep),
         before=before,
         own=tuple(f"{thing.kind} {thing.name}" for thing in judgements.outermost(judged.own)),
-        changes=takeover.changes,
+        changes=(*takeover.changes, *unrun),
+        unrun=tuple(unrun),
     )
 
 
-def _close(name: str) -> tuple[Step, ...]:
+def _close(name: str, server: Server) -> tuple[Step, ...]:
     """Close the database to PUBLIC and open it to its engine, in UTC."""
     database, role = ownerships.name(name), ownerships.name(engine_role(name))
+    limit = admin.engine_limit(server)
     return (
+        Step("limit connections", engine_role(name), f"ALTER ROLE {role} CONNECTION LIMIT {limit}"),
         Step("close to public", name, f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
         Step("open to engine", name, f"GRANT CONNECT ON DATABASE {database} TO {role}"),
         Step("set time zone", name, f"ALTER DATABASE {database} SET timezone = 'UTC'"),
@@ -269,7 +284,7 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
         conn.script(f"ALTER ROLE {ownerships.name(engine_role(name))} LOGIN")
         record.put_intent(conn, engine_role(name), replace(intent, state=State.ACTIVE))
     admin.join_groups(conn, name)
-    for step in _close(name):
+    for step in _close(name, conn.server):
         conn.script(step.sql or "")
 
 
@@ -314,10 +329,11 @@ def _steps(work: _Work, fleet: Fleet, name: str, server: Server, url: str | None
         *noted,
         Step("create role", engine_role(name), f"CREATE ROLE {role} LOGIN"),
         Step("join group", engine_role(name), f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}"),
-        *_close(name),
+        *_close(name, server),
         Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8")),
         Step(
             "write record", name, f"COMMENT ON DATABASE {ownerships.name(name)} IS {literal(comment).as_string(None)}"
         ),
         *(Step("leave alone", subject) for subject in work.own),
+        *(Step("mind", remark) for remark in work.unrun),
     )

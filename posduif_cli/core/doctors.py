@@ -6,18 +6,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from posduif_cli.core import preparations, servers
 from posduif_cli.core.fleet import Fleet
 from posduif_cli.core.folders import Folders
-from posduif_cli.errors import PosduifError
+from posduif_cli.db import embedded
+from posduif_cli.errors import ConfigurationError, PosduifError
 from posduif_cli.models import Finding, Level, ServerInfo
 
 OLDEST, NEWEST = (3, 11), (3, 14)  # of Python; design, section 2
 SUPPORTED = range(15, 19)  # major versions of PostgreSQL
-QR_COLUMNS = 60  # what a QR code with its margin takes
+QR_COLUMNS = 41  # what the QR code of an enrollment URL of up to 106 characters takes, with its margin
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _terminal(facts: Machine) -> Finding:
         text = f'TERM is "{facts.term}": a QR code may not scan from it'
         return _machine("terminal", Level.WARNING, text, fix="posduif token create TENANT --qr-file code.png")
     if facts.columns < QR_COLUMNS:
-        text = f"{facts.columns} columns are too few for a QR code"
+        text = f"{facts.columns} columns are too few for the QR code of a long URL"
         fix = f"widen the window to {QR_COLUMNS} columns, or: posduif token create TENANT --qr-file code.png"
         return _machine("terminal", Level.WARNING, text, fix=fix)
     return _machine("terminal", Level.OK, f"{facts.term}, {facts.columns} columns")
@@ -87,7 +89,7 @@ def configuration(path: Path | None, folders: Folders) -> Iterator[Finding]:
 
 def broken(error: PosduifError, check: str = "file") -> Finding:
     """Make a finding of an error in the configuration."""
-    return _configuration(check, Level.CRITICAL, error.sentence, fix=next(iter(error.hints), None))
+    return _configuration(check, Level.CRITICAL, error.sentence, fix=next(iter(error.hints), "mend that file"))
 
 
 def fleet(fleet: Fleet) -> Iterator[Finding]:
@@ -120,22 +122,38 @@ def _server(server: ServerInfo) -> Iterator[Finding]:
 
 
 def _pg_dump(majors: list[int]) -> Finding:
-    found = shutil.which("pg_dump")
+    found = {place: _major(place) for place in _pg_dumps()}
     newest = max(majors, default=0)
     want = f"install PostgreSQL {newest or SUPPORTED[-1]}'s client programs"
-    if found is None:
+    if not found:
         return _machine("pg_dump", Level.INFO, "not found on PATH; dumps of a tenant need it", fix=want)
+    best = max(found, key=lambda place: found[place])
+    if not found[best]:
+        return _machine("pg_dump", Level.WARNING, f"{best} does not say its version", fix=want)
+    if found[best] < newest:
+        text = f"{best} is of PostgreSQL {found[best]} and refuses a server of {newest}"
+        return _machine("pg_dump", Level.WARNING, text, fix=want)
+    return _machine("pg_dump", Level.OK, f"{best} is of PostgreSQL {found[best]}")
+
+
+def _pg_dumps() -> Iterator[str]:
+    """Find pg_dump on PATH and beside the embedded server."""
+    if (found := shutil.which("pg_dump")) is not None:
+        yield found
+    with suppress(ConfigurationError):
+        beside = embedded.locate(None).bin_dir / "pg_dump"
+        if beside.is_file():
+            yield str(beside)
+
+
+def _major(pg_dump: str) -> int:
+    """Return the major version that a pg_dump says, or 0."""
     try:
-        said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10).stdout
+        said = subprocess.run([pg_dump, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         said = ""
     match = re.search(r"\) (\d+)", said)
-    if match is None:
-        return _machine("pg_dump", Level.WARNING, f"{found} does not say its version", fix=want)
-    if int(match[1]) < newest:
-        text = f"{found} is of PostgreSQL {match[1]} and refuses a server of {newest}"
-        return _machine("pg_dump", Level.WARNING, text, fix=want)
-    return _machine("pg_dump", Level.OK, f"{found} is of PostgreSQL {match[1]}")
+    return int(match[1]) if match else 0
 
 
 def _secret(path: Path, check: str, harm: str) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from posduif_cli.core import names
 from posduif_cli.core.crews import Crew
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import connect, queries, record
-from posduif_cli.db.connect import MAINTENANCE, Footing
+from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Footing
 from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
     AccessDenied,
@@ -112,6 +112,7 @@ class Fleet:
             error=noted.failed if noted else None,
             engine_connected=row["engine_connected"],
             size_bytes=row["size_bytes"],
+            has_database=row["has_database"],
         )
 
     def look(self, session: Session, name: str) -> Tenant | None:
@@ -220,7 +221,7 @@ class Fleet:
         """
         server, tenant = self.find(name)
         if tenant.state not in states:
-            raise wrong_state(name, tenant.state)
+            raise wrong_state(name, tenant.state, has_database=tenant.has_database)
         with self.enter(server, name) as session:
             yield session
 
@@ -234,7 +235,7 @@ class Fleet:
         except ServerError as error:
             _, now = self.find(name)
             if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):
-                raise wrong_state(name, now.state) from None
+                raise wrong_state(name, now.state, has_database=now.has_database) from None
             if isinstance(error, AccessDenied):
                 with self.maintenance(server) as session:
                     session.require_member()
@@ -271,15 +272,21 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
     )
 
 
-def wrong_state(name: str, state: State) -> WrongState:
+def wrong_state(name: str, state: State, *, has_database: bool = False) -> WrongState:
     """Say that a tenant's state forbids what was asked, and what would change it."""
     step = NEXT_STEP.get(state, "posduif tenant show {name}")
+    if state is State.LOST and has_database:
+        return WrongState(
+            f"tenant {name} is {state}",
+            why=f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}",
+            hint=f"posduif tenant adopt {name}",
+        )
     return WrongState(
         f"tenant {name} is {state}",
         why={
             State.PROVISIONING: "its creation was interrupted",
             State.DROPPING: "its removal was interrupted",
-            State.LOST: "its engine's role exists, but its database does not, or lost its record",
+            State.LOST: "its engine's role exists, but its database does not",
         }.get(state),
         hint=step.format(name=name),
     )

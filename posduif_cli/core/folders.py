@@ -102,7 +102,7 @@ def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
             hint=["add --dir DIR", "set migrations.paths in the configuration"],
         )
     versions = [match[1] for path in target.glob("*.sql") if (match := FILE_NAME.fullmatch(path.name))]
-    newest = max(versions, default=None)
+    newest = max(versions, key=int, default=None)
     counts = newest is not None and len(newest) < 14
     version = f"{int(newest or 0) + 1:04}" if counts else f"{datetime.now(UTC):%Y%m%d%H%M%S}"
     path = target / f"{version}_{name}.sql"

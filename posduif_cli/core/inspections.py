@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from posduif_cli.core import migrations
 from posduif_cli.core.fleet import Session
@@ -37,13 +38,17 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Fault:
-    """Something that is not as it should be; *mend* is None where it is not posduif's to mend."""
+    """Something that is not as it should be; *mend* is None where it is not posduif's to mend.
+
+    *then* is what is left to do by hand once it is mended.
+    """
 
     check: str
     message: str
     mend: Callable[[], object] | None
     fix: str
     level: Level = Level.CRITICAL
+    then: str | None = None
 
 
 def inspect(conn: Session, *, repair: bool = False) -> list[Finding]:
@@ -65,7 +70,7 @@ def inspect(conn: Session, *, repair: bool = False) -> list[Finding]:
                 except PosduifError as error:
                     finding = replace(finding, message=f"{fault.message}; not repaired: {error.message}")
                 else:
-                    finding = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=None)
+                    finding = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=fault.then)
             findings.append(finding)
     return findings
 
@@ -82,7 +87,7 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
     mend = f"posduif tenant verify {name} --repair"
     faults = []
 
-    def fault(check: str, message: str, how: Callable[[], object] | None, fix: str = mend, **more: Level) -> None:
+    def fault(check: str, message: str, how: Callable[[], object] | None, fix: str = mend, **more: Any) -> None:
         faults.append(_Fault(check, message, how, fix, **more))
 
     def run(template: str, **parts: object) -> Callable[[], object]:
@@ -116,7 +121,12 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
             run("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {role}"),
         )
     if not facts.has_role:
-        fault("role", f"role {role} is missing", lambda: _make_role(conn, current), level=Level.CRITICAL)
+        fault(
+            "role",
+            f"role {role} is missing, and with it the engine's password",
+            lambda: _make_role(conn, current),
+            then=f"posduif tenant rotate-password {name} --engine-config FILE",
+        )
     else:
         _role_faults(conn, current, facts, fault, run)
     missing, texts = _rights(conn)
@@ -158,7 +168,7 @@ def _role_faults(
         if group != admin.ENGINE_GROUP:
             fault("role", f"{role} is a member of {group}", run("REVOKE {group} FROM {role}", group=group.strip('"')),
                   f"a superuser types: REVOKE {group} FROM {role};")  # fmt: skip
-    limit = admin.engine_limit(conn)
+    limit = admin.engine_limit(conn.server)
     if facts.role_limit != limit:
         fault("limit", f"{role} may have {_limit(facts.role_limit)}, not {limit}",
               lambda: admin.limit_connections(conn, name), level=Level.WARNING)  # fmt: skip

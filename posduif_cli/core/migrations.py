@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -33,9 +33,12 @@ PATIENCE = timedelta(seconds=30)
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
 NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
 CANNOT_RUN_IN_TRANSACTION = "25001"
-# What a file says that can take a right from a table or column that stays. Only after such a file, and after those of
-# the bundled folder, which bring columns that grants.sql names, is all of it run; after others it is enough to look.
-_RIGHTS = re.compile(r"\b(?:drop|rename|grant|revoke|privileges|owner)\b", re.IGNORECASE)
+# Statements that leave the rights on our tables as they are, but for a column that ADD brings again.
+_KEEPS_RIGHTS = re.compile(
+    r"(?:create (?:unique )?index|comment on|create table(?!.* as ))\b"
+    r"|alter table (?:if exists )?(?:only )?\S+ (?:\. \S+ )?add\b(?!.*\b(?:alter|drop|rename|owner|inherit)\b)"
+)
+_ADDED = re.compile(r"\badd (?:column )?(?:if not exists )?(\S+)")
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,15 @@ def _table(conn: Session) -> tuple[dict[str, _Row], bool]:
             raise
     if not conn.value(named["has_table"]):
         return {}, False
-    bare = conn.tuples("SELECT version::text FROM public.schema_migrations ORDER BY version")
+    bare = conn.tuples("SELECT version::text FROM public.schema_migrations WHERE version IS NOT NULL ORDER BY 1")
     return {version: _Row(version, None, None, None, None) for (version,) in bare}, False
+
+
+def half_done(conn: Session) -> dict[str, int]:
+    """Return the files without a transaction that were begun and are not through, with how many statements are done."""
+    if not conn.value("SELECT to_regclass('public.posduif_migration_progress') IS NOT NULL"):
+        return {}
+    return dict(conn.tuples(queries.load("migrations")["list_half_done"]))
 
 
 def history(conn: Session, *, folders: Folders) -> tuple[Migration, ...]:
@@ -111,13 +121,40 @@ def _compare(version: str, file: File | None, row: _Row | None) -> Migration:
     )
 
 
+def _answered(
+    stack: ExitStack, conn: Session, folders: Folders, asking: Sequence[str]
+) -> list[tuple[str | None, ...]] | None:
+    """Take the tenant's lock with some questions, again while they find the version table locked; raises Blocked."""
+    deadline, pause = time.monotonic() + PATIENCE.total_seconds(), 0.25
+    while True:
+        try:
+            lock = conn.lock(conn.database, asking=asking, lock_timeout=folders.lock_timeout, keep=True)
+            return stack.enter_context(lock)
+        except Blocked as error:
+            holders = conn.tuples(queries.load("migrations")["find_holders"])
+            if time.monotonic() + pause + folders.lock_timeout.total_seconds() > deadline:
+                who = "; ".join(f"pid {pid} ({', '.join(filter(None, more))})" for pid, *more in holders)
+                raise Blocked(
+                    f"the version table of {conn.database} is locked",
+                    why=f"blocked by {who}" if who else error.why,
+                    hint=f"posduif migrate up {conn.database}, when that is done",
+                ) from error
+        if conn.cancelled:
+            raise Interrupted("interrupted")
+        time.sleep(pause)
+        pause = min(pause * 2, 5)
+
+
 @contextmanager
-def _locked(conn: Session, states: Sequence[State]) -> Iterator[tuple[record.Record, dict[str, _Row], bool]]:
+def _locked(
+    conn: Session, folders: Folders, states: Sequence[State]
+) -> Iterator[tuple[record.Record, dict[str, _Row], bool]]:
     """Take the tenant's lock; the block gets its record, and what `_table` returns, from as few messages as can be."""
     named = queries.load("migrations")
     new = State.PROVISIONING in states
-    question = named["has_table" if new else "list_checksums"]
-    with conn.lock(conn.database, asking=[record.QUESTION, question], keep=True) as answers:
+    asking = [record.QUESTION, named["has_table" if new else "list_checksums"]]
+    with ExitStack() as stack:
+        answers = _answered(stack, conn, folders, asking)
         current = record.read(conn) if answers is None else record.judge(conn, answers[0])
         if current.state not in states:
             raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
@@ -140,13 +177,15 @@ def up(
     MigrationFailed with file and line when SQL fails; then a transactional migration left nothing, and of another
     the statements that were done are kept and not run again.
     """
-    with _locked(conn, states) as (current, rows, complete):
+    with _locked(conn, folders, states) as (current, rows, complete):
         migrations = _history(rows, folders)
         refuse_changed(conn.database, migrations, folders)
         done = {m.version for m in migrations if m.state in ("applied", "missing")}
         before = max(done, default=None)
         pending = [file for file in folders.files if file.version not in done]
-        for file in pending:
+        for number, file in enumerate(pending):
+            if number:
+                _next(conn)
             done.add(file.version)
             _Run(conn, file, file.up, folders, hooks or Hooks(), current, done, complete, taking_back=False).apply()
             complete, current = True, _after(current, done)
@@ -170,7 +209,7 @@ def down(
     Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file, or
     when they are not those that were *planned*, and so confirmed.
     """
-    with _locked(conn, (State.ACTIVE,)) as (current, rows, complete):
+    with _locked(conn, folders, (State.ACTIVE,)) as (current, rows, complete):
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
         versions = [file.version for file in files]
         if planned is not None and versions != list(planned):
@@ -181,12 +220,21 @@ def down(
             )
         done = set(rows)
         before = max(done, default=None)
-        for file in files:
+        for number, file in enumerate(files):
+            if number:
+                _next(conn)
             done.discard(file.version)
             assert file.down is not None
             _Run(conn, file, file.down, folders, hooks or Hooks(), current, done, complete, taking_back=True).apply()
             current = _after(current, done)
         return Applied(before, max(done, default=None), tuple(file.version for file in files))
+
+
+def _next(conn: Session) -> None:
+    """Go on to a run's next file, with the session as it was before the last; raises Interrupted."""
+    if conn.cancelled:
+        raise Interrupted("interrupted")
+    conn.restore()
 
 
 def to_take_back(conn: Session, *, folders: Folders, to: str | None, steps: int | None) -> list[File]:
@@ -252,6 +300,7 @@ class _Run:
         except MigrationFailed as error:
             if self.conn.cancelled:
                 raise Interrupted("interrupted") from error
+            self.conn.restore()
             with self.conn.transaction():
                 failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, datetime.now(UTC))
                 record.write(self.conn, replace(self.current, failed=failure))
@@ -265,8 +314,8 @@ class _Run:
             self.conn.transaction(
                 lock_timeout=limits.lock_timeout,
                 statement_timeout=limits.statement_timeout,
-                # An earlier file of the same run may have changed both for the session.
-                prelude=["SET LOCAL ROLE posduif_admin", "SET LOCAL search_path = public"],
+                # An earlier statement may have changed both for the session; after a file it is restored.
+                prelude=() if at_once else ["SET LOCAL ROLE posduif_admin", "SET LOCAL search_path = public"],
                 at_once=at_once,
             ),
         ):
@@ -291,7 +340,7 @@ class _Run:
         version: dict[str, object] = {"version": self.file.version}
         if not self.taking_back:
             version |= {"checksum": self.file.checksum, "duration_ms": duration_ms, "applied_by": conn.login}
-        granting = self.file.path in self.folders.listing[0] or _RIGHTS.search(self.section.text) is not None
+        granting = not all(map(_keeps_rights, self.section.statements))
         ending = [
             "SET LOCAL ROLE posduif_admin",
             *([] if self.complete else [named["create_table"]]),
@@ -302,7 +351,8 @@ class _Run:
         ]
         *_, (hold, is_open), _, stored = self._run(statements, [*further, *ending])
         if hold != "t" and not granting:
-            *_, (_, is_open) = self._run((), [grants(), named["grants_hold"]])
+            *_, (hold, is_open) = self._run((), [grants(), named["grants_hold"]])
+        admin.require_engine_rights(conn.database, lacking=hold == "f")
         admin.require_private_schema(conn.database, is_open=is_open == "t")
         record.require_stored(conn.database, after, stored)
 
@@ -495,6 +545,17 @@ class _Run:
                 line=line,
                 excerpt=excerpt,
             ) from error
+
+
+def _keeps_rights(statement: Statement) -> bool:
+    """Whether a statement leaves `grants.sql` nothing to do; where this is not certain it is run, which takes longer.
+
+    That what a new table takes from a dropped one is missing is seen afterwards.
+    """
+    if _KEEPS_RIGHTS.match(statement.shape) is None:
+        return False
+    added = _ADDED.findall(statement.shape) if statement.shape.startswith("alter") else []
+    return not any(name == '""' or re.search(rf"\b{re.escape(name)}\b", grants()) for name in added)
 
 
 @cache

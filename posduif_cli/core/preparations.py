@@ -8,6 +8,8 @@ from posduif_cli.db import admin, queries
 from posduif_cli.errors import AccessDenied, NoServer
 from posduif_cli.models import Finding, Level, Server
 
+UNNAMED = ("dsn", "libpq", "embedded")  # what servers are called that no configuration names
+
 SPARE_CONNECTIONS = 10  # for people, backups and monitoring
 BACKUP_WAL_SENDERS = 2  # what pg_basebackup takes
 LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
@@ -98,9 +100,9 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         "roles",
         Level.CRITICAL if missing else Level.OK,
         f"missing: {', '.join(missing)}" if missing else f"{', '.join(admin.ROLE_COMMENTS)} are there",
-        fix=f"posduif server init --server {server.name}" if missing else None,
+        fix=f"posduif server init{naming(server)}" if missing else None,
     )
-    pool = admin.engine_limit(session)
+    pool = admin.engine_limit(server)
     wanted = number * pool + server.max_connections + room.reserved + SPARE_CONNECTIONS
     short = room.max_connections < wanted
     yield _finding(
@@ -145,8 +147,13 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         f"every role may connect to database {session.database} and read the records there: names, versions, urls"
         if room.is_open
         else f"database {session.database} is closed to PUBLIC",
-        fix=f"posduif server init --close --server {server.name}" if room.is_open else None,
+        fix=f"posduif server init --close{naming(server)}" if room.is_open else None,
     )
+
+
+def naming(server: Server) -> str:
+    """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
+    return "" if server.name in UNNAMED else f" --server {server.name}"
 
 
 def _finding(

@@ -74,10 +74,12 @@ def up(
     pace: Pace = Pace(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     tell: Callable[[str], None] = lambda text: None,
+    on_pending: Callable[[set[str]], None] = lambda versions: None,
 ) -> "tuple[Rollout, Errors]":
     """Bring the named tenants, or all, to the newest schema; *failed* narrows to those that failed last.
 
-    Of all tenants only those are visited that are behind by their record. Returns the run with an outcome a
+    Of all tenants only those are visited that are behind by their record; *on_pending* is called with the versions
+    that some of them are to get, before any does. Returns the run with an outcome a
     tenant, and the servers that could not be asked. Raises ConfigurationError for a faulty file before
     anything is done.
     """
@@ -96,6 +98,9 @@ def up(
     chosen = [tenant for tenant in chosen if tenant.error or not failed]
     targets = [tenant for tenant in chosen if tenants is not None or behind(tenant)]
     run.leave([tenant for tenant in chosen if tenants is None and not behind(tenant)])
+    waiting = [tenant.schema_version or "" for tenant in targets if tenant.state is State.ACTIVE and tenant.pending]
+    if waiting:
+        on_pending({version for version in folders.paths if version > min(waiting)})
     run.run(targets)
     return run, errors
 
@@ -208,7 +213,7 @@ def _plan(
     text: "Callable[[File], str]",
 ) -> tuple[Plan, Errors]:
     def ask(conn: Session) -> tuple[File, ...]:
-        with conn.transaction(read_only=True):
+        with conn.transaction(read_only=True, lock_timeout=fleet.folders.lock_timeout):
             return question(conn)
 
     groups: dict[tuple[File, ...], list[str]] = {}
@@ -470,7 +475,7 @@ class Rollout:
             with desk.enter(enter, self._crew.stop) as conn, self._crew.watch(conn):
                 try:
                     done = self.work(conn, Hooks(desk.blockers, self.tell))
-                except (MigrationFailed, Busy):
+                except PosduifError:
                     reached = self._reached(conn, tenant)
                     raise
         except (TenantNotFound, WrongState) as error:
@@ -542,7 +547,7 @@ def failed(
     """Make the outcome of a tenant that failed; *reached* is its version by then and whether that is a change."""
     known = error if isinstance(error, MigrationFailed) else None
     detail = OutcomeError(
-        error.sentence if isinstance(error, Busy) else error.message,
+        error.sentence if isinstance(error, Busy | ServerUnreachable) else error.message,
         known.sqlstate if known else None,
         known.file if known else None,
         known.line if known else None,

@@ -50,6 +50,10 @@ CREATE_INDEX = re.compile(r"create (unique )?index (concurrently )?(if not exist
 DROP_INDEX = re.compile(r"drop index (concurrently )?(if exists )?")
 _REINDEX = re.compile(r"reindex (?:\( \) )?(index|table|schema|database|system) (concurrently )?")
 _REINDEX_OPTION = re.compile(r"(?is)reindex\s*\([^)]*\bconcurrently\b(?!\s*(?:false|off|0))")
+_DATA = re.compile(
+    r"(?:with|insert|update|delete|merge|copy|truncate|do|call|select)\b"
+    r"|create .*?(?:table|view)\b.* as (?:with|select|values|table)\b"
+)
 _REPEATABLE = re.compile(r"(?:vacuum|analyze|analyse|reindex|cluster|checkpoint)\b")
 _Token = tuple[str, int, int]  # kind, start, end
 Found = tuple[int, str, str, str | None]  # line, rule, message, fix
@@ -355,6 +359,15 @@ def _statement_errors(statement: Statement, transactional: bool, kind: str) -> I
     if goal.kind == "create_index_concurrently" and not goal.names:
         message = "name it: after an interruption nobody could tell whether an unnamed index was built"
         yield "unnamed-index", message, "CREATE INDEX CONCURRENTLY name ON ..."
+
+
+def touches_data(statement: Statement) -> bool:
+    """Whether a statement may do something to rows, which no comparison of schemas shows.
+
+    >>> [touches_data(s) for s in split("ALTER TABLE a ADD b int; INSERT INTO a VALUES (1); CREATE TABLE c AS TABLE a")]
+    [False, True, True]
+    """
+    return _DATA.match(statement.shape) is not None
 
 
 def alone(statement: Statement) -> bool:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from posduif_cli.core import preparations
 from posduif_cli.core.fleet import Fleet
 from posduif_cli.db import embedded as starter
 from posduif_cli.db import queries
@@ -43,11 +44,12 @@ def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
     if row["is_superuser"]:
         yield f"{row['role']} is a superuser; CREATEDB and CREATEROLE are enough"
     if row["is_open"]:
-        yield f"PUBLIC may connect to {session.database}: posduif server init --close --server {session.server.name}"
+        naming = preparations.naming(session.server)
+        yield f"PUBLIC may connect to {session.database}: posduif server init --close{naming}"
     if row["is_standby"]:
         yield "it is a standby and takes no changes"
     elif row["record_owner"] is None:
-        yield f"it has no posduif roles yet: posduif server init --server {session.server.name}"
+        yield f"it has no posduif roles yet: posduif server init{preparations.naming(session.server)}"
     elif not session.member:
         yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
 

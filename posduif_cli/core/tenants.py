@@ -19,13 +19,14 @@ from posduif_cli.core.templates import Template
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, Session
 from posduif_cli.db.record import Intent, Record
-from posduif_cli.errors import AccessDenied, Busy, NotOurs, PosduifError, QueryFailed, TenantExists
+from posduif_cli.errors import AccessDenied, Busy, Conflict, NotOurs, PosduifError, QueryFailed, TenantExists
 from posduif_cli.models import CreatedTenant, Loss, Plan, Server, State, Step, Tenant
 
 Keep = Callable[[str, dict[str, Any]], None]
 PLACEHOLDER = "REPLACE_ME"
 PATIENCE = 2.0  # seconds; a server notices within 500 ms that a client was killed
 DUPLICATE_DATABASE = ("42P04", "23505")
+DEPENDED_ON = "2BP01"
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> N
     """Judge a tenant that exists; raises TenantExists unless it is as it was asked for."""
     name = existing.tenant
     if existing.state is not State.ACTIVE:
-        raise wrong_state(name, existing.state)
+        raise wrong_state(name, existing.state, has_database=existing.has_database)
     if not if_not_exists:
         raise TenantExists(
             f"tenant {name} exists on server {existing.server}",
@@ -327,7 +328,7 @@ def changing(fleet: Fleet, name: str, *states: State) -> Iterator[tuple[Session,
     """Hold a tenant's lock in one transaction for a change of its record; raises WrongState, Busy."""
     server, tenant = fleet.find(name)
     if tenant.state not in states:
-        raise wrong_state(name, tenant.state)
+        raise wrong_state(name, tenant.state, has_database=tenant.has_database)
     with fleet.enter(server, name) as conn:
         conn.require_admin()
         with conn.lock(name), conn.transaction():
@@ -413,13 +414,13 @@ def engine_settings(conn: Session, name: str, password: str) -> dict[str, Any]:
 
 
 def loss(fleet: Fleet, *, name: str) -> Loss:
-    """Count what dropping a tenant would destroy; zeros for a tenant that was never whole.
+    """Count what dropping a tenant would destroy.
 
     Raises as Fleet.find.
     """
     server, tenant = fleet.find(name)
     if tenant.state in (State.PROVISIONING, State.DROPPING, State.LOST) or tenant.schema_version is None:
-        return Loss(name, server.name, 0, 0, 0, None)
+        return Loss(name, server.name, None, None, None, None)
     with fleet.enter(server, name) as conn:
         counts = conn.dicts(queries.load("tenants")["count_loss"])[0]
     return Loss(name, server.name, **counts)
@@ -448,7 +449,8 @@ def drop(fleet: Fleet, *, name: str) -> bool:
     Returns False when someone else dropped it in the meantime.
 
     Of a lost tenant only the role is dropped: a database that took its place is someone else's. Raises as
-    Fleet.find; Busy, naming the sessions that posduif may not end.
+    Fleet.find; Busy, naming the sessions that posduif may not end; Conflict for a lost tenant whose role has rights in
+    the database of its name, which then may be its own.
     """
     server, _ = fleet.find(name)
     with fleet.maintenance(server) as session:
@@ -459,6 +461,9 @@ def drop(fleet: Fleet, *, name: str) -> bool:
                 return False
             traces = _traces(session, name)
             ours = _is_ours(traces, _intent_of(traces, name))
+            if tenant.state is State.LOST and traces.owner is not None and not ours:
+                _drop_lost_role(session, name, traces)
+                return True
             _announce_drop(session, fleet, server, tenant, traces)
             if ours:
                 _end_sessions(session, name)
@@ -466,6 +471,22 @@ def drop(fleet: Fleet, *, name: str) -> bool:
             if _intent_of(_traces(session, name), name) is not None:
                 admin.drop_role(session, name)
             return True
+
+
+def _drop_lost_role(session: Session, name: str, traces: _Traces) -> None:
+    """Drop the role that is left of a tenant, unless the database of its name knows it."""
+    try:
+        admin.drop_role(session, name)
+    except QueryFailed as error:
+        if error.sqlstate != DEPENDED_ON:
+            raise
+        raise Conflict(
+            f"{admin.engine_role(name)} has rights in database {name}, so that may be the tenant's own",
+            why=f"it belongs to {traces.owner}"
+            + ("" if traces.record else " and has no record")
+            + "; it was not touched",
+            hint=f"posduif tenant adopt {name}",
+        ) from error
 
 
 def _announce_drop(session: Session, fleet: Fleet, server: Server, tenant: Tenant, traces: _Traces) -> None:

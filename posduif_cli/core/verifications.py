@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from posduif_cli.core import fingerprints, inspections, migrations
@@ -44,7 +44,8 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     findings, errors = _visit(fleet, chosen, errors, look)
     if tenants is None:
         halves = [t for t in fleet.tenants()[0] if t.state not in (State.ACTIVE, State.SUSPENDED, State.MOVED)]
-        for error, half in ((wrong_state(half.tenant, half.state), half) for half in halves):
+        for half in halves:
+            error = wrong_state(half.tenant, half.state, has_database=half.has_database)
             fix = next(iter(error.hints), None)
             findings.append(Finding("state", "tenant", half.tenant, Level.CRITICAL, error.sentence, fix=fix))
     return findings, errors
@@ -67,7 +68,9 @@ def _live(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], Er
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
     if tenants is None:
         return live, {f"server {name}": error for name, error in errors.items()}
-    return live, errors | {t.tenant: wrong_state(t.tenant, t.state) for t in chosen if t not in live}
+    return live, errors | {
+        t.tenant: wrong_state(t.tenant, t.state, has_database=t.has_database) for t in chosen if t not in live
+    }
 
 
 def check_record(conn: Session, *, repair: bool = False) -> Finding:
@@ -114,9 +117,10 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     chosen, errors = _live(fleet, tenants)
     folders = fleet.folders
 
-    def look(conn: Session) -> tuple[tuple[Migration, ...], tuple[Thing, ...]]:
-        with conn.transaction(read_only=True):
-            return migrations.history(conn, folders=folders), fingerprints.inventory(conn)
+    def look(conn: Session) -> tuple[tuple[Migration, ...], dict[str, int], tuple[Thing, ...]]:
+        with conn.transaction(read_only=True, lock_timeout=folders.lock_timeout):
+            history, half_done = migrations.history(conn, folders=folders), migrations.half_done(conn)
+            return history, half_done, fingerprints.inventory(conn)
 
     findings: list[Finding] = []
     prints: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -126,8 +130,8 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
         if isinstance(result, PosduifError):
             errors[tenant.tenant] = result
             continue
-        history, things = result
-        findings += _history(tenant, history)
+        history, half_done, things = result
+        findings += _history(tenant, history, half_done)
         mark = fingerprints.digest(things)
         kept.setdefault(mark, things)
         applied = digest(m.version for m in history if m.state != "pending")
@@ -138,8 +142,22 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     return findings, errors
 
 
-def _history(tenant: Tenant, history: Sequence[Migration]) -> list[Finding]:
+def _history(tenant: Tenant, history: Sequence[Migration], half_done: Mapping[str, int]) -> list[Finding]:
     name = tenant.tenant
+    if half_done:
+        return [
+            Finding(
+                "files",
+                "tenant",
+                name,
+                Level.WARNING,
+                f"migration {key.removesuffix(':down')} is {'taken back' if ':' in key else 'applied'} by half, "
+                f"with {done} of its statements",
+                key.removesuffix(":down"),
+                fix=f"posduif migrate {'down' if ':' in key else 'up'} {name}",
+            )
+            for key, done in half_done.items()
+        ]
     newest = max((m.version for m in history if m.state != "pending"), default="")
     wrong = [
         *(

@@ -10,6 +10,7 @@ from psycopg.sql import Composed
 from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Session, compose, identifier, literal
 from posduif_cli.db.record import Intent, put_intent
 from posduif_cli.errors import AccessDenied, NotOurs, UnsafeServer
+from posduif_cli.models import Server
 
 ENGINE_GROUP = "posduif_engine"
 SUPPORT_GROUP = "posduif_support"
@@ -206,6 +207,16 @@ def schema_is_open(session: Session) -> str:
     return session.text("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=ENGINE_GROUP)
 
 
+def require_engine_rights(tenant: str, *, lacking: bool) -> None:
+    """Raise UnsafeServer when the engine's group lacks rights on our tables although `grants.sql` was run."""
+    if lacking:
+        raise UnsafeServer(
+            f"the engine's rights in {tenant} could not be given",
+            why=f"{ENGINE_GROUP} lacks rights on tables that {ADMIN_ROLE} does not own",
+            hint=f"posduif tenant verify {tenant}",
+        )
+
+
 def require_private_schema(tenant: str, *, is_open: bool) -> None:
     """Raise UnsafeServer when the answer to `schema_is_open` was yes."""
     if is_open:
@@ -247,18 +258,18 @@ def let_in(session: Session, tenant: str) -> None:
     session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
 
 
-def engine_limit(session: Session) -> int:
+def engine_limit(server: Server) -> int:
     """Return how many connections a tenant's engine may have: its configured pool, and a few beside it.
 
     A pool of `engine.max_connections` is all that the engine opens today; the rest is for a restart, when the
     old sessions are still being torn down.
     """
-    return int(session.server.engine.get("max_connections", ENGINE_POOL)) + SPARE
+    return int(server.engine.get("max_connections", ENGINE_POOL)) + SPARE
 
 
 def limit_connections(session: Session, tenant: str) -> None:
     """Give the engine's role the connection limit that matches its configuration; part of a transaction."""
-    role, limit = identifier(engine_role(tenant)), literal(engine_limit(session))
+    role, limit = identifier(engine_role(tenant)), literal(engine_limit(session.server))
     session.execute(compose("ALTER ROLE {role} CONNECTION LIMIT {limit}", role=role, limit=limit))
 
 

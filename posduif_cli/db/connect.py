@@ -50,18 +50,25 @@ LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's
 SETUP: LiteralString = """
 SELECT pg_backend_pid(), pg_is_in_recovery(),
        CASE WHEN pg_backend_pid() <> {pid} OR to_regrole({role}) IS NULL THEN NULL
-            WHEN pg_has_role(to_regrole({role})::oid, {privilege}) THEN set_config('role', {role}, false) = {role}
+            WHEN pg_has_role(session_user, to_regrole({role})::oid, {privilege})
+            THEN set_config('role', {role}, false) = {role}
             ELSE false END
 """
 SETTINGS: Mapping[LiteralString, LiteralString] = {
+    "quote_all_identifiers": "off",  # first: it would quote the next
     "TimeZone": "UTC",
     "search_path": "public",
     "default_transaction_read_only": "off",
     # What is asked in the message that takes a lock must not be answered from before the lock.
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "0",
     "statement_timeout": "0",
+    # How values and names are written and read.
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "standard_conforming_strings": "on",
 }
 # Not offered on every operating system; without it an orphaned backend only lives longer.
 WATCHFUL: Mapping[LiteralString, LiteralString] = {**SETTINGS, "client_connection_check_interval": "500"}
@@ -122,7 +129,7 @@ class Session:
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
         self._footing = footing
-        self._settings = WATCHFUL
+        self._settings = footing.settings if footing else WATCHFUL
         if footing is None:
             with translated(self):
                 self._set_up()
@@ -134,11 +141,15 @@ class Session:
             "role": literal(ADMIN_ROLE),
             "privilege": literal("SET" if self.version >= 160000 else "MEMBER"),
         }
-        try:
-            row = self.raw.execute(compose(_with(SETUP, WATCHFUL), **parts)).fetchone()
-        except psycopg.errors.InvalidParameterValue:
-            self._settings = SETTINGS
-            row = self.raw.execute(compose(_with(SETUP, SETTINGS), **parts)).fetchone()
+        added: Mapping[LiteralString, LiteralString] = {"transaction_timeout": "0"} if self.version >= 170000 else {}
+        for settings in (WATCHFUL, SETTINGS):
+            self._settings = {**settings, **added}
+            try:
+                row = self.raw.execute(compose(_with(SETUP, self._settings), **parts)).fetchone()
+                break
+            except psycopg.errors.InvalidParameterValue:
+                if settings is SETTINGS:
+                    raise
         assert row is not None
         pid, self.standby, self.member = row
         if pid != self.pid:
@@ -147,6 +158,10 @@ class Session:
                 why="it would keep locks and roles for other people's sessions",
                 hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
             )
+
+    def restore(self) -> None:
+        """Take back what SQL of other people did to the session's settings and role."""
+        self.script(_with("RESET ALL; SET ROLE posduif_admin", self._settings))
 
     @property
     def footing(self) -> Footing | None:
@@ -350,18 +365,28 @@ class Session:
 
     @contextmanager
     def lock(
-        self, subject: str, *, wait: timedelta = timedelta(seconds=10), asking: Sequence[str] = (), keep: bool = False
+        self,
+        subject: str,
+        *,
+        wait: timedelta = timedelta(seconds=10),
+        asking: Sequence[str] = (),
+        lock_timeout: timedelta = timedelta(0),
+        keep: bool = False,
     ) -> "Iterator[list[tuple[str | None, ...]] | None]":
         """Hold the advisory lock on *subject* in this session and this database.
 
         It is tried, never waited for inside the server: a waiting lock call would deadlock CREATE INDEX
         CONCURRENTLY. The questions of *asking* are put right after it in the same message, outside of a transaction;
-        the block gets the first row of each, or None when one failed. With *keep* the lock is held until the session
+        the block gets the first row of each, or None when one failed; *lock_timeout* is for them, and raises Blocked.
+        With *keep* the lock is held until the session
         ends, which saves a message. Raises Busy, naming the holder, once *wait* is over.
         """
         deadline = time.monotonic() + wait.total_seconds()
         key = self.text("(%(class)s, hashtext(%(subject)s))", **{"class": LOCK_CLASS, "subject": subject})
         unlock = [f"SELECT pg_advisory_unlock{key}"]
+        if asking:
+            # In the transaction that the message is, though none was begun.
+            asking = [f"SET LOCAL lock_timeout = {round(lock_timeout.total_seconds() * 1000)}", *asking]
         answered = True
         while True:
             rows, failure = self.batch([f"SELECT pg_try_advisory_lock{key}", *(asking if answered else ())])
@@ -374,13 +399,15 @@ class Session:
                     raise failure[1]
                 # Whether the lock was taken is not known now; to give back what one does not hold is a mere warning.
                 self.batch(unlock)
+                if isinstance(failure[1], Blocked):
+                    raise failure[1]
                 answered = False
             elif time.monotonic() > deadline:
                 raise self._held(subject)
             else:
                 time.sleep(0.1)
         try:
-            yield rows[1:] if answered else None
+            yield rows[2:] if answered else None
         finally:
             if not keep:
                 with suppress(PosduifError):

@@ -34,7 +34,7 @@ COLUMNS: Mapping[type, tuple[str, ...]] = {
     ),
     models.Purged: ("tenant", "server", "deleted"),
     models.Setting: ("key", "value", "origin"),
-    models.Step: ("action", "subject"),
+    models.Step: ("action", "subject", "tenants"),
     models.Adoption: ("tenant", "server", "state", "schema_version", "url", "changed"),
     models.Finding: ("level", "check", "subject", "message", "fix"),
 }
@@ -157,7 +157,7 @@ def relative(seconds: int) -> str:
     amount = (
         f"{distance} s" if distance < 120 else f"{distance // 60} min" if distance < 7200 else f"{distance // 3600} h"
     )
-    return f" (in {amount})" if seconds >= 0 else f" ({amount} ago)"
+    return f" (in {amount})" if seconds > 0 else f" ({amount} ago)"
 
 
 def visible(text: str) -> str:

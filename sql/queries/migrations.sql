@@ -9,15 +9,25 @@ ALTER TABLE public.schema_migrations
 
 -- name: list_applied
 -- The applied migrations, in the order of their versions.
-SELECT version::text AS version, checksum, applied_at, duration_ms, applied_by FROM public.schema_migrations ORDER BY version;
+SELECT version::text AS version, checksum, applied_at, duration_ms, applied_by FROM public.schema_migrations
+WHERE version IS NOT NULL ORDER BY version;
 
 -- name: list_checksums
 -- The applied migrations as one JSON object, checksum by version: one row, as a message of several statements wants.
-SELECT json_object_agg(version, checksum) FROM public.schema_migrations;
+SELECT json_object_agg(version, checksum) FROM public.schema_migrations WHERE version IS NOT NULL;
 
 -- name: has_table
 -- Whether there is a version table.
 SELECT to_regclass('public.schema_migrations') IS NOT NULL;
+
+-- name: find_holders
+-- Who holds the version table so that it cannot even be read.
+SELECT a.pid, a.usename::text, a.application_name, a.state
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock'
+  AND l.relation = to_regclass('public.schema_migrations')
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY 1;
 
 -- name: add_applied
 -- Notes a migration as applied; part of the migration's transaction, whose time is its duration if none is given.
@@ -45,6 +55,10 @@ CREATE TABLE IF NOT EXISTS public.posduif_migration_progress (
 -- The statements of a file that were run to their end, with the checksum of each.
 SELECT statement, checksum FROM public.posduif_migration_progress
 WHERE version = %(version)s AND done_at IS NOT NULL;
+
+-- name: list_half_done
+-- Files without a transaction that were begun and are not through: `:down` behind the version of one being taken back.
+SELECT version, count(done_at)::int FROM public.posduif_migration_progress GROUP BY version ORDER BY version;
 
 -- name: is_begun
 -- Whether an earlier try noted that it would run this statement outside a transaction.
