@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -111,6 +112,62 @@ def test_a_database_comes_in_whole_and_works(
     as_engine(server, name)
     posduif("tenant", "drop", name, "--confirm", name)
     assert server.sql("SELECT 1 FROM pg_database WHERE datname = %s", name) == []
+
+
+@pytest.mark.parametrize("text", [UP[0], DBMATE, "SELECT 1"], ids=["first", "dbmate", "empty"])
+def test_what_is_adopted_is_as_it_should_be(
+    posduif: Posduif, server: PgServer, make: Make, name: str, text: str
+) -> None:
+    everyone = ";GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC"
+    make(text + everyone)
+    server.sql(f"DROP OWNED BY {name}_app", database=name)
+    posduif("tenant", "adopt", name)
+    findings = posduif.json("tenant", "verify", name, code=None)
+    strangers = [f for f in findings if f["level"] != "ok" and f["check"] != "rights"]
+    assert strangers == []
+    as_engine(server, name) if text != "SELECT 1" else None
+
+
+@pytest.mark.one_server
+def test_data_that_a_migration_would_have_made_is_named(
+    posduif: Posduif, server: PgServer, make: Make, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "1000_seed.sql").write_text(
+        "-- migrate:up\nCREATE TABLE plan (name text);\nINSERT INTO plan VALUES ('free');\nSELECT 1;\n"
+    )
+    (tmp_path / "1001_more.sql").write_text("-- migrate:up\nALTER TABLE plan ADD COLUMN price int;\n")
+    (tmp_path / "config.yaml").write_text(f"migrations: {{paths: ['{tmp_path}']}}\n")
+    option = ("--config", str(tmp_path / "config.yaml"))
+    make(UP[0])
+    steps = posduif.json("tenant", "adopt", name, "-n", *option)["steps"]
+    (mind,) = [step["subject"] for step in steps if step["action"] == "mind"]
+    assert "1000_seed is noted as applied and was not run" in mind
+    assert "in lines 3, 4" in mind
+    assert mind in posduif.json("tenant", "adopt", name, *option)["changes"]
+    assert server.sql("SELECT count(*) FROM plan", database=name) == [(0,)]
+
+
+@pytest.mark.parametrize("how", ["COMMENT ON DATABASE {name} IS NULL", "ALTER DATABASE {name} OWNER TO postgres"])
+def test_a_lost_tenant_whose_database_is_there_is_led_back(
+    posduif: Posduif, server: PgServer, tenant: str, how: str
+) -> None:
+    server.sql(how.format(name=tenant))
+    shown = posduif.json("tenant", "show", tenant)
+    assert (shown["state"], shown["has_database"]) == ("lost", True)
+    adopt = f"posduif tenant adopt {tenant}"
+    for argv in (
+        ("tenant", "verify", tenant),
+        ("user", "list", tenant),
+        ("tenant", "create", tenant, "--if-not-exists"),
+        ("tenant", "drop", tenant, "--confirm", tenant),
+    ):
+        assert posduif(*argv, "-o", "json", code=5).error["try"] == [adopt], argv
+    assert posduif.json("tenant", "show", tenant)["state"] == "lost", "a drop that was refused changed nothing"
+    refused = posduif("tenant", "drop", tenant, "-o", "json", code=9).error
+    assert "what is left of tenant" in refused["message"]
+    posduif("tenant", "adopt", tenant)
+    assert [user["username"] for user in posduif.json("user", "list", tenant)] == ["desk"]
+    assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
 
 
 def as_engine(server: PgServer, name: str) -> None:

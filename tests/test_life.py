@@ -230,6 +230,9 @@ def test_what_is_broken_by_hand_is_found_and_mended(
         server.sql(BY_HAND[fault], database=tenant)
     else:
         assert any(f["changed"] and f["check"] == check for f in mended), mended
+        (left,) = {f["fix"] for f in mended if f["changed"]}
+        rotate = f"posduif tenant rotate-password {tenant} --engine-config FILE"
+        assert left == (rotate if fault == "no role" else None), "a new role has no password"
     assert [f["level"] for f in posduif.json("tenant", "verify", tenant)] == ["ok"]
     with server.connect(tenant, user=f"{tenant}_engine") as conn:
         conn.execute("SELECT count(*) FROM messages")

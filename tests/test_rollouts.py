@@ -1019,6 +1019,43 @@ def test_dry_runs_change_nothing_and_group_by_plan(
         ground.sql("ALTER ROLE alice RESET default_transaction_read_only")
 
 
+def test_a_down_that_cannot_be_says_so_and_nothing_else(posduif: Posduif, many: Make, folder: Folder) -> None:
+    names = many(1)
+    folder.put("1000")
+    posduif("migrate", "up", *names, *folder.option)
+    for file in folder.path.iterdir():
+        file.unlink()
+    for form in ("json", "table"):
+        argv = ("migrate", "down", *names, "--steps", "1", "--confirm", names[0], *folder.option, "-o", form)
+        assert posduif(*argv, code=5).out == ""
+
+
+def test_risks_are_told_before_they_are_taken_and_not_again(posduif: Posduif, many: Make, folder: Folder) -> None:
+    names = many(2)
+    folder.put("1000", more="CREATE INDEX i ON messages (content);")
+    warned = "require-concurrent-index-creation"
+    assert warned in posduif("migrate", "up", "--all", "-n", *folder.option).err
+    assert warned in posduif("migrate", "up", names[0], *folder.option).err
+    folder.put("1001")
+    assert warned not in posduif("migrate", "up", names[0], *folder.option).err
+    assert warned in posduif("migrate", "up", "--all", *folder.option).err
+    assert warned not in posduif("migrate", "up", "--all", *folder.option).err
+
+
+def test_a_dry_run_names_the_tenants_on_a_terminal(posduif: Posduif, many: Make, folder: Folder) -> None:
+    names = many(2)
+    folder.put("1000")
+    shown = posduif("migrate", "up", "--all", "-n", "-o", "table", *folder.option).out
+    assert all(name in shown for name in names)
+
+
+def test_new_counts_on_beyond_four_digits(posduif: Posduif, many: Make, folder: Folder) -> None:
+    many(0)
+    folder.put("9999")
+    made = [Path(posduif("migrate", "new", name, *folder.option).out.strip()).name for name in ("one", "two")]
+    assert made == ["10000_one.sql", "10001_two.sql"]
+
+
 def test_new_makes_the_next_file(posduif: Posduif, many: Make, folder: Folder) -> None:
     [name] = many(1)
     made = [posduif.json("migrate", "new", f"step_{n}", *folder.option)["path"] for n in range(2)]

@@ -224,6 +224,9 @@ def test_half_a_file_is_pending_for_everyone(posduif: Posduif, server: PgServer,
     assert record(server, tenant)["failed"]["line"] == 3
     [row] = posduif.json("migrate", "status", tenant, "--check", *folder.option, code=1)
     assert row["pending"] == 1
+    [finding] = [f for f in posduif.json("migrate", "verify", tenant, *folder.option, code=1) if f["check"] == "files"]
+    assert (finding["level"], finding["value"]) == ("warning", "1000")
+    assert "applied by half, with 1 of its statements" in finding["message"]
     # What failed can be mended; what was run is history.
     folder.raw("1000_half.sql", UP + "CREATE TABLE half (id bigint);\nSELECT 1;\n")
     refused = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=5)
