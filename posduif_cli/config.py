@@ -417,8 +417,8 @@ def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any
             lines[key] = f"{path}:{key_node.start_mark.line + 1}"
             try:
                 values[key] = SCHEMA[pattern](loader.construct_object(value_node, deep=True))
-            except (ValueError, yaml.YAMLError) as error:
-                raise fail(value_node, key, str(error)) from None
+            except (ValueError, KeyError, IndexError, AttributeError, TypeError, yaml.YAMLError) as error:
+                raise fail(value_node, key, str(error) or "is no such value") from None
         elif pattern == "servers.*" and not getattr(value_node, "value", None):
             raise fail(value_node, f"{key}.dsn", "is missing", 'dsn: "host=... user=..."')
         elif pattern == "servers" or any(known.startswith(f"{pattern}.") for known in SCHEMA):

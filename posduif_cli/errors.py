@@ -22,8 +22,9 @@ from collections.abc import Sequence
 
 _SECRETS = re.compile(
     r"""(?isx)
-      ( password \s* = \s* ) ( '(?:[^'\\]|\\.)*'? | (?:[^\s\\]|\\.?)+ )  # a key of a connection string or URI
-    | ( :// [^\s:/@]* : ) ( \S+ ) (?= @ )                             # user:password@host
+      ( (?:password|secret|scram_\w+_key) \s* = \s* )                  # a key of a connection string or URI
+      ( '(?:[^'\\]|\\.)*'? | (?:[^\s\\]|\\.?)+ )
+    | ( :// [^\s:/@]* : ) ( [^\n]+ ) (?= @ )                           # user:password@host
     | ( SCRAM-SHA-256\$ ) ( \S+ )                                     # a verifier
     """
 )

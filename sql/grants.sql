@@ -77,9 +77,10 @@ BEGIN
         FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
         WHERE to_regrole(role) IS NOT NULL AND NOT has_schema_privilege(to_regrole(role), 'public', 'USAGE')
         UNION ALL
+        -- Not on a template: what people wrote into it would be in every tenant.
         SELECT format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role)
         FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
-        WHERE to_regrole(role) IS NOT NULL
+        WHERE to_regrole(role) IS NOT NULL AND NOT starts_with(current_database(), 'posduif')
           AND NOT has_database_privilege(to_regrole(role), current_database(), 'CONNECT')
         UNION ALL
         -- The first migration made these before the default above was set.

@@ -212,7 +212,10 @@ def test_those_who_worked_there_go_on(posduif: Posduif, server: PgServer, make: 
     with server.connect(name) as conn:
         conn.execute(f"SET ROLE {name}_boss".encode())
         conn.execute("ALTER TABLE invoices ADD paid boolean")
-        conn.execute("CREATE TABLE more ()")
+        conn.execute("CREATE SCHEMA boss CREATE TABLE more ()")
+        # A function there could pass for one of PostgreSQL's in an administrator's session.
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute("CREATE FUNCTION public.hashtext(name) RETURNS int LANGUAGE sql AS 'SELECT 1'")
     owners = (
         "SELECT relname::text, pg_get_userbyid(relowner)::text FROM pg_class WHERE relkind = 'r' AND relname = ANY(%s)"
     )
@@ -224,6 +227,7 @@ def test_those_who_worked_there_go_on(posduif: Posduif, server: PgServer, make: 
     text = " ".join(done["changes"])
     assert f"{name}_app has CONNECT, TEMPORARY on database {name} by name now" in text
     assert f"{name}_app lost TRIGGER, REFERENCES on table public.users" in text
+    assert f"{name}_boss lost CREATE on schema public" in text
 
 
 CONFLICTS = {

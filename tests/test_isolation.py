@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,36 @@ def test_an_engine_reaches_only_its_own_database(posduif: Posduif, server: PgSer
             assert server.sql("SELECT current_database()", database=engine, user=f"{engine}_engine") == [(engine,)]
     finally:
         forget(server, other)
+
+
+@pytest.mark.one_server
+def test_functions_that_pass_for_postgresqls_are_never_called(
+    own_server: PgServer, run_on: Callable[..., Posduif]
+) -> None:
+    """A server from before PostgreSQL 15 may let everybody create functions in the maintenance database."""
+    posduif = run_on(own_server)
+    posduif("tenant", "create", "acme", "--web-user", "desk")
+    own_server.sql("GRANT CREATE ON SCHEMA public TO PUBLIC; CREATE ROLE mallory LOGIN")
+    body = "PERFORM set_config('role', 'none', false); ALTER ROLE mallory SUPERUSER"
+    trap = f"LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN {{}}; END $$"
+    with own_server.connect(user="mallory") as conn:
+        for function, value in (
+            ("left(name, int) RETURNS text", "$1"),
+            ("shobj_description(oid, text) RETURNS text", "NULL"),
+            ("starts_with(name, text) RETURNS bool", "false"),
+            ("coalesced(name) RETURNS text", "$1"),
+            ("has_database_privilege(name, name, text) RETURNS bool", "true"),
+            ("pg_database_size(bigint) RETURNS bigint", "1"),
+        ):
+            conn.execute(f"CREATE FUNCTION public.{function} {trap.format(value)}".encode())
+    for argv in (
+        ("tenant", "list", "--sizes"), ("tenant", "create", "globex"), ("server", "list"), ("server", "init"),
+        ("migrate", "up", "--all"), ("tenant", "suspend", "acme"), ("tenant", "resume", "acme"), ("health",),
+        ("tenant", "verify", "--all"), ("migrate", "verify", "--all"), ("tenant", "drop", "acme", "--confirm", "acme"),
+    ):  # fmt: skip
+        posduif(*argv, code=None)
+        assert own_server.sql("SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'") == [(False,)], argv
+    assert posduif.json("tenant", "list")[0]["tenant"] == "globex"
 
 
 def test_nobody_else_may_connect(server: PgServer, tenant: str) -> None:

@@ -30,7 +30,7 @@ def here(server: PgServer, tenant: str) -> Server:
 
 @pytest.fixture
 def session(here: Server, tenant: str) -> Iterator[Session]:
-    with connect(here, tenant, command="test") as session:
+    with connect(here, tenant, command="test", path="public") as session:
         yield session
 
 

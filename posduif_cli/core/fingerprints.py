@@ -138,7 +138,7 @@ def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
     with fleet.maintenance(server) as session:
         admin.ensure_roles(session)
         _sweep(session)
-        with _scratch(session) as name, connect.connect(server, name, command=fleet.command) as conn:
+        with _scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
             for file in fleet.folders.files:
                 conn.execute("SET ROLE posduif_admin")
                 conn.execute("SET search_path = public")

@@ -231,7 +231,8 @@ class Fleet:
         Raises AccessDenied, with what would help, for a login that is no administrator.
         """
         try:
-            return connect.connect(server, name, command=self.command, footing=self._footings.get(server.name))
+            footing = self._footings.get(server.name)
+            return connect.connect(server, name, command=self.command, footing=footing, path="public")
         except ServerError as error:
             _, now = self.find(name)
             if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):

@@ -12,8 +12,6 @@ from posduif_cli.errors import PosduifError
 from posduif_cli.models import Finding, Level, State
 
 SHOWN = 5
-# What grants.sql gives no group, whoever else did.
-TEXTS = ("messages content", "users last_message_sent")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class _Facts:
     administered: bool
     may_connect: bool
     may_create: bool
+    creators: list[str] | None
+    readers: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,19 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
         )
     else:
         _role_faults(conn, current, facts, fault, run)
-    missing, texts = _rights(conn)
+    for creator in facts.creators or ():
+        fault(
+            "rights",
+            f"role {creator} may create objects in schema public, which would pass for PostgreSQL's",
+            run("REVOKE CREATE ON SCHEMA public FROM {creator}", creator=creator),
+        )
+    missing = _rights(conn)
     if missing:
         shown = "; ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         fault("grants", f"the grants differ from grants.sql: {shown}", lambda: _grant(conn))
-    for right in texts:
-        fault("grants", f"a group may read texts: {right}", None, f"REVOKE it by hand in {name}")
+    for reader in facts.readers or ():
+        group, _, column = reader.partition(" ")
+        fault("grants", f"{group} may read texts: {column}", None, f"REVOKE it by hand in {name}; or its memberships")
     for thing, *_ in conn.tuples(named["find_foreign_objects"]):
         fault(
             "foreign", f"{thing} is not posduif's; it was not touched", None, "move it elsewhere", level=Level.WARNING
@@ -192,16 +199,15 @@ def _make_role(conn: Session, current: record.Record) -> None:
         admin.shut_out(conn, name)
 
 
-def _rights(conn: Session) -> tuple[list[str], list[str]]:
-    """Return how the rights differ from what grants.sql makes, tried and taken back; and who may read texts."""
+def _rights(conn: Session) -> list[str]:
+    """Return how the rights differ from what grants.sql makes, tried and taken back."""
     named = queries.load("inspections")["list_rights"]
     before = {right for (right,) in conn.tuples(named)}
     with conn.transaction(rollback=True):
         _grant(conn)
         after = {right for (right,) in conn.tuples(named)}
-    texts = [right for right in sorted(before) if right.startswith(TEXTS) and right.endswith(" SELECT")]
     return [*sorted(f"{right} is missing" for right in after - before),
-            *sorted(f"{right} is too much" for right in before - after)], texts  # fmt: skip
+            *sorted(f"{right} is too much" for right in before - after)]  # fmt: skip
 
 
 def _grant(conn: Session) -> None:

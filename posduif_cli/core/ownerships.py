@@ -95,7 +95,7 @@ def _keep_rights(
     """Give by name what roles had by ownership or by way of PUBLIC; say what each gains and loses.
 
     TRIGGER and REFERENCES are not given: by them a role would have its own code run by whoever writes, which
-    from now on is an administrator too.
+    from now on is an administrator too. Nor is CREATE on schema public: functions there could pass for PostgreSQL's.
     """
     steps: list[Step] = []
     changes: list[str] = []
@@ -103,8 +103,12 @@ def _keep_rights(
         owned = role.role == owner
         rights = {
             f"database {database}": ["ALL"] if owned else role.database,
-            "schema public": ["USAGE", "CREATE"] if owned else role.schema,
+            "schema public": ["USAGE"] if owned else [word for word in role.schema if word != "CREATE"],
         }
+        if owned or "CREATE" in role.schema:
+            sql = f"REVOKE CREATE ON SCHEMA public FROM {name(role.role)}"
+            steps.append(Step("revoke", f"{role.role} on schema public", sql))
+            changes.append(f"{role.role} lost CREATE on schema public")
         for subject, before in taken.items():
             word, bare = _split(subject)
             if before == role.role and word in ("table", "view"):

@@ -53,7 +53,7 @@ def _make(session: Session, fleet: Fleet) -> Template | None:
                 admin.drop_database(session, name)
             admin.create_template(session, wanted)
             record.put(session, wanted, Record(State.PROVISIONING))
-            with connect.connect(session.server, wanted, command=fleet.command) as conn:
+            with connect.connect(session.server, wanted, command=fleet.command, path="public") as conn:
                 migrations.up(conn, folders=replace(fleet.folders, further=()), states=(State.PROVISIONING,))
                 with conn.transaction():
                     record.write(conn, replace(record.read(conn), state=State.ACTIVE))

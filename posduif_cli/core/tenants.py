@@ -464,13 +464,28 @@ def drop(fleet: Fleet, *, name: str) -> bool:
             if tenant.state is State.LOST and traces.owner is not None and not ours:
                 _drop_lost_role(session, name, traces)
                 return True
+            _require_untied(session, name)
             _announce_drop(session, fleet, server, tenant, traces)
             if ours:
-                _end_sessions(session, name)
+                try:
+                    _end_sessions(session, name)
+                except AccessDenied as error:
+                    raise _in_use(session, name, error) from error
                 _drop_database(session, name)
             if _intent_of(_traces(session, name), name) is not None:
                 admin.drop_role(session, name)
             return True
+
+
+def _require_untied(session: Session, name: str) -> None:
+    """Raise Conflict, with nothing dropped yet, where the engine's role could not be dropped afterwards."""
+    role = admin.engine_role(name)
+    if ties := [place for (place,) in session.tuples(queries.load("tenants")["find_ties"], name=name, role=role)]:
+        raise Conflict(
+            f"tenant {name} was not dropped: its role {role} owns something elsewhere, or was granted it",
+            why=f"in {', '.join(ties)}; without that the role could not be dropped, and its name stayed taken",
+            hint=[f"a superuser types, in {place}: DROP OWNED BY {role};" for place in ties],
+        )
 
 
 def _drop_lost_role(session: Session, name: str, traces: _Traces) -> None:

@@ -169,18 +169,21 @@ def create_database(session: Session, intent: Intent, template: str = "template0
 
 
 def create_template(session: Session, name: str) -> None:
-    """Create a database that tenants are copied from, closed to PUBLIC.
+    """Create a database that tenants are copied from, closed to PUBLIC from its first moment.
 
-    It stays open to administrators: pg_upgrade refuses a server with a database that takes no connections.
+    What anybody wrote into it would be in every tenant. It stays open to administrators: pg_upgrade refuses a server
+    with a database that takes no connections.
     """
     session.execute(
         compose(
-            "CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'",
+            "CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false",
             name=identifier(name),
             owner=identifier(ADMIN_ROLE),
         )
     )
-    session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=identifier(name)))
+    with session.transaction():
+        session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=identifier(name)))
+        session.execute(compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true", name=identifier(name)))
 
 
 def open_database(session: Session, tenant: str) -> None:

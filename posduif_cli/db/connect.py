@@ -42,6 +42,7 @@ Query = LiteralString | sql.SQL | sql.Composed
 MAINTENANCE = "postgres"
 ADMIN_ROLE = "posduif_admin"
 CONNECT_TIMEOUT = 10
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _BETWEEN = "\n;\n"  # on a line of its own: a statement may end in a comment
 LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
 
@@ -56,8 +57,8 @@ SELECT pg_backend_pid(), pg_is_in_recovery(),
 """
 SETTINGS: Mapping[LiteralString, LiteralString] = {
     "quote_all_identifiers": "off",  # first: it would quote the next
+    "search_path": "pg_catalog",  # in a tenant's database `public`
     "TimeZone": "UTC",
-    "search_path": "public",
     "default_transaction_read_only": "off",
     # What is asked in the message that takes a lock must not be answered from before the lock.
     "default_transaction_isolation": "read committed",
@@ -102,21 +103,28 @@ class Footing:
     options: str
     settings: Mapping[LiteralString, LiteralString]
 
-    def startup(self) -> str:
-        """Return what goes into the start-up message in place of a query."""
-        ours = {"role": ADMIN_ROLE, **self.settings}
+    def startup(self, path: LiteralString) -> str:
+        """Return what goes into the start-up message in place of a query; *path* is the search_path."""
+        ours = {"role": ADMIN_ROLE, **self.settings, "search_path": path}
         return " ".join([self.options, *("-c " + f"{key}={value}".replace(" ", "\\ ") for key, value in ours.items())])
 
 
 class Session:
     """One connection to one database of one server: autocommit, UTC, as `posduif_admin` where the login may.
 
-    With a *footing* the session has been given all of that when it began. Every method raises what `translate` makes
-    of PostgreSQL's errors.
+    With a *footing* the session has been given all of that when it began. *path* is its search_path: `public` only
+    where nobody but posduif creates objects, or they could lead an administrator's session into their functions.
+    Every method raises what `translate` makes of PostgreSQL's errors.
     """
 
     def __init__(
-        self, raw: psycopg.Connection[Any], *, server: Server, database: str, footing: Footing | None = None
+        self,
+        raw: psycopg.Connection[Any],
+        *,
+        server: Server,
+        database: str,
+        footing: Footing | None = None,
+        path: LiteralString = "pg_catalog",
     ) -> None:
         self.raw = raw
         self.server = server
@@ -129,7 +137,10 @@ class Session:
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
         self._footing = footing
-        self._settings = footing.settings if footing else WATCHFUL
+        self._path = path
+        self._settings: Mapping[LiteralString, LiteralString] = (
+            {**footing.settings, "search_path": path} if footing else WATCHFUL
+        )
         if footing is None:
             with translated(self):
                 self._set_up()
@@ -143,9 +154,12 @@ class Session:
         }
         added: Mapping[LiteralString, LiteralString] = {"transaction_timeout": "0"} if self.version >= 170000 else {}
         for settings in (WATCHFUL, SETTINGS):
-            self._settings = {**settings, **added}
+            self._settings = {**settings, **added, "search_path": self._path}
             try:
-                row = self.raw.execute(compose(_with(SETUP, self._settings), **parts)).fetchone()
+                cursor = self.raw.execute(compose(_with(self._settings, SETUP), **parts))
+                while cursor.nextset():
+                    pass
+                row = cursor.fetchone()
                 break
             except psycopg.errors.InvalidParameterValue:
                 if settings is SETTINGS:
@@ -161,7 +175,7 @@ class Session:
 
     def restore(self) -> None:
         """Take back what SQL of other people did to the session's settings and role."""
-        self.script(_with("RESET ALL; SET ROLE posduif_admin", self._settings))
+        self.script("RESET ALL; " + _with(self._settings, "SET ROLE posduif_admin"))
 
     @property
     def footing(self) -> Footing | None:
@@ -431,8 +445,8 @@ class Session:
         )
 
 
-def _with(query: LiteralString, settings: Mapping[LiteralString, LiteralString]) -> LiteralString:
-    return "; ".join([query, *("SET " + key + " = '" + value + "'" for key, value in settings.items())])
+def _with(settings: Mapping[LiteralString, LiteralString], query: LiteralString) -> LiteralString:
+    return "; ".join([*("SET " + key + " = '" + value + "'" for key, value in settings.items()), query])
 
 
 def _first(result: PGresult) -> tuple[str | None, ...]:
@@ -462,28 +476,35 @@ def parse(server: Server) -> dict[str, Any]:
         ) from None
 
 
-def connect(server: Server, database: str, *, command: str, footing: Footing | None = None) -> Session:
-    """Open a session; *command* shows in the server's `application_name`, *footing* is an earlier session's.
+def connect(
+    server: Server,
+    database: str,
+    *,
+    command: str,
+    footing: Footing | None = None,
+    path: LiteralString = "pg_catalog",
+) -> Session:
+    """Open a session; *command* shows in the server's `application_name`, the rest is as for Session.
 
     Raises InvalidDsn, ServerUnreachable, AccessDenied or PoolerInBetween.
     """
     parts = parse(server)
-    if server.origin == "--dsn" and parts.get("password"):
+    if server.origin == "--dsn" and any(parts.get(key) for key in SECRETS):
         raise InvalidDsn(
-            "--dsn holds a password",
+            "--dsn holds a password or key",
             why="every user of this machine can read command lines",
             hint=["put the password into ~/.pgpass", "or set POSDUIF_DSN", "or use a service file"],
         )
     parts |= {"dbname": database, "application_name": f"posduif {command}".strip(), "client_encoding": "UTF8"}
     parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
     if footing is not None:
-        parts["options"] = footing.startup()
+        parts["options"] = footing.startup(path)
     try:
         raw = psycopg.connect(make_conninfo(**parts), autocommit=True, context=_READING)
     except psycopg.Error as error:
         raise _refused(error, server, database) from None
     try:
-        return Session(raw, server=server, database=database, footing=footing)
+        return Session(raw, server=server, database=database, footing=footing, path=path)
     except BaseException:
         raw.close()
         raise

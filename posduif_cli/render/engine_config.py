@@ -44,7 +44,20 @@ def write(path: Path, settings: Mapping[str, Any]) -> None:
     content, node = _read(path, postgres["db"])
     start, end = node.start_mark.index, node.end_mark.index
     quoted = yaml.safe_dump(postgres["password"], default_flow_style=True).split("\n")[0]
-    write_private(path, (content[:start] + quoted + content[end:]).encode())
+    changed = content[:start] + ("" if content[:start].endswith((" ", "\n")) else " ") + quoted + content[end:]
+    wanted = yaml.safe_load(content)
+    wanted["postgres"]["password"] = postgres["password"]
+    try:
+        same = yaml.safe_load(changed) == wanted
+    except yaml.YAMLError:
+        same = False
+    if not same:
+        raise ConfigurationError(
+            f"the password in {path} cannot be replaced",
+            why="it is written in a way that leaves more than a plain value to change; the file was left as it is",
+            hint=f"write `password: old` there, each on a line of its own, or move {path} away",
+        )
+    write_private(path, changed.encode())
 
 
 def _read(path: Path, tenant: str) -> tuple[str, Any]:
@@ -58,11 +71,14 @@ def _read(path: Path, tenant: str) -> tuple[str, Any]:
         content = path.read_text(encoding="utf-8")
         document = yaml.safe_load(content)
         root: Any = yaml.compose(content, yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
         raise foreign from None
     if not isinstance(document, dict) or not isinstance(document.get("postgres"), dict):
         raise foreign
     if document["postgres"].get("db") != tenant or "password" not in document["postgres"]:
         raise foreign
-    postgres = next(value for key, value in root.value if key.value == "postgres")
-    return content, next(value for key, value in postgres.value if key.value == "password")
+    nodes = [node for key, node in root.value if key.value == "postgres" and isinstance(node, yaml.MappingNode)]
+    passwords = [node for key, node in nodes[-1].value if key.value == "password"] if nodes else []
+    if not passwords:  # it comes by way of an anchor
+        raise foreign
+    return content, passwords[-1]

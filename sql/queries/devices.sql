@@ -3,10 +3,10 @@
 -- is when messages were last fetched or read.
 SELECT u.device_id::text, u.id AS user_id, u.username::text, u.enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
        m.last_activity AT TIME ZONE 'UTC' AS last_activity, s.sync_status::text, coalesce(m.pending, 0) AS pending
-FROM users u
-LEFT JOIN sync_metadata s ON s.device_id = u.device_id
+FROM public.users u
+LEFT JOIN public.sync_metadata s ON s.device_id = u.device_id
 LEFT JOIN LATERAL (SELECT max(greatest(synced_at, read_at)) AS last_activity,
                           count(*) FILTER (WHERE status = 'pending_sync') AS pending
-                   FROM messages WHERE recipient_id = u.id) m ON true
+                   FROM public.messages WHERE recipient_id = u.id) m ON true
 WHERE u.device_id IS NOT NULL AND (%(device)s::text IS NULL OR %(device)s IN (u.device_id, u.username))
 ORDER BY u.device_id = %(device)s DESC, u.username LIMIT %(limit)s OFFSET %(offset)s;

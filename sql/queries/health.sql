@@ -19,10 +19,10 @@ FROM pg_replication_slots ORDER BY 1;
 
 -- name: describe_tenant
 -- The application's figures of one tenant, and its connections and size.
-SELECT (SELECT count(*) FROM users) AS users,
-       (SELECT count(*) FROM messages) AS messages,
-       (SELECT count(*) FROM messages WHERE status = 'pending_sync') AS pending_sync,
-       (SELECT count(*) FROM sync_metadata WHERE sync_status = 'error') AS sync_errors,
+SELECT (SELECT count(*) FROM public.users) AS users,
+       (SELECT count(*) FROM public.messages) AS messages,
+       (SELECT count(*) FROM public.messages WHERE status = 'pending_sync') AS pending_sync,
+       (SELECT count(*) FROM public.sync_metadata WHERE sync_status = 'error') AS sync_errors,
        (SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid()) AS connections,
        pg_database_size(current_database()) AS size_bytes;
@@ -58,7 +58,7 @@ WHERE NOT i.indisvalid AND c.relnamespace = 'public'::regnamespace
 -- name: find_stuck_devices
 -- Devices that fetched messages after one had been waiting for five minutes, which is still waiting.
 SELECT u.device_id::text AS device, count(*) AS stuck
-FROM messages m JOIN users u ON u.id = m.recipient_id
+FROM public.messages m JOIN public.users u ON u.id = m.recipient_id
 WHERE m.status = 'pending_sync' AND u.device_id IS NOT NULL
-  AND (SELECT max(o.synced_at) FROM messages o WHERE o.recipient_id = u.id) > m.created_at + interval '5 minutes'
+  AND (SELECT max(o.synced_at) FROM public.messages o WHERE o.recipient_id = u.id) > m.created_at + interval '5 minutes'
 GROUP BY 1 ORDER BY 1;

@@ -20,7 +20,17 @@ SELECT d.datconnlimit AS database_limit,
            AS memberships,
        coalesce(pg_has_role('posduif_admin', r.oid, 'USAGE'), false) AS administered,
        EXISTS (SELECT 1 FROM aclexplode(d.datacl) a WHERE a.grantee = r.oid AND a.privilege_type = 'CONNECT') AS may_connect,
-       coalesce(has_schema_privilege(r.oid, 'public', 'CREATE'), false) AS may_create
+       coalesce(has_schema_privilege(r.oid, 'public', 'CREATE'), false) AS may_create,
+       (SELECT array_agg(DISTINCT c.rolname::text)
+        FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a JOIN pg_roles c ON c.oid = a.grantee
+        WHERE n.nspname = 'public' AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (n.nspowner, coalesce(r.oid, 0))
+          AND c.rolname NOT IN ('posduif_admin', 'posduif_engine')) AS creators,
+       (SELECT array_agg(g.rolname || ' ' || t.thing) FROM (VALUES ('messages', 'content'), ('users', 'last_message_sent'))
+            AS v (relation, attribute) CROSS JOIN LATERAL (SELECT v.relation || '.' || v.attribute) AS t (thing)
+        JOIN pg_roles g ON g.rolname IN ('posduif_support', 'posduif_health')
+        JOIN pg_attribute w ON w.attrelid = to_regclass('public.' || v.relation) AND w.attname = v.attribute
+        WHERE has_column_privilege(g.oid, w.attrelid, w.attnum, 'SELECT')
+          AND NOT has_column_privilege('public', w.attrelid, w.attnum, 'SELECT')) AS readers
 FROM pg_database d LEFT JOIN pg_roles r ON r.rolname = d.datname || '_engine'
 WHERE d.datname = current_database();
 

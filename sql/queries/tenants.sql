@@ -42,10 +42,20 @@ SELECT (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %(
 
 -- name: count_loss
 -- What dropping this tenant would destroy.
-SELECT (SELECT count(*) FROM users) AS users,
-       (SELECT count(*) FROM users WHERE device_id IS NOT NULL) AS devices,
-       (SELECT count(*) FROM messages) AS messages,
-       (SELECT max(greatest(created_at, synced_at, read_at)) FROM messages) AT TIME ZONE 'UTC' AS last_activity;
+SELECT (SELECT count(*) FROM public.users) AS users,
+       (SELECT count(*) FROM public.users WHERE device_id IS NOT NULL) AS devices,
+       (SELECT count(*) FROM public.messages) AS messages,
+       (SELECT max(greatest(created_at, synced_at, read_at)) FROM public.messages) AT TIME ZONE 'UTC' AS last_activity;
+
+-- name: find_ties
+-- What keeps a role from being dropped once the database of its name is gone: where it owns or was granted something.
+SELECT DISTINCT coalesce(d.datname::text, 'the whole server')
+FROM pg_shdepend s LEFT JOIN pg_database d ON d.oid = s.dbid
+WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = to_regrole(quote_ident(%(role)s))
+  AND s.classid <> 'pg_auth_members'::regclass
+  AND coalesce(d.datname, (SELECT o.datname FROM pg_database o WHERE s.classid = 'pg_database'::regclass AND o.oid = s.objid),
+               '') <> %(name)s
+ORDER BY 1;
 
 -- name: find_sessions
 -- The sessions in a tenant's database, or of its engine's role, other than this one.

@@ -9,40 +9,40 @@ SELECT t.id, t.tenant_id::text AS tenant, t.label,
        t.created_at AT TIME ZONE 'UTC' AS created_at, t.expires_at AT TIME ZONE 'UTC' AS expires_at,
        t.used_at AT TIME ZONE 'UTC' AS used_at, t.revoked_at AT TIME ZONE 'UTC' AS revoked_at,
        t.device_id::text, u.username::text AS username
-FROM enrollment_tokens t
-JOIN users c ON c.id = t.created_by
-LEFT JOIN users u ON u.enrollment_token_id = t.id
+FROM public.enrollment_tokens t
+JOIN public.users c ON c.id = t.created_by
+LEFT JOIN public.users u ON u.enrollment_token_id = t.id
 WHERE (%(id)s::uuid IS NULL OR t.id = %(id)s)
   AND (%(token)s::uuid IS NULL OR t.token = %(token)s)
 ORDER BY t.created_at DESC, t.id LIMIT %(limit)s OFFSET %(offset)s;
 
 -- name: list_creators
 -- The web users who could create a token, at most eleven.
-SELECT username::text FROM users WHERE user_type = 'web' ORDER BY username LIMIT 11;
+SELECT username::text FROM public.users WHERE user_type = 'web' ORDER BY username LIMIT 11;
 
 -- name: add_token
 -- Makes a token that lives for %(seconds)s seconds from now, on the server's clock.
-INSERT INTO enrollment_tokens (created_by, tenant_id, label, created_at, updated_at, expires_at)
+INSERT INTO public.enrollment_tokens (created_by, tenant_id, label, created_at, updated_at, expires_at)
 VALUES (%(created_by)s, current_database(), %(label)s, now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC',
         (now() AT TIME ZONE 'UTC') + make_interval(secs => %(seconds)s))
 RETURNING id, token;
 
 -- name: revoke_token
 -- Ends an unused token at once; the sync engine knows only expires_at.
-UPDATE enrollment_tokens
+UPDATE public.enrollment_tokens
 SET revoked_at = now() AT TIME ZONE 'UTC', expires_at = least(expires_at, now() AT TIME ZONE 'UTC')
 WHERE id = %(id)s AND used_at IS NULL AND revoked_at IS NULL;
 
 -- name: purge_tokens
 -- Deletes one batch of unused tokens that expired or were revoked at least %(seconds)s seconds ago.
-DELETE FROM enrollment_tokens WHERE id IN (
-    SELECT id FROM enrollment_tokens
+DELETE FROM public.enrollment_tokens WHERE id IN (
+    SELECT id FROM public.enrollment_tokens
     WHERE used_at IS NULL
       AND least(expires_at, revoked_at) <= (now() AT TIME ZONE 'UTC') - make_interval(secs => %(seconds)s)
     LIMIT %(batch)s FOR UPDATE SKIP LOCKED);
 
 -- name: count_purgeable
 -- How many tokens a purge would delete.
-SELECT count(*) FROM enrollment_tokens
+SELECT count(*) FROM public.enrollment_tokens
 WHERE used_at IS NULL
   AND least(expires_at, revoked_at) <= (now() AT TIME ZONE 'UTC') - make_interval(secs => %(seconds)s);
