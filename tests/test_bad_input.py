@@ -218,7 +218,9 @@ def test_a_uri_that_is_right_is_taken(cli: Posduif, monkeypatch: pytest.MonkeyPa
     assert "cannot be reached" in cli("tenant", "list", code=6).err
 
 
-@pytest.mark.parametrize("dsn", [f"host=x password={SECRET}", f"postgresql://u:{SECRET}@h/x"])
+@pytest.mark.parametrize(
+    "dsn", [f"host=x {key}={SECRET}" for key in ("password", "sslpassword")] + [f"postgresql://u:{SECRET}@h/x"]
+)
 def test_a_password_on_the_command_line_is_refused(cli: Posduif, dsn: str) -> None:
     for command in ("tenant list", "user list acme"):
         result = cli(*command.split(), "--dsn", dsn, "--debug", code=3)

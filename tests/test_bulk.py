@@ -340,6 +340,24 @@ def test_ctrl_c_says_how_far_it_got(posduif: Posduif, server: PgServer, names: l
 
 
 @pytest.mark.one_server
+def test_people_do_not_get_into_a_template(
+    posduif: Posduif, server: PgServer, names: list[str], listed: Callable[..., str]
+) -> None:
+    posduif("tenant", "create", "--from", listed(*({"name": name} for name in names)))
+    held = dict(
+        server.sql(
+            """SELECT datname::text, array[has_database_privilege('posduif_support', oid, 'CONNECT'),
+                                           has_database_privilege('posduif_health', oid, 'CONNECT'),
+                                           has_database_privilege('public', oid, 'CONNECT')]
+               FROM pg_database WHERE starts_with(datname, 'posduif_template') OR datname = ANY (%s)""",
+            names,
+        )
+    )
+    (template,) = held.keys() - set(names)
+    assert held.pop(template) == [False, False, False]
+    assert held == {name: [True, True, False] for name in names}
+
+
 def test_a_template_in_use_only_costs_time(posduif: Posduif, server: PgServer, names: list[str], listed: Any) -> None:
     posduif("tenant", "create", "--from", listed(*({"name": n} for n in names[:8])))
     rows = server.sql("SELECT datname FROM pg_database WHERE datname LIKE 'posduif\\_template\\_%%'")

@@ -226,6 +226,60 @@ BY_HAND = {
 }
 
 
+PASSWORDS = {
+    "plain": ("password: old", True),
+    "quoted": ("password: 'old'", True),
+    "empty": ("password:", True),
+    "block": ("password: |\n    old", None),
+    "anchor": ("password: &p old\n  again: *p", None),
+    "twice": ("password: older\n  password: old", True),
+}
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("form", PASSWORDS)
+def test_a_file_by_hand_gets_the_password_or_stays_as_it_is(
+    posduif: Posduif, tenant: str, tmp_path: Path, form: str
+) -> None:
+    line, done = PASSWORDS[form]
+    file = tmp_path / "engine.yaml"
+    text = f"# by hand\npostgres:\n  {line}\n  db: {tenant}  # ours\nsse: {{port: 99}}\n"
+    file.write_text(text)
+    before = yaml.safe_load(text)
+    rotated = posduif("tenant", "rotate-password", tenant, "--engine-config", str(file), "-o", "json", code=None)
+    after = yaml.safe_load(file.read_text())
+    if rotated.code:
+        assert (file.read_text(), done, rotated.error["exit"]) == (text, None, 3)
+        return
+    assert len(after["postgres"]["password"]) == 32
+    before["postgres"]["password"] = after["postgres"]["password"]
+    assert after == before
+    assert "# by hand" in file.read_text()
+
+
+@pytest.mark.parametrize("odd", ["<<: *base", "x: !!bool foo\n  password: old", "x: !!timestamp foo\n  password: old"])
+@pytest.mark.one_server
+def test_a_file_that_cannot_be_understood_is_left(posduif: Posduif, tenant: str, tmp_path: Path, odd: str) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(text := f"base: &base {{password: old}}\npostgres:\n  {odd}\n  db: {tenant}\n")
+    posduif("tenant", "rotate-password", tenant, "--engine-config", str(file), code=5)
+    assert file.read_text() == text
+
+
+def test_a_role_that_is_tied_elsewhere_is_named_before_anything_is_dropped(
+    posduif: Posduif, server: PgServer, tenant: str
+) -> None:
+    server.sql("CREATE TABLE IF NOT EXISTS tie (id int)")
+    server.sql(f"GRANT SELECT ON tie TO {tenant}_engine")
+    refused = posduif("tenant", "drop", tenant, "--confirm", tenant, "-o", "json", code=5).error
+    assert refused["why"].startswith("in postgres;")
+    assert refused["try"] == [f"a superuser types, in postgres: DROP OWNED BY {tenant}_engine;"]
+    assert posduif.json("tenant", "show", tenant)["state"] == "active"
+    server.sql(f"DROP OWNED BY {tenant}_engine")
+    posduif("tenant", "drop", tenant, "--confirm", tenant)
+    server.sql("DROP TABLE tie")
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_broken_by_hand_is_found_and_mended(
     posduif: Posduif, server: PgServer, tenant: str, fault: str
