@@ -35,7 +35,7 @@ NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
 CANNOT_RUN_IN_TRANSACTION = "25001"
 # Statements that leave the rights on our tables as they are, but for a column that ADD brings again.
 _KEEPS_RIGHTS = re.compile(
-    r"(?:create (?:unique )?index|comment on|create table(?!.* as ))\b"
+    r"(?:create (?:unique )?index|comment on)\b"
     r"|alter table (?:if exists )?(?:only )?\S+ (?:\. \S+ )?add\b(?!.*\b(?:alter|drop|rename|owner|inherit)\b)"
 )
 _ADDED = re.compile(r"\badd (?:column )?(?:if not exists )?(\S+)")
@@ -345,15 +345,14 @@ class _Run:
             "SET LOCAL ROLE posduif_admin",
             *([] if self.complete else [named["create_table"]]),
             conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
-            *([grants()] if granting else []),
-            named["grants_hold"],
+            *([grants(), named["look_at_rights"]] if granting else []),
             *record.storing(conn, conn.database, after),
         ]
-        *_, (hold, is_open), _, stored = self._run(statements, [*further, *ending])
-        if hold != "t" and not granting:
-            *_, (hold, is_open) = self._run((), [grants(), named["grants_hold"]])
-        admin.require_engine_rights(conn.database, lacking=hold == "f")
-        admin.require_private_schema(conn.database, is_open=is_open == "t")
+        *_, looked, _, stored = self._run(statements, [*further, *ending])
+        if granting:
+            hold, is_open = looked
+            admin.require_engine_rights(conn.database, lacking=hold == "f")
+            admin.require_private_schema(conn.database, is_open=is_open == "t")
         record.require_stored(conn.database, after, stored)
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
@@ -548,10 +547,7 @@ class _Run:
 
 
 def _keeps_rights(statement: Statement) -> bool:
-    """Whether a statement leaves `grants.sql` nothing to do; where this is not certain it is run, which takes longer.
-
-    That what a new table takes from a dropped one is missing is seen afterwards.
-    """
+    """Whether a statement leaves `grants.sql` nothing to do; where this is not certain it is run, which takes time."""
     if _KEEPS_RIGHTS.match(statement.shape) is None:
         return False
     added = _ADDED.findall(statement.shape) if statement.shape.startswith("alter") else []

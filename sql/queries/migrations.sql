@@ -107,9 +107,9 @@ FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'virtualxid' AND l.granted AND a.pid <> pg_backend_pid() AND a.datname = current_database()
 ORDER BY 1;
 
--- name: grants_hold
--- Whether the sync engine has its rights on all of our tables, and whether it could create objects beside them. By
--- functions alone: a new session's first look at a catalog by a query takes longer than most migrations do.
+-- name: look_at_rights
+-- Whether the sync engine has its rights on those of our tables that there are, and whether it could create objects
+-- beside them: what grants.sql was to see to, which a REVOKE by a role that may not is a mere warning for.
 SELECT has_schema_privilege('posduif_engine', 'public', 'USAGE')
            AND bool_and(has_table_privilege('posduif_engine', to_regclass(name), privilege)),
        has_schema_privilege('posduif_engine', 'public', 'CREATE')
