@@ -72,8 +72,8 @@ class Failure(Value):
 class Tenant(Value):
     """One customer's database.
 
-    *pending* counts migrations; *size_bytes* is None unless it was asked for; *has_database* tells a lost tenant
-    whose database is there, but bears no record or another owner, from one whose database is gone.
+    *pending* counts migrations; *size_bytes* is None unless it was asked for; *has_database* tells, of a lost
+    tenant only, whether its database is there, with another owner or without its record, or gone.
     """
 
     tenant: str
@@ -87,7 +87,7 @@ class Tenant(Value):
     error: Failure | None
     engine_connected: bool
     size_bytes: int | None = None
-    has_database: bool = True
+    has_database: bool | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

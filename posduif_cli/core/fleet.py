@@ -112,7 +112,7 @@ class Fleet:
             error=noted.failed if noted else None,
             engine_connected=row["engine_connected"],
             size_bytes=row["size_bytes"],
-            has_database=row["has_database"],
+            has_database=row["has_database"] if state is State.LOST else None,
         )
 
     def look(self, session: Session, name: str) -> Tenant | None:
@@ -273,7 +273,7 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
     )
 
 
-def wrong_state(name: str, state: State, *, has_database: bool = False) -> WrongState:
+def wrong_state(name: str, state: State, *, has_database: bool | None = None) -> WrongState:
     """Say that a tenant's state forbids what was asked, and what would change it."""
     step = NEXT_STEP.get(state, "posduif tenant show {name}")
     if state is State.LOST and has_database:
