@@ -56,7 +56,11 @@ def test_suspend_shuts_the_engine_out_and_leaves_the_data(
     assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
 
 
-def test_resume_migrates_first(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
+@pytest.mark.one_server
+def test_resume_migrates_first(own_server: PgServer, run_on: Callable[..., Posduif], folder: Folder) -> None:
+    # A server of its own: a run over all tenants would reach those of the tests beside this one.
+    server, posduif, tenant = own_server, run_on(own_server), "acme"
+    posduif("tenant", "create", tenant)
     posduif("tenant", "suspend", tenant)
     folder.put("9000_more.sql", "CREATE TABLE more ();", "DROP TABLE more;")
     assert posduif.json("migrate", "up", "--all", "--list", *folder.option)

@@ -104,7 +104,7 @@ def up(
     names = options.targets(tenant, everyone, "migrate up")
     if dry_run:
         plan, errors = rollouts.plan_up(app.fleet, tenants=names, failed=failed)
-        for risk in risks(app, {step.subject.partition("_")[0] for step in plan.steps}):
+        for risk in remarks(app, {step.subject.partition("_")[0] for step in plan.steps}):
             app.out.warn(risk)
         app.show_plan(plan)
         app.report_failed(errors, among=names)
@@ -114,7 +114,7 @@ def up(
     with runs.watched(app) as watcher:
 
         def tell_risks(versions: set[str]) -> None:
-            for risk in risks(app, versions):
+            for risk in remarks(app, versions):
                 watcher.tell(f"warning: {risk}")
 
         run, errors = rollouts.up(
@@ -212,7 +212,7 @@ def split(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
-def risks(app: App, versions: set[str]) -> list[str]:
+def remarks(app: App, versions: set[str]) -> list[str]:
     """Return what the checks of some versions' files warn of, for files that are not posduif's own."""
     if not app.folders.further:
         return []

@@ -124,7 +124,7 @@ def _find(fleet: Fleet, session: Session, name: str) -> _Database | Tenant:
     # Of a tenant that was being dropped nothing is left but its role, once the database is not posduif's.
     dropped = found.owner != ADMIN_ROLE or record.parse(found.comment) is None
     if tenant is not None and tenant.state is not State.LOST and not (tenant.state is State.DROPPING and dropped):
-        raise wrong_state(name, tenant.state)
+        raise wrong_state(tenant)
     if found.template or not found.open:
         raise Conflict(
             f"database {name} {'is a template' if found.template else 'accepts no connections'}",

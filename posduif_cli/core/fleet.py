@@ -221,7 +221,7 @@ class Fleet:
         """
         server, tenant = self.find(name)
         if tenant.state not in states:
-            raise wrong_state(name, tenant.state, has_database=tenant.has_database)
+            raise wrong_state(tenant)
         with self.enter(server, name) as session:
             yield session
 
@@ -236,7 +236,7 @@ class Fleet:
         except ServerError as error:
             _, now = self.find(name)
             if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):
-                raise wrong_state(name, now.state, has_database=now.has_database) from None
+                raise wrong_state(now) from None
             if isinstance(error, AccessDenied):
                 with self.maintenance(server) as session:
                     session.require_member()
@@ -273,10 +273,11 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
     )
 
 
-def wrong_state(name: str, state: State, *, has_database: bool | None = None) -> WrongState:
+def wrong_state(tenant: Tenant) -> WrongState:
     """Say that a tenant's state forbids what was asked, and what would change it."""
+    name, state = tenant.tenant, tenant.state
     step = NEXT_STEP.get(state, "posduif tenant show {name}")
-    if state is State.LOST and has_database:
+    if state is State.LOST and tenant.has_database:
         return WrongState(
             f"tenant {name} is {state}",
             why=f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}",

@@ -41,15 +41,15 @@ def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
 
 
 def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
+    naming = preparations.naming(session.server)
     if row["is_superuser"]:
         yield f"{row['role']} is a superuser; CREATEDB and CREATEROLE are enough"
     if row["is_open"]:
-        naming = preparations.naming(session.server)
         yield f"PUBLIC may connect to {session.database}: posduif server init --close{naming}"
     if row["is_standby"]:
         yield "it is a standby and takes no changes"
     elif row["record_owner"] is None:
-        yield f"it has no posduif roles yet: posduif server init{preparations.naming(session.server)}"
+        yield f"it has no posduif roles yet: posduif server init{naming}"
     elif not session.member:
         yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
 

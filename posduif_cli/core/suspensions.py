@@ -32,7 +32,7 @@ def resume(fleet: Fleet, *, name: str) -> bool:
     if tenant.state is State.ACTIVE:
         return False
     if tenant.state is not State.SUSPENDED:
-        raise wrong_state(name, tenant.state)
+        raise wrong_state(tenant)
     with fleet.enter(server, name) as conn:
         conn.require_admin()
         with conn.lock(name):
@@ -52,7 +52,7 @@ def plan_suspend(fleet: Fleet, *, name: str) -> Plan:
     if tenant.state is State.SUSPENDED:
         return Plan(())
     if tenant.state is not State.ACTIVE:
-        raise wrong_state(name, tenant.state)
+        raise wrong_state(tenant)
     role = admin.engine_role(name)
     return Plan(
         (
@@ -69,7 +69,7 @@ def plan_resume(fleet: Fleet, *, name: str) -> Plan:
     if tenant.state is State.ACTIVE:
         return Plan(())
     if tenant.state is not State.SUSPENDED:
-        raise wrong_state(name, tenant.state)
+        raise wrong_state(tenant)
     with fleet.enter(server, name) as conn, conn.transaction(read_only=True):
         history = migrations.history(conn, folders=fleet.folders)
     migrations.refuse_changed(name, history, fleet.folders)

@@ -228,7 +228,7 @@ def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> N
     """Judge a tenant that exists; raises TenantExists unless it is as it was asked for."""
     name = existing.tenant
     if existing.state is not State.ACTIVE:
-        raise wrong_state(name, existing.state, has_database=existing.has_database)
+        raise wrong_state(existing)
     if not if_not_exists:
         raise TenantExists(
             f"tenant {name} exists on server {existing.server}",
@@ -328,13 +328,13 @@ def changing(fleet: Fleet, name: str, *states: State) -> Iterator[tuple[Session,
     """Hold a tenant's lock in one transaction for a change of its record; raises WrongState, Busy."""
     server, tenant = fleet.find(name)
     if tenant.state not in states:
-        raise wrong_state(name, tenant.state, has_database=tenant.has_database)
+        raise wrong_state(tenant)
     with fleet.enter(server, name) as conn:
         conn.require_admin()
         with conn.lock(name), conn.transaction():
             current = record.read(conn)
             if current.state not in states:
-                raise wrong_state(name, current.state)
+                raise wrong_state(replace(tenant, state=current.state))
             yield conn, current
 
 

@@ -45,7 +45,7 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     if tenants is None:
         halves = [t for t in fleet.tenants()[0] if t.state not in (State.ACTIVE, State.SUSPENDED, State.MOVED)]
         for half in halves:
-            error = wrong_state(half.tenant, half.state, has_database=half.has_database)
+            error = wrong_state(half)
             fix = next(iter(error.hints), None)
             findings.append(Finding("state", "tenant", half.tenant, Level.CRITICAL, error.sentence, fix=fix))
     return findings, errors
@@ -68,9 +68,7 @@ def _live(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], Er
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
     if tenants is None:
         return live, {f"server {name}": error for name, error in errors.items()}
-    return live, errors | {
-        t.tenant: wrong_state(t.tenant, t.state, has_database=t.has_database) for t in chosen if t not in live
-    }
+    return live, errors | {t.tenant: wrong_state(t) for t in chosen if t not in live}
 
 
 def check_record(conn: Session, *, repair: bool = False) -> Finding:
