@@ -126,6 +126,11 @@ def test_a_record_shares_the_fate_of_its_transaction(server: PgServer, tenant: s
 def test_a_record_of_a_database_that_is_gone_cannot_be_written(server: PgServer, tenant: str) -> None:
     with session(server, "postgres") as conn, pytest.raises(OperationFailed):
         record.put(conn, f"{tenant}_gone", Record(State.ACTIVE))
+    with session(server, "postgres") as conn, conn.transaction(rollback=True):
+        conn.script("SET client_min_messages = error")  # as SQL of other people may, and PostgreSQL only warns
+        with pytest.raises(OperationFailed):
+            record.put(conn, f"{tenant}_gone", Record(State.ACTIVE))
+        record.put(conn, tenant, Record(State.ACTIVE))
     with session(server, "postgres") as conn, pytest.raises(WrongState):
         record.read(conn)
 

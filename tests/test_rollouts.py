@@ -502,9 +502,12 @@ def test_kill_9_at_any_moment_leaves_each_tenant_wholly_old_or_new(
 STEPS = [
     ("before core.rollouts:Desk.share 1", "0003", "0003"),
     ("before core.fleet:Fleet.enter 1", "0003", "0003"),
-    ("before db.record.storing 1", "0003", "0003"),
+    ("before core.rollouts:Desk._recall 1", "0003", "0003"),
+    ("after core.rollouts:Desk._recall 1", "0003", "0003"),
     ("before db.connect:Session.batch 1", "0003", "0003"),
-    ("after db.connect:Session.batch 1", "0003", "0003"),  # all was sent and run, nothing is committed
+    ("after db.connect:Session.batch 1", "0003", "0003"),  # the file was run, nothing is committed
+    ("before db.record.storing 1", "0003", "0003"),
+    ("after db.connect:Session.batch 2", "0003", "0003"),  # the version row and the record were written, too
     ("before db.record.require_stored 1", "0003", "0003"),
     ("after db.record.require_stored 1", "0003", "0003"),
     ("before db.record.storing 2", "1000", "0003"),
@@ -621,6 +624,24 @@ def test_tenants_that_come_go_or_are_suspended_amid_a_run(
     left = [names[0], names[1], names[4], names[5], late]
     assert having(ground, left, "1000") == [names[0], names[1], names[5]]
     assert record(ground, names[4])["state"] == "suspended"
+
+
+def test_a_run_whose_session_for_reading_records_is_ended_reads_them_elsewhere(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(4)
+    folder.put("1000", more="SELECT pg_sleep(0.4);")
+    runner = posduif.popen("migrate", "up", "--all", "--jobs", "1", *folder.option, "-o", "json")
+    until(lambda: workers(ground, "wait_event = 'PgSleep'"), "it works")
+    set_state(ground, names[2], "suspended")
+    ended_ones = ground.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = 'postgres' AND application_name = 'posduif migrate up'"
+    )
+    code, out, err = ended(runner)
+    assert ended_ones == [(True,)]
+    assert (code, err) == (0, ""), out
+    assert statuses(json.loads(out)) == dict.fromkeys(names, "ok") | {names[2]: "skipped"}
 
 
 def test_a_tenant_dropped_under_its_migration_is_skipped(

@@ -129,8 +129,8 @@ def test_an_administrator_who_is_none_any_more_hears_so(server: PgServer, tenant
 
 
 def test_questions_come_with_the_lock(session: Session, server: PgServer, tenant: str) -> None:
-    with session.lock(tenant, asking=["SELECT 1, NULL", "SELECT 'b' WHERE false"]) as answers:
-        assert answers == [("1", None), ()]
+    with session.lock(tenant, asking=["VALUES (1, NULL), (2, 'b')", "SELECT 'b' WHERE false"]) as answers:
+        assert answers == [[("1", None), ("2", "b")], []]
         assert held(server, tenant) == [session.pid]
     assert held(server, tenant) == []
 

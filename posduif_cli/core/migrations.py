@@ -1,7 +1,6 @@
 """Migrations of one tenant: tell what is applied, apply what is pending, take back what was applied."""
 
 import hashlib
-import json
 import re
 import threading
 import time
@@ -15,7 +14,7 @@ from posduif_cli.core import scripts
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.scripts import File, Name, Section, Statement, Target
 from posduif_cli.db import admin, queries, record
-from posduif_cli.db.connect import Session, compose, identifier
+from posduif_cli.db.connect import Row, Session, compose, identifier
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,
@@ -43,10 +42,15 @@ _ADDED = re.compile(r"\badd (?:column )?(?:if not exists )?(\S+)")
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run asks of whoever started it: who blocks a session, and to pass a remark on."""
+    """What a run asks of whoever started it: who blocks a session, to pass a remark on, and to read a record.
+
+    *recall* reads the record of a session's tenant from elsewhere: a new session's first look into the shared
+    catalogs takes many times as long. None where nobody else could.
+    """
 
     blockers: Callable[[int], tuple[str, ...]] = lambda pid: ()
     tell: Callable[[str], None] = lambda text: None
+    recall: Callable[[Session], record.Record] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,7 @@ def _compare(version: str, file: File | None, row: _Row | None) -> Migration:
     )
 
 
-def _answered(
-    stack: ExitStack, conn: Session, folders: Folders, asking: Sequence[str]
-) -> list[tuple[str | None, ...]] | None:
+def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequence[str]) -> list[list[Row]] | None:
     """Take the tenant's lock with some questions, again while they find the version table locked; raises Blocked."""
     deadline, pause = time.monotonic() + PATIENCE.total_seconds(), 0.25
     while True:
@@ -147,24 +149,29 @@ def _answered(
 
 @contextmanager
 def _locked(
-    conn: Session, folders: Folders, states: Sequence[State]
+    conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks
 ) -> Iterator[tuple[record.Record, dict[str, _Row], bool]]:
     """Take the tenant's lock; the block gets its record, and what `_table` returns, from as few messages as can be."""
     named = queries.load("migrations")
     new = State.PROVISIONING in states
-    asking = [record.QUESTION, named["has_table" if new else "list_checksums"]]
+    asking = [named["has_table" if new else "list_checksums"]]
+    if hooks.recall is None:
+        asking.append(conn.text(record.QUESTION, database=conn.database))
     with ExitStack() as stack:
         answers = _answered(stack, conn, folders, asking)
-        current = record.read(conn) if answers is None else record.judge(conn, answers[0])
+        if hooks.recall is not None:
+            current = hooks.recall(conn)
+        else:
+            current = record.read(conn) if answers is None else record.judge(conn.database, answers[1])
         if current.state not in states:
             raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
-        if new and answers is not None and answers[1] == ("f",):
+        if new and answers is not None and answers[0] == [("f",)]:
             yield current, {}, False
         elif new or answers is None:
             yield current, *_table(conn)
         else:
-            checksums = json.loads(answers[1][0] or "{}")
-            yield current, {version: _Row(version, sum_, None, None, None) for version, sum_ in checksums.items()}, True
+            rows = {str(version): _Row(str(version), checksum, None, None, None) for version, checksum in answers[0]}
+            yield current, rows, True
 
 
 def up(
@@ -177,7 +184,8 @@ def up(
     MigrationFailed with file and line when SQL fails; then a transactional migration left nothing, and of another
     the statements that were done are kept and not run again.
     """
-    with _locked(conn, folders, states) as (current, rows, complete):
+    hooks = hooks or Hooks()
+    with _locked(conn, folders, states, hooks) as (current, rows, complete):
         migrations = _history(rows, folders)
         refuse_changed(conn.database, migrations, folders)
         done = {m.version for m in migrations if m.state in ("applied", "missing")}
@@ -187,7 +195,7 @@ def up(
             if number:
                 _next(conn)
             done.add(file.version)
-            _Run(conn, file, file.up, folders, hooks or Hooks(), current, done, complete, taking_back=False).apply()
+            _Run(conn, file, file.up, folders, hooks, current, done, complete, taking_back=False).apply()
             complete, current = True, _after(current, done)
         if not pending and (current.schema, current.applied, current.failed) != (before, digest(done), None):
             with conn.transaction():
@@ -209,7 +217,8 @@ def down(
     Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file, or
     when they are not those that were *planned*, and so confirmed.
     """
-    with _locked(conn, folders, (State.ACTIVE,)) as (current, rows, complete):
+    hooks = hooks or Hooks()
+    with _locked(conn, folders, (State.ACTIVE,), hooks) as (current, rows, complete):
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
         versions = [file.version for file in files]
         if planned is not None and versions != list(planned):
@@ -225,7 +234,7 @@ def down(
                 _next(conn)
             done.discard(file.version)
             assert file.down is not None
-            _Run(conn, file, file.down, folders, hooks or Hooks(), current, done, complete, taking_back=True).apply()
+            _Run(conn, file, file.down, folders, hooks, current, done, complete, taking_back=True).apply()
             current = _after(current, done)
         return Applied(before, max(done, default=None), tuple(file.version for file in files))
 
@@ -322,10 +331,12 @@ class _Run:
             yield
 
     def _whole(self) -> None:
+        started = time.monotonic()
         with self._transaction(at_once=True):
-            self._finish(self.section.statements, [])
+            self._run(self.section.statements, [])
+            self._finish(started, [])
 
-    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[tuple[str | None, ...]]:
+    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[Row]:
         """Run statements of the file, and what belongs to them, in one message; return the first row of each."""
         rows, failure = self.conn.batch([*(statement.text for statement in statements), *further])
         if failure is not None:
@@ -334,13 +345,14 @@ class _Run:
                 raise error
         return rows
 
-    def _finish(self, statements: Sequence[Statement], further: Sequence[str], duration_ms: int | None = None) -> None:
-        """Run, and then what ends the transaction of every migration: grants, the version row, the record."""
+    def _finish(self, started: float, further: Sequence[str]) -> None:
+        """Run what ends the last transaction of every migration: grants, the version row, the record."""
         conn, named, after = self.conn, queries.load("migrations"), _after(self.current, self.done)
         version: dict[str, object] = {"version": self.file.version}
         if not self.taking_back:
-            version |= {"checksum": self.file.checksum, "duration_ms": duration_ms, "applied_by": conn.login}
-        granting = not all(map(_keeps_rights, self.section.statements))
+            duration = round((time.monotonic() - started) * 1000)
+            version |= {"checksum": self.file.checksum, "duration_ms": duration, "applied_by": conn.login}
+        granting = not all(_keeps_rights(statement.shape) for statement in self.section.statements)
         ending = [
             "SET LOCAL ROLE posduif_admin",
             *([] if self.complete else [named["create_table"]]),
@@ -348,12 +360,12 @@ class _Run:
             *([grants(), named["look_at_rights"]] if granting else []),
             *record.storing(conn, conn.database, after),
         ]
-        *_, looked, _, stored = self._run(statements, [*further, *ending])
+        rows = self._run([], [*further, *ending])
         if granting:
-            hold, is_open = looked
+            hold, is_open = rows[-3]
             admin.require_engine_rights(conn.database, lacking=hold == "f")
             admin.require_private_schema(conn.database, is_open=is_open == "t")
-        record.require_stored(conn.database, after, stored)
+        record.require_stored(conn, conn.database)
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
         """Try again while locks are not to be had, until PATIENCE is over; then name who held them."""
@@ -420,8 +432,7 @@ class _Run:
                     raise
                 self._bare(statement, step)
         with self._transaction():
-            duration = round((time.monotonic() - started) * 1000)
-            self._finish([], [conn.text(named["delete_progress"], version=key)], duration)
+            self._finish(started, [conn.text(named["delete_progress"], version=key)])
 
     def _one(self, statement: Statement, step: dict[str, object]) -> None:
         with self._transaction():
@@ -546,11 +557,12 @@ class _Run:
             ) from error
 
 
-def _keeps_rights(statement: Statement) -> bool:
+@cache
+def _keeps_rights(shape: str) -> bool:
     """Whether a statement leaves `grants.sql` nothing to do; where this is not certain it is run, which takes time."""
-    if _KEEPS_RIGHTS.match(statement.shape) is None:
+    if _KEEPS_RIGHTS.match(shape) is None:
         return False
-    added = _ADDED.findall(statement.shape) if statement.shape.startswith("alter") else []
+    added = _ADDED.findall(shape) if shape.startswith("alter") else []
     return not any(name == '""' or re.search(rf"\b{re.escape(name)}\b", grants()) for name in added)
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from posduif_cli.core import migrations
 from posduif_cli.core.crews import Crew
@@ -268,17 +268,19 @@ class Desk:
         self.lock = threading.Lock()
         self.session: Session | None = None
         self.missed: float | None = None
-        self.enter(lambda: self._ask("count_free_connections"), threading.Event())
+        self.enter(lambda: self._ask(_free), threading.Event())
 
-    def _ask(self, name: str, **params: object) -> list[tuple[Any, ...]]:
+    def _ask(self, question: Callable[[Session], T]) -> T:
         with self.lock:
-            if self.session is None:
-                self.session = self.fleet.maintenance(self.server)
             try:
-                self.session.require_admin()
-                # It only reads, and the login may see more of other people's sessions.
-                self.session.script("SET ROLE none")
-                return self.session.tuples(queries.load("rollouts")[name], **params)
+                if self.session is None:
+                    self.session = self.fleet.maintenance(self.server)
+                    self.session.require_admin()
+                    # It only reads, and the login may see more of other people's sessions.
+                    self.session.script("SET ROLE none")
+                return question(self.session)
+            except WrongState:
+                raise
             except PosduifError:
                 self._close()
                 raise
@@ -301,7 +303,7 @@ class Desk:
     def share(self, jobs: int) -> int:
         """How many tenants to work on at once: never beyond the configured share or the free connections."""
         try:
-            free = int(self._ask("count_free_connections")[0][0])
+            free = self._ask(_free)
         except ServerUnreachable:
             free = 0
         if self.server.max_connections == 1:
@@ -331,18 +333,33 @@ class Desk:
                     self.missed = None
                 return found
 
+    @property
+    def recall(self) -> Callable[[Session], record.Record] | None:
+        """What reads a tenant's record from this session, which has looked into the shared catalogs before."""
+        return self._recall if self.server.max_connections > 1 else None
+
+    def _recall(self, conn: Session) -> record.Record:
+        try:
+            return self._ask(lambda session: record.read(session, conn.database))
+        except ServerUnreachable:
+            return record.read(conn)
+
     def blockers(self, pid: int) -> tuple[str, ...]:
         """Say who blocks the session *pid* at this moment."""
         if self.server.max_connections == 1:
             return ()
         try:
-            rows = self._ask("find_blockers", pid=pid)
+            rows = self._ask(lambda session: session.tuples(queries.load("rollouts")["find_blockers"], pid=pid))
         except PosduifError:
             return ()
         return tuple(
             f"pid {pid} ({', '.join(part for part in (role, application, state, age) if part)})"
             for pid, role, application, state, age in rows
         )
+
+
+def _free(session: Session) -> int:
+    return int(session.value(queries.load("rollouts")["count_free_connections"]))
 
 
 @dataclass
@@ -474,7 +491,7 @@ class Rollout:
             enter = partial(self.fleet.enter, desk.server, tenant.tenant)
             with desk.enter(enter, self._crew.stop) as conn, self._crew.watch(conn):
                 try:
-                    done = self.work(conn, Hooks(desk.blockers, self.tell))
+                    done = self.work(conn, Hooks(desk.blockers, self.tell, desk.recall))
                 except PosduifError:
                     reached = self._reached(conn, tenant)
                     raise

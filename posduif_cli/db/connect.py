@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import generators, sql
 from psycopg.abc import Buffer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import args_row, class_row, dict_row
@@ -37,6 +38,7 @@ from posduif_cli.errors import (
 from posduif_cli.models import Server
 
 T = TypeVar("T")
+Row = tuple[str | None, ...]
 Query = LiteralString | sql.SQL | sql.Composed
 
 MAINTENANCE = "postgres"
@@ -105,7 +107,12 @@ class Footing:
 
     def startup(self, path: LiteralString) -> str:
         """Return what goes into the start-up message in place of a query; *path* is the search_path."""
-        ours = {"role": ADMIN_ROLE, **self.settings, "search_path": path}
+        return f"{self._startup} -c search_path={path}"
+
+    @cached_property
+    def _startup(self) -> str:
+        settings = {key: value for key, value in self.settings.items() if key != "search_path"}
+        ours = {"role": ADMIN_ROLE, **settings}
         return " ".join([self.options, *("-c " + f"{key}={value}".replace(" ", "\\ ") for key, value in ours.items())])
 
 
@@ -130,12 +137,14 @@ class Session:
         self.server = server
         self.database = database
         self.cancelled = False
+        self.warnings: set[str | None] = set()
         self._gathered: list[str] | None = None
         self._opening: list[str] = []
         self.version = raw.info.server_version
         self.login = raw.info.user
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
+        raw.add_notice_handler(lambda notice: self.warnings.add(notice.sqlstate))
         self._footing = footing
         self._path = path
         self._settings: Mapping[LiteralString, LiteralString] = (
@@ -311,14 +320,20 @@ class Session:
         with translated(self):
             self.raw.execute(text, prepare=False)
 
-    def batch(self, parts: Sequence[str]) -> "tuple[list[tuple[str | None, ...]], tuple[int, PosduifError] | None]":
+    def batch(self, parts: Sequence[str]) -> tuple[list[Row], tuple[int, PosduifError] | None]:
         """Send SQL texts as one message, which takes one round trip, and return each statement's first row as text.
 
         When one fails, which ends the batch, its index and its error are returned too; the error's position counts
-        from the beginning of that text. Raises ServerUnreachable when the connection breaks.
+        from the beginning of that text. The SQLSTATEs of notices and warnings are in `warnings` until the next batch.
+        Raises ServerUnreachable when the connection breaks.
         """
+        results, failure = self._send(parts)
+        return [next(_read(result), ()) for result in results], failure
+
+    def _send(self, parts: Sequence[str]) -> tuple[list[PGresult], tuple[int, PosduifError] | None]:
         opening, self._opening = self._opening, []
         whole = [*opening, *parts]
+        self.warnings.clear()
         with translated(self), self.raw.lock:
             self.raw.pgconn.send_query(_BETWEEN.join(whole).encode())
             results = self.raw.wait(generators.execute(self.raw.pgconn))
@@ -339,13 +354,17 @@ class Session:
         if last.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
             self.raw.close()
             raise QueryFailed("a statement wants to exchange data with the client", why="COPY cannot be used here")
-        return [_first(result) for result in results[len(opening) :]], None
+        return results[len(opening) :], None
 
     def text(self, query: Query, **params: Any) -> str:
         """Return a statement as text for `batch`, with its parameters as literals in it."""
         if isinstance(query, sql.Composable):
             query = query.as_string(self.raw)
-        return psycopg.ClientCursor(self.raw).mogrify(query, params) if params else query
+        return self._writer.mogrify(query, params) if params else query
+
+    @cached_property
+    def _writer(self) -> psycopg.ClientCursor[Any]:
+        return psycopg.ClientCursor(self.raw)
 
     def rows(self, model: type[T], query: Query, **params: Any) -> list[T]:
         """Return every row as *model*, columns by name."""
@@ -386,14 +405,14 @@ class Session:
         asking: Sequence[str] = (),
         lock_timeout: timedelta = timedelta(0),
         keep: bool = False,
-    ) -> "Iterator[list[tuple[str | None, ...]] | None]":
+    ) -> Iterator[list[list[Row]] | None]:
         """Hold the advisory lock on *subject* in this session and this database.
 
         It is tried, never waited for inside the server: a waiting lock call would deadlock CREATE INDEX
         CONCURRENTLY. The questions of *asking* are put right after it in the same message, outside of a transaction;
-        the block gets the first row of each, or None when one failed; *lock_timeout* is for them, and raises Blocked.
-        With *keep* the lock is held until the session
-        ends, which saves a message. Raises Busy, naming the holder, once *wait* is over.
+        the block gets the rows of each, or None when one failed; *lock_timeout* is for them, and raises Blocked.
+        With *keep* the lock is held until the session ends, which saves a message. Raises Busy, naming the holder,
+        once *wait* is over.
         """
         deadline = time.monotonic() + wait.total_seconds()
         key = self.text("(%(class)s, hashtext(%(subject)s))", **{"class": LOCK_CLASS, "subject": subject})
@@ -403,8 +422,8 @@ class Session:
             asking = [f"SET LOCAL lock_timeout = {round(lock_timeout.total_seconds() * 1000)}", *asking]
         answered = True
         while True:
-            rows, failure = self.batch([f"SELECT pg_try_advisory_lock{key}", *(asking if answered else ())])
-            if failure is None and rows[0] == ("t",):
+            results, failure = self._send([f"SELECT pg_try_advisory_lock{key}", *(asking if answered else ())])
+            if failure is None and next(_read(results[0])) == ("t",):
                 break
             if self.cancelled:
                 raise Interrupted("interrupted")
@@ -421,7 +440,7 @@ class Session:
             else:
                 time.sleep(0.1)
         try:
-            yield rows[2:] if answered else None
+            yield [list(_read(result)) for result in results[2:]] if answered else None
         finally:
             if not keep:
                 with suppress(PosduifError):
@@ -449,9 +468,10 @@ def _with(settings: Mapping[LiteralString, LiteralString], query: LiteralString)
     return "; ".join([*("SET " + key + " = '" + value + "'" for key, value in settings.items()), query])
 
 
-def _first(result: PGresult) -> tuple[str | None, ...]:
-    values = (result.get_value(0, column) for column in range(result.nfields if result.ntuples else 0))
-    return tuple(None if value is None else value.decode(errors="replace") for value in values)
+def _read(result: PGresult) -> Iterator[Row]:
+    for row in range(result.ntuples):
+        values = (result.get_value(row, column) for column in range(result.nfields))
+        yield tuple(None if value is None else value.decode(errors="replace") for value in values)
 
 
 def quoted(name: str) -> str:
@@ -467,13 +487,16 @@ def quoted(name: str) -> str:
 def parse(server: Server) -> dict[str, Any]:
     """Return the parts of a server's DSN; raises InvalidDsn without ever echoing it."""
     try:
-        return conninfo_to_dict(server.dsn)
+        return dict(_parts(server.dsn))
     except psycopg.ProgrammingError:
         raise InvalidDsn(
             f"the connection string of server {server.name} cannot be parsed",
             why=f"it comes from {server.origin}; it is not shown, because it may hold a password",
             hint=["host=db1.internal user=alice", "postgresql://alice@db1.internal:5432"],
         ) from None
+
+
+_parts = cache(conninfo_to_dict)  # libpq goes through all that it knows, which takes long in a fleet
 
 
 def connect(
@@ -500,7 +523,7 @@ def connect(
     if footing is not None:
         parts["options"] = footing.startup(path)
     try:
-        raw = psycopg.connect(make_conninfo(**parts), autocommit=True, context=_READING)
+        raw = psycopg.connect(**parts, autocommit=True, context=_READING)
     except psycopg.Error as error:
         raise _refused(error, server, database) from None
     try:

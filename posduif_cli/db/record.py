@@ -16,6 +16,7 @@ from posduif_cli.errors import OperationFailed, WrongState
 from posduif_cli.models import Failure, State
 
 PREFIX = "posduif "
+UNDEFINED_DATABASE = "3D000"
 KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note"})
 _decode = json.JSONDecoder().raw_decode  # in place: `loads` takes twice the time for a text this short
 _STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
@@ -153,27 +154,28 @@ def dump_intent(intent: Intent) -> str:
     return PREFIX + json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
 
 
-def read(session: Session) -> Record:
-    """Read the record of the database that *session* is in.
+def read(session: Session, database: str | None = None) -> Record:
+    """Read the record of *database*, by default of the one that *session* is in; any session of the server will do.
 
     Raises WrongState when the database is not ours: its owner is not `posduif_admin`, or it has no record.
     """
-    return judge(session, *session.tuples(QUESTION))
+    database = database or session.database
+    return judge(database, session.tuples(QUESTION, database=database))
 
 
 # 1262 is pg_database: shobj_description() would look it up by name, in catalogs a new session has not read.
 QUESTION: LiteralString = """
     SELECT pg_get_userbyid(d.datdba)::text, (SELECT c.description FROM pg_shdescription c
                                              WHERE c.objoid = d.oid AND c.classoid = 1262)
-    FROM pg_database d WHERE d.datname = current_database()"""
+    FROM pg_database d WHERE d.datname = %(database)s"""
 
 
-def judge(session: Session, *found: tuple[str | None, ...]) -> Record:
+def judge(database: str, found: Sequence[tuple[str | None, ...]]) -> Record:
     """Return the record in the answer to QUESTION; raises as `read`."""
     record = parse(found[0][1]) if found and found[0][0] == ADMIN_ROLE else None
     if record is None:
         raise WrongState(
-            f"database {session.database} is not a tenant any more",
+            f"database {database} is not a tenant any more",
             why=f"it has no record, or {ADMIN_ROLE} does not own it",
             hint="posduif tenant list",
         )
@@ -183,37 +185,38 @@ def judge(session: Session, *found: tuple[str | None, ...]) -> Record:
 def write(session: Session, record: Record) -> None:
     """Store the record of the database that *session* is in, as part of the transaction under way.
 
-    The caller holds the tenant's lock and has read the record since. Read back, because a comment on a
-    database that is gone is a mere warning to PostgreSQL.
+    The caller holds the tenant's lock and has read the record since.
     """
     put(session, session.database, record)
 
 
 def put(session: Session, database: str, record: Record) -> None:
     """Store the record of *database* from any session of the same server; else as `write`."""
-    rows, failure = session.batch(storing(session, database, record))
+    _, failure = session.batch(storing(session, database, record))
     if failure is not None:
         raise failure[1]
-    require_stored(database, record, rows[-1])
+    require_stored(session, database)
 
 
 def storing(session: Session, database: str, record: Record) -> list[str]:
-    """Return the SQL that stores the record of *database*; the last statement reads it back for `require_stored`."""
-    parts = {"database": identifier(database), "name": literal(database), "comment": literal(dump(record))}
-    texts: tuple[LiteralString, ...] = (
+    """Return the SQL that stores the record of *database* in a transaction; `require_stored` says whether it did."""
+    comment = compose(
         "COMMENT ON DATABASE {database} IS {comment}",
-        "SELECT (SELECT c.description FROM pg_shdescription c WHERE c.objoid = d.oid AND c.classoid = 1262)"
-        " FROM pg_database d WHERE d.datname = {name}",
+        database=identifier(database),
+        comment=literal(dump(record)),
     )
-    return [session.text(compose(text, **parts)) for text in texts]
+    return ["SET LOCAL client_min_messages = warning", session.text(comment)]
 
 
-def require_stored(database: str, record: Record, row: Sequence[str | None]) -> None:
-    """Raise OperationFailed unless the row that was read back holds the record."""
-    if row != (dump(record),):
+def require_stored(session: Session, database: str) -> None:
+    """Raise OperationFailed unless the last batch stored a record.
+
+    A comment on a database that is gone is a mere warning to PostgreSQL. A session's own database cannot go.
+    """
+    if UNDEFINED_DATABASE in session.warnings:
         raise OperationFailed(
             f"the record of {database} could not be written",
-            why="the database was dropped or its comment changed at the same moment",
+            why="the database was dropped or renamed at the same moment",
             hint="posduif tenant list",
         )
 

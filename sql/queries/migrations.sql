@@ -13,8 +13,8 @@ SELECT version::text AS version, checksum, applied_at, duration_ms, applied_by F
 WHERE version IS NOT NULL ORDER BY version;
 
 -- name: list_checksums
--- The applied migrations as one JSON object, checksum by version: one row, as a message of several statements wants.
-SELECT json_object_agg(version, checksum) FROM public.schema_migrations WHERE version IS NOT NULL;
+-- What was applied, and from which text, for a message of several statements: the simplest query is the quickest.
+SELECT version, checksum FROM public.schema_migrations WHERE version IS NOT NULL;
 
 -- name: has_table
 -- Whether there is a version table.
@@ -30,10 +30,9 @@ WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock'
 ORDER BY 1;
 
 -- name: add_applied
--- Notes a migration as applied; part of the migration's transaction, whose time is its duration if none is given.
+-- Notes a migration as applied; part of the migration's transaction.
 INSERT INTO public.schema_migrations (version, checksum, duration_ms, applied_by)
-VALUES (%(version)s, %(checksum)s,
-        coalesce(%(duration_ms)s, round(extract(epoch FROM clock_timestamp() - now()) * 1000)::int), %(applied_by)s);
+VALUES (%(version)s, %(checksum)s, %(duration_ms)s, %(applied_by)s);
 
 -- name: delete_applied
 -- Forgets a migration that was taken back; part of its transaction.

@@ -111,7 +111,7 @@ def sums(name: str, ours: Sequence[str], dsn: str, limit: float) -> None:
     pairs(f"{name} / (import typer + one psycopg query), wanted at most {limit}", process(*ours), both)
 
 
-def migrate(server: PgServer, source: Original, count: int, folder: Path, rounds: int = 3) -> None:
+def migrate(server: PgServer, source: Original, count: int, folder: Path, rounds: int = 5) -> None:
     """Bring *count* tenants from one version to the next, by posduif and by the peers, on fresh copies each time."""
     bins = embedded.locate(None).bin_dir
     up = (folder / "1000_add_archive.sql").read_text().split("-- migrate:up")[1].split("-- migrate:down")[0]
@@ -128,9 +128,12 @@ def migrate(server: PgServer, source: Original, count: int, folder: Path, rounds
     }
     timed: dict[str, list[float]] = {name: [] for name in commands}
     names = [f"m{number:04}" for number in range(count)]
-    for _ in range(rounds):
-        for name, command in commands.items():
+    for turn in range(rounds):
+        order = [*commands][turn % len(commands) :] + [*commands][: turn % len(commands)]
+        for name in order:
+            command = commands[name]
             clone(server, source, names)
+            server.sql("CHECKPOINT")  # else whoever comes next pays for what making the copies left
             feed = f"printf '%s\\n' {' '.join(names)} | " if "xargs" in command else ""
             timed[name].append(seconds(process("bash", "-c", feed + command, POSDUIF_DSN=server.dsn)))
             for tenant in (names[0], names[-1]):
