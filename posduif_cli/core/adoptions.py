@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from posduif_cli.core import fingerprints, folders, judgements, names, ownerships, scripts
+from posduif_cli.core import fingerprints, folders, judgements, migrations, names, ownerships, scripts
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, wrong_state
 from posduif_cli.core.placements import Placements
@@ -90,7 +90,8 @@ def adopt(
                 with _inside(fleet, conn, expected):
                     work = _prepare(conn, fleet, found, expected)
                     _carry_out(conn, fleet, work, intent)
-                    _finish(conn, fleet, work, url)
+                    migrations.grant(conn)
+                    record.write(conn, _record(fleet, conn.server, conn.database, work, url))
         adopted = fleet.look(session, database)
         assert adopted is not None
         return _result(adopted, work)
@@ -286,13 +287,6 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
     admin.join_groups(conn, name)
     for step in _close(name, conn.server):
         conn.script(step.sql or "")
-
-
-def _finish(conn: Session, fleet: Fleet, work: _Work, url: str | None) -> None:
-    """Grant what a tenant's roles get, and write the record."""
-    conn.script(queries.bundled("grants.sql").read_text(encoding="utf-8"))
-    admin.require_private_schema(conn.database, is_open=conn.value(admin.schema_is_open(conn)))
-    record.write(conn, _record(fleet, conn.server, conn.database, work, url))
 
 
 def _record(fleet: Fleet, server: Server, name: str, work: _Work, url: str | None) -> Record:

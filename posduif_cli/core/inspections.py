@@ -138,7 +138,7 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
     missing = _rights(conn)
     if missing:
         shown = "; ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
-        fault("grants", f"the grants differ from grants.sql: {shown}", lambda: _grant(conn))
+        fault("grants", f"the grants differ from grants.sql: {shown}", lambda: migrations.grant(conn))
     for reader in facts.readers or ():
         group, _, column = reader.partition(" ")
         fault("grants", f"{group} may read texts: {column}", None, f"REVOKE it by hand in {name}; or its memberships")
@@ -204,12 +204,7 @@ def _rights(conn: Session) -> list[str]:
     named = queries.load("inspections")["list_rights"]
     before = {right for (right,) in conn.tuples(named)}
     with conn.transaction(rollback=True):
-        _grant(conn)
+        conn.script(f"SET LOCAL ROLE posduif_admin; {migrations.grants()}")
         after = {right for (right,) in conn.tuples(named)}
     return [*sorted(f"{right} is missing" for right in after - before),
             *sorted(f"{right} is too much" for right in before - after)]  # fmt: skip
-
-
-def _grant(conn: Session) -> None:
-    """Run grants.sql."""
-    conn.script(f"SET LOCAL ROLE posduif_admin; {migrations.grants()}")

@@ -125,6 +125,15 @@ def _compare(version: str, file: File | None, row: _Row | None) -> Migration:
     )
 
 
+def who_is(pid: int, *known: str | None) -> str:
+    """Name a session by its pid and what is known of it.
+
+    >>> who_is(7, "postgres", None, "idle in transaction")
+    'pid 7 (postgres, idle in transaction)'
+    """
+    return f"pid {pid} ({', '.join(filter(None, known))})"
+
+
 def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequence[str]) -> list[list[Row]] | None:
     """Take the tenant's lock with some questions, again while they find the version table locked; raises Blocked."""
     deadline, pause = time.monotonic() + PATIENCE.total_seconds(), 0.25
@@ -135,7 +144,7 @@ def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequenc
         except Blocked as error:
             holders = conn.tuples(queries.load("migrations")["find_holders"])
             if time.monotonic() + pause + folders.lock_timeout.total_seconds() > deadline:
-                who = "; ".join(f"pid {pid} ({', '.join(filter(None, more))})" for pid, *more in holders)
+                who = "; ".join(who_is(*holder) for holder in holders)
                 raise Blocked(
                     f"the version table of {conn.database} is locked",
                     why=f"blocked by {who}" if who else error.why,
@@ -336,14 +345,13 @@ class _Run:
             self._run(self.section.statements, [])
             self._finish(started, [])
 
-    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[Row]:
-        """Run statements of the file, and what belongs to them, in one message; return the first row of each."""
-        rows, failure = self.conn.batch([*(statement.text for statement in statements), *further])
+    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> None:
+        """Run statements of the file, and what belongs to them, in one message."""
+        _, failure = self.conn.batch([*(statement.text for statement in statements), *further])
         if failure is not None:
             index, error = failure
             with self._blamed(statements[index] if index < len(statements) else None):
                 raise error
-        return rows
 
     def _finish(self, started: float, further: Sequence[str]) -> None:
         """Run what ends the last transaction of every migration: grants, the version row, the record."""
@@ -352,19 +360,16 @@ class _Run:
         if not self.taking_back:
             duration = round((time.monotonic() - started) * 1000)
             version |= {"checksum": self.file.checksum, "duration_ms": duration, "applied_by": conn.login}
-        granting = not all(_keeps_rights(statement.shape) for statement in self.section.statements)
+        if not all(_keeps_rights(statement.shape) for statement in self.section.statements):
+            with self._blamed():
+                grant(conn)
         ending = [
             "SET LOCAL ROLE posduif_admin",
             *([] if self.complete else [named["create_table"]]),
             conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
-            *([grants(), named["look_at_rights"]] if granting else []),
             *record.storing(conn, conn.database, after),
         ]
-        rows = self._run([], [*further, *ending])
-        if granting:
-            hold, is_open = rows[-3]
-            admin.require_engine_rights(conn.database, lacking=hold == "f")
-            admin.require_private_schema(conn.database, is_open=is_open == "t")
+        self._run([], [*further, *ending])
         record.require_stored(conn, conn.database)
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
@@ -564,6 +569,16 @@ def _keeps_rights(shape: str) -> bool:
         return False
     added = _ADDED.findall(shape) if shape.startswith("alter") else []
     return not any(name == '""' or re.search(rf"\b{re.escape(name)}\b", grants()) for name in added)
+
+
+def grant(conn: Session) -> None:
+    """Run `grants.sql` in the transaction under way; raises UnsafeServer when it had not all of its effect."""
+    look = queries.load("migrations")["look_at_rights"]
+    rows, failure = conn.batch(["SET LOCAL ROLE posduif_admin", grants(), look])
+    if failure is not None:
+        raise failure[1]
+    hold, is_open = rows[-1]
+    admin.require_rights(conn.database, hold=hold != "f", is_open=is_open == "t")
 
 
 @cache

@@ -352,10 +352,7 @@ class Desk:
             rows = self._ask(lambda session: session.tuples(queries.load("rollouts")["find_blockers"], pid=pid))
         except PosduifError:
             return ()
-        return tuple(
-            f"pid {pid} ({', '.join(part for part in (role, application, state, age) if part)})"
-            for pid, role, application, state, age in rows
-        )
+        return tuple(migrations.who_is(*row) for row in rows)
 
 
 def _free(session: Session) -> int:

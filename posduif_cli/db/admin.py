@@ -201,27 +201,18 @@ def open_database(session: Session, tenant: str) -> None:
     session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
 
 
-def schema_is_open(session: Session) -> str:
-    """Return SQL that asks whether engines' roles could create objects in the database.
+def require_rights(tenant: str, *, hold: bool, is_open: bool) -> None:
+    """Raise UnsafeServer when `grants.sql` had not all of its effect.
 
-    A non-superuser's REVOKE on a schema that someone else owns is a mere warning (clusters that were upgraded
-    from before PostgreSQL 15), so the effect is what counts.
+    A non-superuser's GRANT or REVOKE on what someone else owns is a mere warning: schema `public` does not belong to
+    us in clusters that were upgraded from before PostgreSQL 15.
     """
-    return session.text("SELECT has_schema_privilege(%(role)s, 'public', 'CREATE')", role=ENGINE_GROUP)
-
-
-def require_engine_rights(tenant: str, *, lacking: bool) -> None:
-    """Raise UnsafeServer when the engine's group lacks rights on our tables although `grants.sql` was run."""
-    if lacking:
+    if not hold:
         raise UnsafeServer(
             f"the engine's rights in {tenant} could not be given",
             why=f"{ENGINE_GROUP} lacks rights on tables that {ADMIN_ROLE} does not own",
             hint=f"posduif tenant verify {tenant}",
         )
-
-
-def require_private_schema(tenant: str, *, is_open: bool) -> None:
-    """Raise UnsafeServer when the answer to `schema_is_open` was yes."""
     if is_open:
         raise UnsafeServer(
             f"in database {tenant} every role may create objects",
