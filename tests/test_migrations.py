@@ -18,7 +18,9 @@ from conftest import REPO, PgServer, Posduif, forget
 
 from posduif_cli.core import migrations, scripts
 from posduif_cli.core.folders import Folders, digest
-from posduif_cli.errors import ConfigurationError
+from posduif_cli.db.connect import connect
+from posduif_cli.errors import ConfigurationError, Interrupted
+from posduif_cli.models import Server
 
 BUNDLED = sorted((REPO / "sql" / "migrations").glob("*.sql"))
 LATEST = BUNDLED[-1].name[:4]
@@ -644,3 +646,19 @@ def history(server: PgServer, tenant: str) -> Any:
 def test_versions_are_well_formed() -> None:
     assert all(re.fullmatch(r"\d{4}", path.name[:4]) for path in BUNDLED)
     assert digest(["b", "a"]) == digest(["a", "b"]) != digest(["a"])
+
+
+def test_what_ctrl_c_meets_between_two_files_is_not_begun(server: PgServer, tenant: str, folder: Folder) -> None:
+    folder.put("1000_one.sql", "CREATE TABLE one ();")
+    folder.put("1001_two.sql", "CREATE TABLE two ();")
+    known, here = Folders(further=(folder.path,)), Server("s", server.dsn)
+    with connect(here, tenant, command="test", path="public") as conn:
+        conn.cancel()  # from another thread it comes at any moment; nothing runs at this one
+        with pytest.raises(Interrupted):
+            migrations.up(conn, folders=known)
+    made = "SELECT to_regclass('one')::text, to_regclass('two')::text"
+    assert server.sql(made, database=tenant) == [("one", None)]
+    assert record(server, tenant)["schema"] == "1000"
+    with connect(here, tenant, command="test", path="public") as conn:
+        assert migrations.up(conn, folders=known).versions == ("1001",)
+    assert server.sql(made, database=tenant) == [("one", "two")]
