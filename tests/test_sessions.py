@@ -128,6 +128,26 @@ def test_an_administrator_who_is_none_any_more_hears_so(server: PgServer, tenant
         server.sql(f"DROP ROLE {login}")
 
 
+def test_an_administrator_who_does_not_inherit_hears_what_to_type(
+    posduif: Posduif, server: PgServer, tenant: str
+) -> None:
+    login, other = f"{tenant}_login", f"{tenant}b"
+    server.sql(f"CREATE ROLE {login} LOGIN CREATEDB CREATEROLE NOINHERIT IN ROLE posduif_admin")
+    here = ("--dsn", server.dsn_for(user=login))
+    try:
+        for argv in (("tenant", "verify", tenant), ("migrate", "up", tenant), ("tenant", "create", other)):
+            refused = posduif(*argv, *here, code=6)
+            assert f"{login} does not inherit the rights of posduif_admin" in refused.err, argv
+        assert server.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", f"{other}_engine") == [], "nothing was begun"
+        [listed] = posduif.json("server", "list", *here)
+        assert any("does not inherit" in warning for warning in listed["warnings"])
+        server.sql(refused.err.partition("a superuser types: ")[2].partition("\n")[0])
+        posduif("tenant", "create", other, *here)
+        posduif("tenant", "drop", other, "--confirm", other, *here)
+    finally:
+        server.sql(f"DROP ROLE {login}")
+
+
 def test_questions_come_with_the_lock(session: Session, server: PgServer, tenant: str) -> None:
     with session.lock(tenant, asking=["VALUES (1, NULL), (2, 'b')", "SELECT 'b' WHERE false"]) as answers:
         assert answers == [[("1", None), ("2", "b")], []]

@@ -52,6 +52,8 @@ def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
         yield f"it has no posduif roles yet: posduif server init{naming}"
     elif not session.member:
         yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
+    elif session.heir is False:
+        yield f"{row['role']} does not inherit the rights of {row['record_owner']} and cannot enter tenants"
 
 
 def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]:

@@ -125,6 +125,7 @@ def _make_admin(session: Session) -> None:
             for statement in _role_statements(session, [ADMIN_ROLE]):
                 session.execute(statement)
     session.member = session.become_admin()
+    session.heir = session.value("SELECT pg_has_role(session_user, %(role)s, 'USAGE')", role=ADMIN_ROLE)
 
 
 def create_engine_role(session: Session, intent: Intent) -> None:

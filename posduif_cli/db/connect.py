@@ -55,7 +55,8 @@ SELECT pg_backend_pid(), pg_is_in_recovery(),
        CASE WHEN pg_backend_pid() <> {pid} OR to_regrole({role}) IS NULL THEN NULL
             WHEN pg_has_role(session_user, to_regrole({role})::oid, {privilege})
             THEN set_config('role', {role}, false) = {role}
-            ELSE false END
+            ELSE false END,
+       pg_has_role(session_user, to_regrole({role})::oid, 'USAGE')
 """
 SETTINGS: Mapping[LiteralString, LiteralString] = {
     "quote_all_identifiers": "off",  # first: it would quote the next
@@ -144,6 +145,7 @@ class Session:
         self.login = raw.info.user
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
+        self.heir: bool | None = True
         raw.add_notice_handler(lambda notice: self.warnings.add(notice.sqlstate))
         self._footing = footing
         self._path = path
@@ -174,7 +176,7 @@ class Session:
                 if settings is SETTINGS:
                     raise
         assert row is not None
-        pid, self.standby, self.member = row
+        pid, self.standby, self.member, self.heir = row
         if pid != self.pid:
             raise PoolerInBetween(
                 f"a connection pooler stands before server {self.server.name}",
@@ -237,11 +239,19 @@ class Session:
         self.require_member()
 
     def require_member(self) -> None:
-        """Raise AccessDenied unless the login belongs to the administrators."""
+        """Raise AccessDenied unless the login belongs to the administrators, and has their rights from the start."""
         if not self.member:
             raise AccessDenied(
                 f"{self.login} is not a member of {ADMIN_ROLE} on server {self.server.name}",
                 hint=f"a superuser or another administrator types: GRANT {ADMIN_ROLE} TO {quoted(self.login)};",
+            )
+        if self.heir is False:
+            login = quoted(self.login)
+            grant = f"GRANT {ADMIN_ROLE} TO {login} WITH INHERIT TRUE;"
+            raise AccessDenied(
+                f"{self.login} does not inherit the rights of {ADMIN_ROLE} on server {self.server.name}",
+                why="PostgreSQL lets nobody into a database by a role that is only taken on afterwards",
+                hint=f"a superuser types: {grant if self.version >= 160000 else f'ALTER ROLE {login} INHERIT;'}",
             )
 
     @contextmanager
