@@ -1,5 +1,6 @@
 """Sessions: what the second one on a server need not ask, and how few messages a lock and a transaction take."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -230,3 +231,20 @@ def test_a_setting_that_a_server_does_not_take_is_done_without(
         assert "client_connection_check_interval" not in footing.settings
     with connect(replace(here), tenant, command="test", footing=footing) as second:
         assert second.value("SHOW client_connection_check_interval") == "0"
+
+
+@pytest.mark.parametrize("closed", ["ALLOW_CONNECTIONS false", "CONNECTION LIMIT 0"])
+def test_a_database_that_was_closed_by_hand_is_opened_as_the_error_says(
+    posduif: Posduif, server: PgServer, tenant: str, closed: str
+) -> None:
+    login = f"{tenant}_login"
+    server.sql(f"CREATE ROLE {login} LOGIN CREATEDB CREATEROLE IN ROLE posduif_admin")
+    here = ("--dsn", server.dsn_for(user=login))  # no limit holds for a superuser
+    try:
+        server.sql(f"ALTER DATABASE {tenant} {closed}")
+        refused = posduif("user", "list", tenant, *here, code=6)
+        assert f"database {tenant} on server dsn takes no connections" in refused.err
+        server.sql(re.findall("ALTER DATABASE .*;", refused.err)[0])
+        posduif("user", "list", tenant, *here)
+    finally:
+        server.sql(f"DROP ROLE {login}")

@@ -551,6 +551,13 @@ _MALFORMED = re.compile(r"^(bad value for|invalid (\w+ )*value|invalid port numb
 _FULL = ("too many clients", "remaining connection slots are reserved", "too many connections for")
 
 
+# What PostgreSQL says of a database that an ALTER DATABASE has closed, and what opens it again.
+_CLOSED: Mapping[str, LiteralString] = {
+    "not currently accepting connections": "ALLOW_CONNECTIONS true",
+    "too many connections for database": "CONNECTION LIMIT -1",
+}
+
+
 # What libpq says when TLS fails, and what would help; it has no codes for it.
 _TLS: Mapping[str, Sequence[str]] = {
     "does not support SSL": (),
@@ -580,6 +587,13 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
         )
     said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
     full = any(words in reason for words in _FULL)
+    if (option := next((option for words, option in _CLOSED.items() if words in reason), None)) is not None:
+        return (ServerFull if full else AccessDenied)(
+            f"database {database} on server {server.name} takes no connections",
+            why=reason,
+            hint=f"an administrator who finds that this was set by hand types: "
+            f"ALTER DATABASE {quoted(database)} {option};",
+        )
     if said_no and not full and "the database system is" not in reason:
         return AccessDenied(
             f"server {server.name} refuses the connection to database {database}",
