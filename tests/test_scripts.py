@@ -202,6 +202,9 @@ ERRORS = [
         "SET ROLE x", "SET LOCAL ROLE x", "RESET ROLE", "SET SESSION AUTHORIZATION x", "RESET SESSION AUTHORIZATION",
         "set session role to x", "SET role = x",
     )),
+    *((UP + f"{sql};\n", 2, "client-encoding") for sql in (
+        "SET client_encoding = 'LATIN1'", "SET LOCAL client_encoding TO win1252", "SET NAMES 'latin1'",
+    )),
     (UP + "SELECT 1;\nSELECT 'a;\n\n", 3, "unclosed"),
     (UP + "SELECT 1;\n\n/* a /* b */\n", 4, "unclosed"),
     (UP + "SELECT\n$a$ b $b$;\n", 3, "unclosed"),
@@ -224,6 +227,7 @@ FINE = [
     "SELECT '\\i x', $$\nCOMMIT;\n\\i x\n$$; -- \\i\n/* \\c */",
     "CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; END",
     "SET search_path = x; SET LOCAL lock_timeout = 0; RESET search_path; SET roles.x = 1",
+    "SET client_encoding = 'UTF8'; SET NAMES 'unicode'; SET client_encoding TO DEFAULT; RESET client_encoding",
     "COPY t FROM '/stdin'; COPY t FROM PROGRAM 'stdin'",
     "PREPARE begin_it AS SELECT 1; EXECUTE begin_it",
     "REFRESH MATERIALIZED VIEW CONCURRENTLY v; ANALYZE; CLUSTER t USING i",

@@ -40,6 +40,8 @@ _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 # Each is matched with a statement's shape.
 _CONTROL = re.compile(r"(?:begin|start transaction|commit|end|rollback|abort|savepoint|release|prepare transaction)\b")
 _ROLE = re.compile(r"(?:set (?:local |session )?|reset )(?:role|session authorization|session_authorization)\b")
+_ENCODING = re.compile(r"set (?:local |session )?(?:client_encoding|names)\b")
+_UTF8 = re.compile(r"utf_?-?8|unicode|\bdefault\b", re.IGNORECASE)
 _COPY = re.compile(r"copy\b.* (?:from stdin|to stdout)\b")
 _ALONE = re.compile(
     r"(?:create (?:unique )?|drop )index concurrently\b|vacuum\b|(?:create|drop) (?:database|tablespace)\b"
@@ -349,6 +351,12 @@ def _statement_errors(statement: Statement, transactional: bool, kind: str) -> I
         yield "transaction-nesting", message, None
     if _ROLE.match(shape):
         yield "role-change", "a change of role would make objects belong to someone else; leave it out", None
+    if _ENCODING.match(shape) and not _UTF8.search(statement.text):
+        yield (
+            "client-encoding",
+            "migrations are sent as UTF-8; another encoding would garble their text",
+            "leave it out",
+        )
     if _COPY.match(shape):
         yield "copy-stdin", "COPY cannot read from or write to the client here", "use INSERT"
     goal = target(statement)
