@@ -211,6 +211,15 @@ WORDS = re.compile(r"\s*(?:\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\
 SECRET_KEYS = ("password", "jwt_secret")
 
 
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Have relative paths start from the file's own folder, not from wherever cron runs the command."""
+    for key in ("embedded.data_dir", "embedded.bin_dir"):
+        if values.get(key):
+            values[key] = folder / values[key]
+    if "migrations.paths" in values:
+        values["migrations.paths"] = tuple(folder / path for path in values["migrations.paths"])
+
+
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
     """Build the Config for one command.
 
@@ -233,6 +242,8 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
 
     path = _file(given, env)
     values, lines = read(path) if path else ({}, {})
+    if path:
+        _anchor(values, path.parent)
     configured = _servers(values, path)
     servers = _choose(given, configured, env)
     narrowed = any(server.name in configured for server in servers)
@@ -606,7 +617,7 @@ servers:
 #   max_ttl: 7d
 
 # migrations:
-#   paths: []
+#   paths: []                 # further folders; relative ones start from this file's
 #   lock_timeout: 2s
 #   statement_timeout: 5m
 

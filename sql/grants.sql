@@ -12,14 +12,18 @@ DO $$
 DECLARE
     command text;
 BEGIN
-    -- First, because what PUBLIC has would pass for everybody's own below.
+    -- First, because what PUBLIC has would pass for everybody's own below, and people get single columns.
     FOR command IN
-        SELECT DISTINCT format('REVOKE ALL ON public.%I FROM PUBLIC', relname)
+        SELECT DISTINCT format('REVOKE ALL ON public.%I FROM %s', relname,
+                               CASE WHEN held.grantee = 0 THEN 'PUBLIC' ELSE held.grantee::regrole::text END)
         FROM pg_class
         LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL
-        CROSS JOIN LATERAL aclexplode(array_cat(relacl, attacl)) AS held
-        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND held.grantee = 0
+        CROSS JOIN LATERAL (SELECT grantee, true AS single FROM aclexplode(attacl)
+                            UNION ALL SELECT grantee, false FROM aclexplode(relacl)) AS held
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
           AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens')
+          AND (held.grantee = 0
+               OR NOT single AND held.grantee IN (to_regrole('posduif_support'), to_regrole('posduif_health')))
     LOOP
         EXECUTE command;
     END LOOP;

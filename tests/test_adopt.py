@@ -155,7 +155,10 @@ def test_a_lost_tenant_whose_database_is_there_is_led_back(
     shown = posduif.json("tenant", "show", tenant)
     assert (shown["state"], shown["has_database"]) == ("lost", True)
     adopt = f"posduif tenant adopt {tenant}"
+    [state] = [f for f in posduif.json("health", tenant, code=None)["findings"] if f["check"] == "state"]
+    assert state["fix"] == adopt
     for argv in (
+        ("tenant", "drop", tenant, "--dry-run"),
         ("tenant", "verify", tenant),
         ("user", "list", tenant),
         ("tenant", "create", tenant, "--if-not-exists"),
@@ -165,9 +168,35 @@ def test_a_lost_tenant_whose_database_is_there_is_led_back(
     assert posduif.json("tenant", "show", tenant)["state"] == "lost", "a drop that was refused changed nothing"
     refused = posduif("tenant", "drop", tenant, "-o", "json", code=9).error
     assert "what is left of tenant" in refused["message"]
-    posduif("tenant", "adopt", tenant)
+    before = server.sql("SELECT rolpassword FROM pg_authid WHERE rolname = %s", f"{tenant}_engine")
+    adopted = posduif("tenant", "adopt", tenant, "-o", "table")
+    assert "has no password yet" not in adopted.err
+    assert server.sql("SELECT rolpassword FROM pg_authid WHERE rolname = %s", f"{tenant}_engine") == before
     assert [user["username"] for user in posduif.json("user", "list", tenant)] == ["desk"]
     assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_a_url_is_taken_back_only_from_whom_nobody_else_could_have_had_it(
+    posduif: Posduif, server: PgServer, tenant: str, stranger: bool
+) -> None:
+    posduif("tenant", "set", tenant, "--url", "https://acme.example.com")
+    before = posduif.json("tenant", "show", tenant)
+    owner = f"{tenant}_stranger" if stranger else "postgres"
+    if stranger:
+        server.sql(f"CREATE ROLE {owner} CREATEDB")
+    try:
+        server.sql(f"ALTER DATABASE {tenant} OWNER TO {owner}")
+        lost = {row["subject"]: row for row in posduif.json("tenant", "verify", "--all", code=None)}[tenant]
+        assert (lost["fix"], "its database is there" in lost["message"]) == (f"posduif tenant adopt {tenant}", True)
+        adopted = posduif.json("tenant", "adopt", tenant)
+        assert (adopted["url"] == "https://acme.example.com") is not stranger
+        if not stranger:
+            assert posduif.json("tenant", "show", tenant)["created_at"] == before["created_at"]
+    finally:
+        if stranger:
+            server.sql(f"REASSIGN OWNED BY {owner} TO posduif_admin; DROP OWNED BY {owner}", database=tenant)
+            server.sql(f"DROP ROLE {owner}")
 
 
 def as_engine(server: PgServer, name: str) -> None:

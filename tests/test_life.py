@@ -216,6 +216,11 @@ FAULTS = {
         "grants",
         "posduif_health may read texts: messages.content",
     ),
+    "table, behind what everybody may": (
+        "GRANT SELECT ON messages TO posduif_health, PUBLIC",
+        "grants",
+        "is too much",
+    ),
     "creators": (
         "DO $$BEGIN CREATE ROLE {t}_x; END$$; GRANT CREATE ON SCHEMA public TO {t}_x",
         "rights",
@@ -226,7 +231,6 @@ FAULTS = {
 }
 BY_HAND = {
     "texts": "REVOKE SELECT (content) ON messages FROM posduif_support",
-    "table": "REVOKE SELECT ON messages FROM posduif_health",
 }
 
 

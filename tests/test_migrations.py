@@ -481,7 +481,8 @@ def held(server: PgServer, tenant: str, *statements: str) -> Iterator[int]:
 def test_a_file_leaves_no_settings_to_the_next(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
     folder.put(
         "1000_first.sql",
-        "SET TimeZone = 'Asia/Tokyo';\nSET check_function_bodies = off;\nSET client_encoding = LATIN1;",
+        "SET TimeZone = 'Asia/Tokyo';\nSET check_function_bodies = off;\n"
+        "SELECT set_config('client_encoding', 'LATIN1', false);",
     )
     folder.put(
         "1001_next.sql", "CREATE TABLE said AS SELECT 'é€' AS text, timestamptz '2020-01-01' = '2020-01-01Z' AS utc;"

@@ -421,6 +421,37 @@ def test_the_brake_lets_waves_go_on_below_it(posduif: Posduif, ground: PgServer,
         "migrate", "up", "--all", "--wave", "1,100%", "--max-failures", "1", *folder.option, "-o", "json", code=8
     )
     assert statuses(ran.json) == {names[0]: "failed"} | dict.fromkeys(names[1:], "ok")
+    assert "mend the tenants, not 1000_x.sql, which others have by now" in ran.error["try"][0]
+
+
+def test_a_file_that_was_mended_too_late_is_refused_with_the_two_ways_out(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(2)
+    folder.put("1000")
+    posduif("migrate", "up", names[0], *folder.option)
+    folder.put("1000", more="SELECT 1;")
+    folder.put("1001")
+    ran = posduif("migrate", "up", *names, *folder.option, code=8)
+    assert statuses(posduif.json("migrate", "up", *names, *folder.option, code=8))[names[0]] == "failed"
+    assert f"changed after it was applied to {names[0]}" in ran.err
+    refused = posduif("migrate", "up", names[0], *folder.option, "-o", "json", code=5).error
+    assert f"apply it anew: posduif migrate down {names[0]} --to {LATEST}" in refused["try"][1]
+    posduif("migrate", "down", names[0], "--to", LATEST, "--confirm", names[0], *folder.option)
+    posduif("migrate", "up", names[0], *folder.option)
+    assert having(ground, names, "1001") == names
+
+
+def test_a_wave_that_does_not_begin_is_not_announced(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    folder.put("1000", more="SELECT 1/0;")
+    ran = posduif("migrate", "up", "--all", "--wave", "1,2,100%", *folder.option, "-o", "tsv", code=8)
+    assert "wave 1 of 3: 1 tenant" in ran.err
+    assert "wave 2" not in ran.err
+    assert f"{names[0]}" in ran.err
+    assert "mend the cause" in ran.err
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -1082,7 +1113,11 @@ def test_new_makes_the_next_file(posduif: Posduif, many: Make, folder: Folder) -
     made = [posduif.json("migrate", "new", f"step_{n}", *folder.option)["path"] for n in range(2)]
     assert all(Path(path).parent == folder.path for path in made)
     assert len(set(made)) == 2, "two in one second"
+    assert made[0] < made[1], "also within one second"
     posduif("migrate", "new", "Bad-Name", *folder.option, code=2)
+    missing = str(folder.path / "not there")
+    refused = posduif("migrate", "new", "one", "--dir", missing, *folder.option, "-o", "json", code=3).error
+    assert refused["try"] == [f"mkdir -p '{missing}'"]
     refused = posduif("migrate", "up", name, *folder.option, code=3)  # an empty section is no migration
     assert made[0] in refused.err
 

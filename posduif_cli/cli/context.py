@@ -223,7 +223,11 @@ class App:
             self.out.warn(_of(name, error))
         if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
             raise errors[among[0]]
-        raise PartialFailure(f"{len(errors)} failed: {', '.join(list(errors)[:10])}", hint="posduif health")
+        more = f" and {len(errors) - 10} more" if len(errors) > 10 else ""
+        raise PartialFailure(
+            f"{len(errors)} failed: {', '.join(list(errors)[:10])}{more}",
+            hint="mend what is said of each above, then the same command again",
+        )
 
     def show_plan(self, plan: "Plan") -> None:
         """Show what a command would do, having done nothing."""

@@ -51,7 +51,8 @@ def quickstart(
 ) -> None:
     """Set up a whole tenant on an embedded PostgreSQL server, from nothing, showing every command on the way.
 
-    The server keeps running for further commands of this user. Run again, it says what is there already.
+    The server keeps running for further commands of this user. Run again, it says what is
+    there and sends another message.
     """
     app = app_of(ctx)
     for option in ("server", "dsn"):

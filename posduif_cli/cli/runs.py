@@ -42,8 +42,19 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     if failures or run.stopped_by:
         parts = [f"{counted(len(run.errors), 'tenant')} failed"] if run.errors else []
         parts += [f"{counted(len(errors), 'server')} could not be asked"] if errors else []
+        again = "then the same command again goes on with who is left"
+        kept = _kept_files(run)
         raise PartialFailure(
             ", ".join(parts) or "the run was stopped",
             why=run.stopped_by or "the outcome of every tenant that was asked is above",
-            hint="mend the cause, then the same command again goes on with who is left",
+            hint=f"mend the tenants, not {', '.join(kept)}, which others have by now; {again}"
+            if kept
+            else f"mend the cause, {again}",
         )
+
+
+def _kept_files(run: Any) -> list[str]:
+    """Return the migration files that failed in some tenants and are applied in others: they are history."""
+    reached = max((o.to or "" for o in run.outcomes if o.status in ("ok", "unchanged")), default="")
+    failed = {o.error.file for o in run.outcomes if o.status == "failed" and o.error and o.error.file}
+    return sorted(file for file in failed if file.partition("_")[0] <= reached)

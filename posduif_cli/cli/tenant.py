@@ -270,7 +270,7 @@ def adopt(
     told = app.out.format == "table" and not app.out.fields
     app.out.show({field: getattr(done, field) for field in brief} if told else done)
     if done.changed:
-        app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
+        app.out.say(f"a new password for its engine: posduif tenant rotate-password {name} --engine-config FILE")
 
 
 @app.verb("verify", example="posduif tenant verify --all")

@@ -31,6 +31,7 @@ STANDS_AGAINST = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 class _Database:
     oid: int
     owner: str
+    trusted: bool
     open: bool
     template: bool
     comment: str | None
@@ -292,12 +293,14 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
 def _record(fleet: Fleet, server: Server, name: str, work: _Work, url: str | None) -> Record:
     versions = {*work.before, *fleet.folders.paths}
     earlier = record.parse(work.found.comment)
+    # Phones enroll at the url: one that a stranger could have written is not taken over.
+    kept = earlier if work.found.trusted else None
     return Record(
         State.ACTIVE,
         schema=max(versions, default=None),
         applied=folders.digest(versions),
-        url=url or (server.url and server.url.replace("{tenant}", name)),
-        created=datetime.now(UTC),
+        url=url or (kept and kept.url) or (server.url and server.url.replace("{tenant}", name)),
+        created=(kept and kept.created) or datetime.now(UTC),
         note=earlier.note if earlier else work.found.comment,
     )
 

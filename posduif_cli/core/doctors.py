@@ -48,7 +48,7 @@ def machine(facts: Machine) -> Iterator[Finding]:
     else:
         # Into a pipe all is ASCII anyway; it is people who lose something.
         level = Level.WARNING if facts.columns else Level.INFO
-        text = "the locale is not UTF-8: QR codes and names are shown in ASCII"
+        text = "the locale is not UTF-8: QR codes take twice the room, for the terminal may not know half blocks"
         yield _machine("utf8", level, text, fix="export LC_ALL=C.UTF-8")
     if facts.completion is None:
         yield _machine("completion", Level.INFO, f'there is no completion for the shell "{facts.shell}"')

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -104,13 +105,17 @@ def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
     versions = [match[1] for path in target.glob("*.sql") if (match := FILE_NAME.fullmatch(path.name))]
     newest = max(versions, key=int, default=None)
     counts = newest is not None and len(newest) < 14
-    version = f"{int(newest or 0) + 1:04}" if counts else f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    moment = datetime.now(UTC)
+    while f"{moment:%Y%m%d%H%M%S}" in versions:  # two files within one second
+        moment += timedelta(seconds=1)
+    version = f"{int(newest or 0) + 1:04}" if counts else f"{moment:%Y%m%d%H%M%S}"
     path = target / f"{version}_{name}.sql"
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(TEMPLATE)
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be made", why=error.strerror) from None
+        hint = f"mkdir -p {shlex.quote(str(target))}" if isinstance(error, FileNotFoundError) else ()
+        raise ConfigurationError(f"{path} cannot be made", why=error.strerror, hint=hint) from None
     return path
 
 

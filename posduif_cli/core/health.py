@@ -116,7 +116,9 @@ def state(facts: TenantFacts) -> Iterator[Finding]:
             Level.CRITICAL,
             f"tenant {tenant.tenant} is lost",
             tenant.state.value,
-            fix=f"restore its database, or posduif tenant drop {tenant.tenant}",
+            fix=f"posduif tenant adopt {tenant.tenant}"
+            if tenant.has_database
+            else f"restore its database, or posduif tenant drop {tenant.tenant}",
         )
     elif tenant.state not in (State.ACTIVE, State.SUSPENDED):
         again = "create" if tenant.state is State.PROVISIONING else "drop"

@@ -161,10 +161,15 @@ def _mend_column(table: str, column: str, expected: str, found: str) -> str:
     assert have is not None
     parts = []
     if want["type"] != have["type"]:
-        zoned = f" USING {column} AT TIME ZONE 'UTC'" if have["type"] == "timestamp with time zone" else ""
-        parts.append(f"ALTER {column} TYPE {want['type']}{zoned}")
-    if want["default"] != have["default"]:
-        parts.append(f"ALTER {column} " + (f"SET {want['default']}" if want["default"] else "DROP DEFAULT"))
+        zoned = have["type"] == "timestamp with time zone"
+        value = f"{column} AT TIME ZONE 'UTC'" if zoned else f"{column}::text::{want['type']}"
+        if have["default"]:
+            parts.append(f"ALTER {column} DROP DEFAULT")  # it need not fit the new type
+        parts.append(f"ALTER {column} TYPE {want['type']} USING {value}")
+    if want["default"] and (parts or want["default"] != have["default"]):
+        parts.append(f"ALTER {column} SET {want['default']}")
+    elif have["default"] and not parts:
+        parts.append(f"ALTER {column} DROP DEFAULT")
     if want["required"] != have["required"]:
         parts.append(f"ALTER {column} {'SET' if want['required'] else 'DROP'} NOT NULL")
     return f"ALTER TABLE {table} {', '.join(parts)};"

@@ -284,10 +284,15 @@ def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folder
     """Raise ChecksumDiffers when a file changed after it was applied."""
     for migration in migrations:
         if migration.state == "changed":
+            earlier = (m.version for m in migrations if m.state != "pending" and m.version < migration.version)
+            before = max(earlier, default="0")
             raise ChecksumDiffers(
                 f"{folders.paths[migration.version]} changed after it was applied to {tenant}",
                 why="an applied migration is history: other tenants would get another schema from it",
-                hint=["restore the file and put the change into a new migration", f"posduif migrate list {tenant}"],
+                hint=[
+                    "restore the file and put the change into a new migration",
+                    f"or, losing what it made, apply it anew: posduif migrate down {tenant} --to {before}",
+                ],
             )
 
 
@@ -554,7 +559,10 @@ class _Run:
             raise MigrationFailed(
                 f"migration {where} failed in {self.conn.database}: {error.message.partition(': ')[2]}",
                 why=f"SQLSTATE {sqlstate}; {kept}",
-                hint=[f"mend {self.file.path}", f"posduif migrate up {self.conn.database}"],
+                hint=[
+                    f"mend what stands against it, or, where no tenant has it yet, {self.file.path}",
+                    f"posduif migrate up {self.conn.database}",
+                ],
                 sqlstate=sqlstate,
                 file=self.file.path.name,
                 line=line,

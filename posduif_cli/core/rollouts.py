@@ -411,6 +411,8 @@ class Rollout:
         with ExitStack() as stack:
             desks = self._desks(targets, stack)
             for number, wave in enumerate(waves, 1):
+                if self._crew.stop.is_set():
+                    break
                 if len(waves) > 1:
                     self.tell(f"wave {number} of {len(waves)}: {_tenants(len(wave))}")
                 self._wave(wave, desks)
@@ -518,7 +520,7 @@ class Rollout:
             self.outcomes.append(outcome)
             self._failures += outcome.status == "failed"
             if self._limit is not None and self._failures > self._limit and not self._crew.stop.is_set():
-                self.stopped_by = f"not reached: {self._failures} failures are more than --max-failures allows"
+                self.stopped_by = f"not reached: more failed than --max-failures {self.pace.max_failures} allows"
                 self._crew.stop.set()
             self.on_outcome(outcome)
 

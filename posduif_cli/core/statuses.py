@@ -1,5 +1,6 @@
 """Where the schemas of a fleet stand, from the records alone, and what became of a run over it."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -34,7 +35,9 @@ def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
     for group in groups.values():
         first = group[0].error
         assert first is not None
-        cause = first.message if len(group) == 1 else first.message.replace(f" in {group[0].tenant}:", ":")
+        cause = first.message
+        if len(group) > 1:
+            cause = re.sub(rf" (?:in|to|of) {re.escape(group[0].tenant)}(?!\w)", "", cause)
         cause += f" (SQLSTATE {first.sqlstate})" if first.sqlstate else ""
         cause += f" [{first.statement}]" if first.statement else ""
         found.append((cause, sorted(outcome.tenant for outcome in group)))

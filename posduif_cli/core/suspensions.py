@@ -57,7 +57,7 @@ def plan_suspend(fleet: Fleet, *, name: str) -> Plan:
     return Plan(
         (
             Step("shut out", role, f"ALTER ROLE {role} NOLOGIN"),
-            Step("shut out", role, f"REVOKE CONNECT ON DATABASE {name} FROM {role}"),
+            Step("shut out", name, f"REVOKE CONNECT ON DATABASE {name} FROM {role}"),
             Step("end sessions", role),
         )
     )
@@ -83,6 +83,6 @@ def plan_resume(fleet: Fleet, *, name: str) -> Plan:
                 if file.version in wanted
             ),
             Step("let in", role, f"ALTER ROLE {role} LOGIN"),
-            Step("let in", role, f"GRANT CONNECT ON DATABASE {name} TO {role}"),
+            Step("let in", name, f"GRANT CONNECT ON DATABASE {name} TO {role}"),
         )
     )

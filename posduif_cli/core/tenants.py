@@ -427,9 +427,16 @@ def loss(fleet: Fleet, *, name: str) -> Loss:
 
 
 def plan_drop(fleet: Fleet, *, name: str) -> Plan:
-    """Say what `drop` would do; changes nothing and raises as `Fleet.find`."""
-    fleet.find(name)
+    """Say what `drop` would do; changes nothing and raises as `drop`."""
+    server, tenant = fleet.find(name)
     role = admin.engine_role(name)
+    with fleet.maintenance(server) as session:
+        traces = _traces(session, name)
+        if _is_replaced(tenant, traces, name):
+            if _ties(session, role, elsewhere_than=""):
+                raise _its_own(name, traces)
+            return Plan((Step("drop role", role, f"DROP ROLE {role}"),))
+        _require_untied(session, name)
     return Plan(
         (
             Step(
@@ -461,7 +468,7 @@ def drop(fleet: Fleet, *, name: str) -> bool:
                 return False
             traces = _traces(session, name)
             ours = _is_ours(traces, _intent_of(traces, name))
-            if tenant.state is State.LOST and traces.owner is not None and not ours:
+            if _is_replaced(tenant, traces, name):
                 _drop_lost_role(session, name, traces)
                 return True
             _require_untied(session, name)
@@ -480,12 +487,22 @@ def drop(fleet: Fleet, *, name: str) -> bool:
 def _require_untied(session: Session, name: str) -> None:
     """Raise Conflict, with nothing dropped yet, where the engine's role could not be dropped afterwards."""
     role = admin.engine_role(name)
-    if ties := [place for (place,) in session.tuples(queries.load("tenants")["find_ties"], name=name, role=role)]:
+    if ties := _ties(session, role, elsewhere_than=name):
         raise Conflict(
             f"tenant {name} was not dropped: its role {role} owns something elsewhere, or was granted it",
             why=f"in {', '.join(ties)}; without that the role could not be dropped, and its name stayed taken",
             hint=[f"a superuser types, in {place}: DROP OWNED BY {role};" for place in ties],
         )
+
+
+def _ties(session: Session, role: str, *, elsewhere_than: str) -> list[str]:
+    named = queries.load("tenants")
+    return [place for (place,) in session.tuples(named["find_ties"], name=elsewhere_than, role=role)]
+
+
+def _is_replaced(tenant: Tenant, traces: _Traces, name: str) -> bool:
+    """Whether a lost tenant's name is that of a database which is not, or not any more, posduif's."""
+    return tenant.state is State.LOST and traces.owner is not None and not _is_ours(traces, _intent_of(traces, name))
 
 
 def _drop_lost_role(session: Session, name: str, traces: _Traces) -> None:
@@ -495,13 +512,15 @@ def _drop_lost_role(session: Session, name: str, traces: _Traces) -> None:
     except QueryFailed as error:
         if error.sqlstate != DEPENDED_ON:
             raise
-        raise Conflict(
-            f"{admin.engine_role(name)} has rights in database {name}, so that may be the tenant's own",
-            why=f"it belongs to {traces.owner}"
-            + ("" if traces.record else " and has no record")
-            + "; it was not touched",
-            hint=f"posduif tenant adopt {name}",
-        ) from error
+        raise _its_own(name, traces) from error
+
+
+def _its_own(name: str, traces: _Traces) -> Conflict:
+    return Conflict(
+        f"{admin.engine_role(name)} has rights in database {name}, so that may be the tenant's own",
+        why=f"it belongs to {traces.owner}" + ("" if traces.record else " and has no record") + "; it was not touched",
+        hint=f"posduif tenant adopt {name}",
+    )
 
 
 def _announce_drop(session: Session, fleet: Fleet, server: Server, tenant: Tenant, traces: _Traces) -> None:

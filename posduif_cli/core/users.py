@@ -83,7 +83,10 @@ def require_unused(conn: Session, *, user: User) -> None:
         raise UserInUse(
             f'user "{user.username}" of tenant {conn.database} created {count} enrollment tokens',
             why="a token keeps the user who made it",
-            hint=f"posduif token purge {conn.database} --older-than 1m deletes the unused ones",
+            hint=[
+                f"posduif token purge {conn.database} --older-than 1m deletes those that were never used",
+                "a used one says who enrolled which phone: its creator stays",
+            ],
         )
 
 

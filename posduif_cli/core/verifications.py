@@ -175,7 +175,9 @@ def _history(tenant: Tenant, history: Sequence[Migration], half_done: Mapping[st
         ),
     ]
     if not wrong:
-        return [Finding("files", "tenant", name, Level.OK, f"{len(history)} migrations fit their files")]
+        pending = sum(m.state == "pending" for m in history)
+        fits = f"{len(history) - pending} applied migrations fit their files" + (f", {pending} pending" * bool(pending))
+        return [Finding("files", "tenant", name, Level.OK, fits)]
     return [
         Finding("files", "tenant", name, level, message, m.version, fix=f"posduif migrate list {name}")
         for m, message, level in wrong

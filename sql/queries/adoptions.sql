@@ -1,7 +1,10 @@
 -- name: find_database
 -- A database that may be taken in: whose it is, what people noted on it, and whether this login could take it over.
 -- *path* is a search_path that would put other people's functions before PostgreSQL's in every new session.
-SELECT d.oid::int8 AS oid, pg_get_userbyid(d.datdba)::text AS owner, d.datallowconn AS open, d.datistemplate AS template,
+-- *trusted* says that nobody but administrators could have written the comment.
+SELECT d.oid::int8 AS oid, pg_get_userbyid(d.datdba)::text AS owner, d.datallowconn AS open,
+       (SELECT rolsuper OR rolname = 'posduif_admin' FROM pg_roles WHERE oid = d.datdba) AS trusted,
+       d.datistemplate AS template,
        shobj_description(d.oid, 'pg_database') AS comment,
        (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = session_user) AS may_own,
        (SELECT s.setting FROM pg_db_role_setting c, unnest(c.setconfig) s (setting)

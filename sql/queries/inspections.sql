@@ -20,7 +20,7 @@ SELECT d.datconnlimit AS database_limit,
            AS memberships,
        coalesce(pg_has_role('posduif_admin', r.oid, 'USAGE'), false) AS administered,
        EXISTS (SELECT 1 FROM aclexplode(d.datacl) a WHERE a.grantee = r.oid AND a.privilege_type = 'CONNECT') AS may_connect,
-       coalesce(has_schema_privilege(r.oid, 'public', 'CREATE'), false) AS may_create,
+       coalesce(has_schema_privilege(r.oid, 'public', 'CREATE') AND NOT r.rolsuper, false) AS may_create,
        (SELECT array_agg(DISTINCT c.rolname::text)
         FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a JOIN pg_roles c ON c.oid = a.grantee
         WHERE n.nspname = 'public' AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (n.nspowner, coalesce(r.oid, 0))
@@ -36,7 +36,7 @@ WHERE d.datname = current_database();
 
 -- name: find_foreign_objects
 -- What stands in a tenant's database and belongs to neither posduif nor an extension; at most eleven.
-SELECT kind || ' ' || name || ' of ' || owner::regrole::text
+SELECT kind, name, owner::regrole::text
 FROM (SELECT 'relation' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, 'pg_class'::regclass AS class, c.oid
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       WHERE c.relkind IN ('r', 'v', 'm', 'S', 'p', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
@@ -49,7 +49,7 @@ FROM (SELECT 'relation' AS kind, c.oid::regclass::text AS name, c.relowner AS ow
       FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'public')) o
 WHERE owner <> 'posduif_admin'::regrole
   AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = o.class AND e.objid = o.oid AND e.deptype = 'e')
-ORDER BY 1 LIMIT 11;
+ORDER BY 1, 2 LIMIT 11;
 
 -- name: list_rights
 -- Every right on the four tables, for a comparison before and after grants.sql.

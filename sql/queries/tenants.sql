@@ -2,7 +2,7 @@
 -- Everything that bears our mark on this server: databases of posduif_admin, and engine roles whose database
 -- is missing. One row a name; what the marks mean is decided by the caller, row by row.
 SELECT coalesce(d.datname, left(r.rolname, -7))::text AS tenant,
-       d.oid IS NOT NULL AS has_database,
+       d.oid IS NOT NULL OR EXISTS (SELECT FROM pg_database WHERE datname = left(r.rolname, -7)) AS has_database,
        coalesce(pg_get_userbyid(d.datdba) = 'posduif_admin', false) AS ours,
        CASE WHEN pg_get_userbyid(d.datdba) = 'posduif_admin' THEN shobj_description(d.oid, 'pg_database') END AS record,
        d.datallowconn AS open,
