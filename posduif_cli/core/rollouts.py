@@ -124,7 +124,9 @@ def down(
     planned: defaultdict[str, list[str]] = defaultdict(list)
     for step in plan.steps if plan else ():
         for name in step.tenants:
-            planned[name].append(step.subject.partition("_")[0])
+            version = step.subject.partition("_")[0]
+            if version not in planned[name]:  # two servers may have tenants of one name
+                planned[name].append(version)
 
     def work(conn: Session, hooks: Hooks) -> Applied:
         expected = planned[conn.database] if plan else None
@@ -277,7 +279,8 @@ class Desk:
                     self.session = self.fleet.maintenance(self.server)
                     self.session.require_admin()
                     # It only reads, and the login may see more of other people's sessions.
-                    self.session.script("SET ROLE none")
+                    # Whoever waits for it holds up the whole run, and can ask elsewhere.
+                    self.session.script("SET ROLE none; SET lock_timeout = '2s'; SET statement_timeout = '5s'")
                 return question(self.session)
             except WrongState:
                 raise
@@ -291,9 +294,12 @@ class Desk:
             self.session = None
 
     def close(self) -> None:
-        """End the session."""
-        with self.lock:
-            self._close()
+        """End the session, or leave it to the process's end where a thread hangs in it."""
+        if self.lock.acquire(timeout=1):
+            try:
+                self._close()
+            finally:
+                self.lock.release()
 
     @property
     def workers(self) -> int:
@@ -341,7 +347,9 @@ class Desk:
     def _recall(self, conn: Session) -> record.Record:
         try:
             return self._ask(lambda session: record.read(session, conn.database))
-        except ServerUnreachable:
+        except WrongState:
+            raise
+        except PosduifError:
             return record.read(conn)
 
     def blockers(self, pid: int) -> tuple[str, ...]:
@@ -532,7 +540,7 @@ class Rollout:
             return
         worked = {(o.tenant, o.server) for o in self.outcomes if o.status == "ok"}
         verified = [tenant for tenant in wave if (tenant.tenant, tenant.server) in worked]
-        jobs = min(self.pace.jobs, *(desk.workers for desk in desks.values()))
+        jobs = min([self.pace.jobs, *(desk.workers for desk in desks.values())])
 
         def enter(server: Server, name: str) -> Session:
             return desks[server.name].enter(lambda: self.fleet.enter(server, name), self._crew.stop)

@@ -34,12 +34,16 @@ _TOKEN = re.compile(
       | [0-9]+ | .""",
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
+_PASSWORD = re.compile(r"(?i)(\bpassword\s+)(?:[eu]&?)?'(?:[^']|'')*(?:'|$)")
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 # Each is matched with a statement's shape.
 _CONTROL = re.compile(r"(?:begin|start transaction|commit|end|rollback|abort|savepoint|release|prepare transaction)\b")
 _ROLE = re.compile(r"(?:set (?:local |session )?|reset )(?:role|session authorization|session_authorization)\b")
+_SETTING = re.compile(r"(?:set|reset)\b(?! local| transaction| constraints)")
+_OF_THE_SESSION = re.compile(r"create (?:global |local )?temp(?:orary)?\b|(?:prepare|declare|listen|load|deallocate)\b")
+_UNLOCKING = re.compile(r"pg_advisory_unlock_all\s*\(", re.IGNORECASE)
 _ENCODING = re.compile(r"set (?:local |session )?(?:client_encoding|names)\b")
 _UTF8 = re.compile(r"utf_?-?8|unicode|\bdefault\b", re.IGNORECASE)
 _COPY = re.compile(r"copy\b.* (?:from stdin|to stdout)\b")
@@ -242,6 +246,7 @@ def locate(section: Section, position: int) -> tuple[int, str]:
     begun = [statement for statement in section.statements if statement.offset < position]
     statement = begun[-1] if begun else next(iter(section.statements), None)
     excerpt = " ".join(statement.text[:1000].split()) if statement else ""
+    excerpt = _PASSWORD.sub(r"\1'****'", excerpt)
     return section.line_at(position - 1), excerpt if len(excerpt) <= 80 else excerpt[:79] + "…"
 
 
@@ -351,6 +356,11 @@ def _statement_errors(statement: Statement, transactional: bool, kind: str) -> I
         yield "transaction-nesting", message, None
     if _ROLE.match(shape):
         yield "role-change", "a change of role would make objects belong to someone else; leave it out", None
+    if _UNLOCKING.search(statement.text):
+        yield "advisory-unlock", "it would give up the lock that keeps other runs off the tenant", "leave it out"
+    if not transactional and _OF_THE_SESSION.match(shape):
+        message = f"{first} makes what only this session has; after an interruption the next one would go on without"
+        yield "session-state", message, "put it into a file of its own, with what needs it, without transaction:false"
     if _ENCODING.match(shape) and not _UTF8.search(statement.text):
         yield (
             "client-encoding",
@@ -376,6 +386,15 @@ def touches_data(statement: Statement) -> bool:
     [False, True, True]
     """
     return _DATA.match(statement.shape) is not None
+
+
+def is_setting(statement: Statement) -> bool:
+    """Whether a statement sets something for the session, which is to be set again in the next one.
+
+    >>> [is_setting(s) for s in split("SET my.x = 1; SET LOCAL my.x = 1; RESET my.x; SELECT 1")]
+    [True, False, True, False]
+    """
+    return _SETTING.match(statement.shape) is not None
 
 
 def alone(statement: Statement) -> bool:

@@ -422,7 +422,12 @@ def loss(fleet: Fleet, *, name: str) -> Loss:
     if tenant.state in (State.PROVISIONING, State.DROPPING, State.LOST) or tenant.schema_version is None:
         return Loss(name, server.name, None, None, None, None)
     with fleet.enter(server, name) as conn:
-        counts = conn.dicts(queries.load("tenants")["count_loss"])[0]
+        try:
+            counts = conn.dicts(queries.load("tenants")["count_loss"])[0]
+        except QueryFailed as error:
+            if error.sqlstate not in migrations.NO_SUCH_TABLE_OR_COLUMN:
+                raise
+            return Loss(name, server.name, None, None, None, None)
     return Loss(name, server.name, **counts)
 
 

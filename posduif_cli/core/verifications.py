@@ -75,9 +75,11 @@ def check_record(conn: Session, *, repair: bool = False) -> Finding:
     """Compare a tenant's record with its version table; with *repair* write what the table says."""
     name = conn.database
     if not repair:
-        return _compare(conn, record.read(conn), set(migrations.applied(conn)))
+        # Both from one snapshot, or a migration that ends between the two would pass for a difference.
+        with conn.transaction(read_only=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
+            return _compare(conn, record.read(conn), set(migrations.applied(conn)))
     conn.require_admin()
-    with conn.lock(name), conn.transaction():
+    with conn.lock(name), conn.transaction(lock_timeout=inspections.LOCK_TIMEOUT):
         current, done = record.read(conn), set(migrations.applied(conn))
         finding = _compare(conn, current, done)
         if finding.level is Level.OK:
@@ -152,7 +154,7 @@ def _history(tenant: Tenant, history: Sequence[Migration], half_done: Mapping[st
                 f"migration {key.removesuffix(':down')} is {'taken back' if ':' in key else 'applied'} by half, "
                 f"with {done} of its statements",
                 key.removesuffix(":down"),
-                fix=f"posduif migrate {'down' if ':' in key else 'up'} {name}",
+                fix=migrations.half_step(name, key),
             )
             for key, done in half_done.items()
         ]

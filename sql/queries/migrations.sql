@@ -16,6 +16,10 @@ WHERE version IS NOT NULL ORDER BY version;
 -- What was applied, and from which text, for a message of several statements: the simplest query is the quickest.
 SELECT version, checksum FROM public.schema_migrations WHERE version IS NOT NULL;
 
+-- name: has_progress
+-- Whether there is a table of half-done files.
+SELECT to_regclass('public.posduif_migration_progress') IS NOT NULL;
+
 -- name: has_table
 -- Whether there is a version table.
 SELECT to_regclass('public.schema_migrations') IS NOT NULL;
@@ -32,11 +36,11 @@ ORDER BY 1;
 -- name: add_applied
 -- Notes a migration as applied; part of the migration's transaction.
 INSERT INTO public.schema_migrations (version, checksum, duration_ms, applied_by)
-VALUES (%(version)s, %(checksum)s, %(duration_ms)s, %(applied_by)s);
+VALUES (%(version)s, %(checksum)s, %(duration_ms)s, %(applied_by)s) RETURNING version;
 
 -- name: delete_applied
 -- Forgets a migration that was taken back; part of its transaction.
-DELETE FROM public.schema_migrations WHERE version = %(version)s;
+DELETE FROM public.schema_migrations WHERE version = %(version)s RETURNING version;
 
 -- name: create_progress
 -- How far a file without a transaction of its own is: kept apart from the version table, where dbmate would
