@@ -663,3 +663,71 @@ def test_what_ctrl_c_meets_between_two_files_is_not_begun(server: PgServer, tena
     with connect(here, tenant, command="test", path="public") as conn:
         assert migrations.up(conn, folders=known).versions == ("1001",)
     assert server.sql(made, database=tenant) == [("one", "two")]
+
+
+def test_a_retry_may_prepare_again(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
+    folder.put("1000_p.sql", "PREPARE p AS SELECT 1;\nALTER TABLE users ADD x int;")
+    folder.put("1001_p.sql", "PREPARE p AS SELECT 1;\nALTER TABLE users ADD y int;")
+    with held(server, tenant, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
+        process = posduif.popen("migrate", "up", tenant, *folder.option)
+        time.sleep(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert versions(server, tenant)[-2:] == ["1000", "1001"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "sqlstate"),
+    [("SET LOCAL transaction_read_only = on;\nCREATE TABLE t ();", "25006"), ("SELECT 1;\nSELECT 1 / 0;", "22012")],
+)
+def test_what_a_file_does_to_itself_is_its_own_failure(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder, sql: str, sqlstate: str
+) -> None:
+    folder.put("1000_self.sql", sql)
+    failed = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=7).error
+    assert "migration 1000_self.sql:3 failed" in failed["message"]
+    assert sqlstate in failed["why"]
+    assert record(server, tenant)["failed"]["sqlstate"] == sqlstate
+
+
+def test_a_comment_that_someone_holds_hides_no_failure(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_bad.sql", "SELECT 1 / 0;")
+    with server.connect() as holder:
+        holder.execute("BEGIN")
+        holder.execute(f"COMMENT ON DATABASE {tenant} IS 'x'".encode())
+        process = posduif.popen("migrate", "up", tenant, *folder.option)
+        _, err = process.communicate(timeout=60)
+        holder.execute("ROLLBACK")
+    assert process.returncode == 7
+    assert "migration 1000_bad.sql:2 failed" in str(err)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER swallow BEFORE INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION swallow()",
+        "ALTER TABLE schema_migrations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+    ],
+)
+def test_a_version_table_that_takes_or_shows_no_rows_is_no_ground_to_go_on(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder, hidden: str
+) -> None:
+    before = record(server, tenant)
+    server.sql(f"SET ROLE posduif_admin; {hidden}", database=tenant)
+    folder.put("1000_one.sql", "CREATE TABLE one ();")
+    refused = posduif("migrate", "up", tenant, *folder.option, code=None)
+    assert refused.code in (6, 7), refused
+    assert "0001" not in refused.err
+    assert server.sql("SELECT to_regclass('one')", database=tenant) == [(None,)]
+    if "ROW LEVEL" in hidden:
+        assert posduif("tenant", "verify", tenant, "--repair", code=None).code != 0
+    assert record(server, tenant) == before
+
+
+def test_a_password_in_a_file_that_fails_is_not_shown(posduif: Posduif, tenant: str, folder: Folder) -> None:
+    folder.put("1000_role.sql", "ALTER ROLE no_such_role PASSWORD 'hunter2secret';")
+    failed = posduif("migrate", "up", tenant, *folder.option, code=7)
+    assert "hunter2" not in failed.out + failed.err

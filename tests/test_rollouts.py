@@ -675,6 +675,45 @@ def test_a_run_whose_session_for_reading_records_is_ended_reads_them_elsewhere(
     assert statuses(json.loads(out)) == dict.fromkeys(names, "ok") | {names[2]: "skipped"}
 
 
+def test_ctrl_c_ends_a_run_whose_session_for_reading_records_is_blocked(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(4)
+    folder.put("1000")
+    runner = posduif.popen("migrate", "up", "--all", "--wave", "1,100%", "--pause", "4s", *folder.option)
+    until(lambda: having(ground, names[:1], "1000"), "the first wave is through")
+    time.sleep(1)  # and verified: the pause has begun
+    with ground.connect() as holder:
+        holder.execute("BEGIN; LOCK TABLE pg_shdescription IN ACCESS EXCLUSIVE MODE")
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%pg_get_userbyid%'"
+        until(lambda: ground.sql(waiting), "it waits")
+        os.kill(runner.pid, signal.SIGINT)
+        code, _, err = ended(runner)  # within its deadline, though nobody let go
+        holder.execute("ROLLBACK")
+    assert (code, "interrupted" in err) == (130, True)
+    posduif("migrate", "up", "--all", *folder.option)
+    assert having(ground, names, "1000") == names
+
+
+def test_servers_that_none_may_change_fail_their_tenants_in_words(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    many(2)
+    folder.put("1000")
+    ground.sql("CREATE ROLE nobody_much LOGIN")
+    try:
+        dsn = ground.dsn_for(user="nobody_much")
+        servers = f"servers: {{s1: {{dsn: '{dsn}'}}, s2: {{dsn: '{dsn}'}}}}\n"
+        folder.config.write_text(servers + folder.config.read_text())
+        argv = ("migrate", "up", "--all", "--wave", "1,100%", "--max-failures", "100%", *folder.option)
+        failed = posduif.process(*argv, POSDUIF_DSN="")
+        assert failed.code in (6, 8), failed
+        assert "a bug" not in failed.err
+        assert "nobody_much is not a member of posduif_admin" in failed.err
+    finally:
+        ground.sql("DROP ROLE nobody_much")
+
+
 def test_a_tenant_dropped_under_its_migration_is_skipped(
     posduif: Posduif, ground: PgServer, many: Make, folder: Folder
 ) -> None:

@@ -205,6 +205,10 @@ ERRORS = [
     *((UP + f"{sql};\n", 2, "client-encoding") for sql in (
         "SET client_encoding = 'LATIN1'", "SET LOCAL client_encoding TO win1252", "SET NAMES 'latin1'",
     )),
+    (UP + "SELECT pg_advisory_unlock_all();\n", 2, "advisory-unlock"),
+    *(("-- migrate:up transaction:false\nSELECT 1;\n" + f"{sql};\n", 3, "session-state") for sql in (
+        "CREATE TEMP TABLE a ()", "create local temporary view a as select 1", "PREPARE p AS SELECT 1", "LISTEN x",
+    )),
     (UP + "SELECT 1;\nSELECT 'a;\n\n", 3, "unclosed"),
     (UP + "SELECT 1;\n\n/* a /* b */\n", 4, "unclosed"),
     (UP + "SELECT\n$a$ b $b$;\n", 3, "unclosed"),

@@ -492,3 +492,58 @@ CREATE INDEX CONCURRENTLY users_i ON users (username);
     assert indexes(server, tenant, "users")["users_i"] is True
     assert indexes(server, tenant, "aside.users") == {}
     assert_noted(server, tenant)
+
+
+def test_half_a_file_is_finished_before_anything_is_taken_back(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_t.sql", "CREATE TABLE t (id int, b int);", "DROP TABLE t;")
+    file = folder.raw(
+        "1001_i.sql", UP + "CREATE INDEX CONCURRENTLY i1 ON t (id);\nCREATE INDEX CONCURRENTLY i2 ON t (c);"
+    )
+    posduif("migrate", "up", tenant, *folder.option, code=7)
+    down = ("migrate", "down", tenant, "--steps", "1", "--confirm", tenant, *folder.option)
+    refused = posduif(*down, "-o", "json", code=5).error
+    assert refused["message"] == f"migration 1001 of {tenant} is applied by half"
+    assert refused["try"][1].startswith(f"posduif migrate up {tenant}")
+    file.write_text(file.read_text().replace("(c)", "(b)"))
+    posduif("migrate", "up", tenant, *folder.option)
+    assert indexes(server, tenant, "t") == {"i1": True, "i2": True}
+
+
+def test_half_a_file_that_is_being_taken_back_is_not_called_up_to_date(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    down = "-- migrate:down transaction:false\nDROP TABLE u1;\nDROP TABLE {};\n"
+    file = folder.raw("1000_u.sql", "-- migrate:up\nCREATE TABLE u1 (); CREATE TABLE u2 ();\n" + down.format("nosuch"))
+    posduif("migrate", "up", tenant, *folder.option)
+    back = ("migrate", "down", tenant, "--steps", "1", "--confirm", tenant, *folder.option)
+    failed = posduif(*back, "-o", "json", code=7).error
+    assert failed["try"][1].startswith(f"posduif migrate down {tenant} --steps 1")
+    folder.put("1001_more.sql", "CREATE TABLE more ();")
+    for argv in ((tenant,), (tenant, "--failed")):
+        refused = posduif("migrate", "up", *argv, *folder.option, "-o", "json", code=5).error
+        assert refused["message"] == f"migration 1000 of {tenant} is taken back by half"
+    [finding] = [f for f in posduif.json("migrate", "verify", tenant, *folder.option, code=1) if f["check"] == "files"]
+    assert finding["fix"] == f"posduif migrate down {tenant} --steps 1"
+    text = file.read_text()
+    file.write_text(text.replace("nosuch", "u2"))
+    posduif(*back)
+    posduif("migrate", "up", tenant, *folder.option)
+    assert {"u1", "u2", "more"} <= set(tables(server, tenant))
+
+
+def test_what_a_file_sets_is_set_again_after_a_kill(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.raw(
+        "1000_s.sql",
+        UP + "CREATE TABLE cfg (v text);\nSET my.tenant_class = 'gold';\nSELECT pg_sleep(2);\n"
+        "INSERT INTO cfg VALUES (coalesce(current_setting('my.tenant_class', true), 'none'));\n",
+    )
+    process = posduif.popen("migrate", "up", tenant, *folder.option)
+    until(lambda: sleepers(server, tenant), "it sleeps")
+    process.kill()
+    process.communicate()
+    posduif("migrate", "up", tenant, *folder.option)
+    assert server.sql("SELECT v FROM cfg", database=tenant) == [("gold",)]
