@@ -83,7 +83,7 @@ complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_sub
 complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from up' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l all -d "Every tenant of the configured servers"
 complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l to -x -d "Take back all newer than this"
-complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l steps -x -d "Take back this many, each tenant its newest"
+complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l steps -x -d "Take back this many from each tenant"
 complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l confirm -x -d "Confirm by the name of what is destroyed"
 complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l jobs -x -d "At once on each server, within its share"
 complete -c posduif -n '__fish_seen_subcommand_from migrate; and __fish_seen_subcommand_from down' -l list -d "List every tenant, the unchanged ones too"

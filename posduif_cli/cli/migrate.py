@@ -129,7 +129,7 @@ def down(
     tenant: options.Tenants = None,
     everyone: options.All = False,
     to: Annotated[str | None, typer.Option("--to", metavar="VERSION", help="Take back all newer than this.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Take back this many, each tenant its newest.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Take back this many from each tenant.")] = None,
     confirm: options.Confirm = None,
     jobs: options.Jobs = 4,
     list_all: options.ListAll = False,
