@@ -403,3 +403,11 @@ def test_ctrl_c_while_suspending_is_finished_by_typing_it_again(
         assert (child.returncode, b"interrupted" in err) == (130, True)
     posduif("tenant", "suspend", tenant)
     assert record(server, tenant)["state"] == "suspended"
+
+
+def test_a_tenant_that_lost_its_tables_can_be_dropped(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    server.sql("DROP TABLE messages CASCADE", database=tenant)
+    refused = posduif("tenant", "drop", tenant, "-o", "json", code=9).error
+    assert tenant in refused["message"]
+    posduif("tenant", "drop", tenant, "--confirm", tenant)
+    assert server.sql("SELECT 1 FROM pg_database WHERE datname = %s", tenant) == []
