@@ -39,6 +39,15 @@ def scrub(text: str) -> str:
     return _SECRETS.sub(lambda m: (m[1] or m[3] or m[5]) + "****", text)
 
 
+def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Join the first of some items, and say how many more there are.
+
+    >>> listed(["a", "b", "c"], 2), listed(["a", "b"], 2, "; ")
+    ('a, b and 1 more', 'a; b')
+    """
+    return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
 class PosduifError(Exception):
     """What happened, why, and what to type next.
 

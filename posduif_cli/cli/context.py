@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from posduif_cli import config as configuration
 from posduif_cli.config import Config, ServerSettings
-from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, ServerUnreachable
+from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, ServerUnreachable, listed
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet import Fleet, Session
@@ -223,9 +223,8 @@ class App:
             self.out.warn(_of(name, error))
         if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
             raise errors[among[0]]
-        more = f" and {len(errors) - 10} more" if len(errors) > 10 else ""
         raise PartialFailure(
-            f"{len(errors)} failed: {', '.join(list(errors)[:10])}{more}",
+            f"{len(errors)} failed: {listed(list(errors), 10)}",
             hint="mend what is said of each above, then the same command again",
         )
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from posduif_cli.cli.context import App, counted
-from posduif_cli.errors import PartialFailure, PosduifError, ServerError
+from posduif_cli.errors import PartialFailure, PosduifError, ServerError, listed
 
 WORDS = ("ok", "created", "unchanged", "skipped", "differs", "failed")
 
@@ -32,8 +32,7 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     for name, error in errors.items():
         app.out.warn(f"server {name} could not be asked: {error.why or error.message}")
     for cause, tenants in statuses.causes(run.outcomes):
-        more = f" and {len(tenants) - 5} more" if len(tenants) > 5 else ""
-        app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({', '.join(tenants[:5])}{more}): {cause}")
+        app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({listed(tenants, 5)}): {cause}")
     failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
     if names and len(names) == 1 and failures:
         raise next(iter(failures.values()))

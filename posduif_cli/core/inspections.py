@@ -10,7 +10,7 @@ from posduif_cli.core import migrations
 from posduif_cli.core.fleet import Session
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, compose, identifier, literal
-from posduif_cli.errors import PosduifError, QueryFailed
+from posduif_cli.errors import PosduifError, QueryFailed, listed
 from posduif_cli.models import Finding, Level, State
 
 T = TypeVar("T")
@@ -66,32 +66,33 @@ def inspect(conn: Session, *, repair: bool = False) -> list[Finding]:
     """
     if not repair:
         return [_finding(conn, fault) for fault in _faults(conn, record.read(conn))]
-    findings: list[Finding] = []
+    findings = []
     with conn.lock(conn.database):
         faults = _faults(conn, record.read(conn))
-        for fault in faults:
-            finding = _finding(conn, fault)
-            if fault.mend is not None:
-                try:
-                    with conn.transaction(lock_timeout=LOCK_TIMEOUT):
-                        fault.mend()
-                except PosduifError as error:
-                    finding = replace(finding, message=f"{fault.message}; not repaired: {error.message}")
-                else:
-                    finding = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=fault.then)
-            findings.append(finding)
+        why = {fault.message: _mend(conn, fault) for fault in faults}
         # What was tried need not have worked: a right may come by another road, and one may have hidden another.
         left = {fault.message: fault for fault in _faults(conn, record.read(conn))}
-        for number, fault in enumerate(faults):
-            finding, stays = findings[number], left.pop(fault.message, None)
-            if finding.level is Level.INFO and stays:
-                findings[number] = replace(
-                    _finding(conn, stays), message=f"{fault.message}; to mend it changed nothing"
-                )
-            elif finding.level is not Level.INFO and not stays:
-                findings[number] = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=None)
+        for fault in faults:
+            finding = _finding(conn, fault)
+            if left.pop(fault.message, None) is None:
+                finding = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=fault.then)
+            else:
+                finding = replace(finding, message=fault.message + why[fault.message])
+            findings.append(finding)
         findings += [_finding(conn, fault) for fault in left.values()]
     return findings
+
+
+def _mend(conn: Session, fault: _Fault) -> str:
+    """Try to mend a fault, and return what is to be said if it is still there afterwards."""
+    if fault.mend is None:
+        return ""
+    try:
+        with conn.transaction(lock_timeout=LOCK_TIMEOUT):
+            fault.mend()
+    except PosduifError as error:
+        return f"; not repaired: {error.message}"
+    return "; to mend it changed nothing"
 
 
 def _finding(conn: Session, fault: _Fault) -> Finding:
@@ -156,7 +157,7 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
         )
     missing = _patiently(lambda: _rights(conn))
     if missing:
-        shown = "; ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
+        shown = listed(missing, SHOWN, "; ")
         fault("grants", f"the grants differ from grants.sql: {shown}", lambda: migrations.grant(conn))
     for reader in facts.readers or ():
         group, _, column = reader.partition(" ")

@@ -341,8 +341,13 @@ class _Run:
     taking_back: bool
 
     @property
+    def _key(self) -> str:
+        """What the file goes by in the progress table."""
+        return self.file.version + (DOWN if self.taking_back else "")
+
+    @property
     def _again(self) -> str:
-        return half_step(self.conn.database, DOWN if self.taking_back else "")
+        return half_step(self.conn.database, self._key)
 
     def apply(self) -> None:
         try:
@@ -456,8 +461,7 @@ class _Run:
         """Run the statements one by one, each with its progress row, so that a kill loses at most its place."""
         conn, named = self.conn, queries.load("migrations")
         started = time.monotonic()
-        key = self.file.version + (DOWN if self.taking_back else "")
-        statements = self.section.statements
+        key, statements = self._key, self.section.statements
         for statement in statements:
             if scripts.alone(statement) and scripts.target(statement).kind == "other":
                 raise self._unjudged(statement)

@@ -282,8 +282,6 @@ class Desk:
                     # Whoever waits for it holds up the whole run, and can ask elsewhere.
                     self.session.script("SET ROLE none; SET lock_timeout = '2s'; SET statement_timeout = '5s'")
                 return question(self.session)
-            except WrongState:
-                raise
             except PosduifError:
                 self._close()
                 raise
@@ -346,11 +344,10 @@ class Desk:
 
     def _recall(self, conn: Session) -> record.Record:
         try:
-            return self._ask(lambda session: record.read(session, conn.database))
-        except WrongState:
-            raise
+            found = self._ask(lambda session: session.tuples(record.QUESTION, database=conn.database))
         except PosduifError:
             return record.read(conn)
+        return record.judge(conn.database, found)
 
     def blockers(self, pid: int) -> tuple[str, ...]:
         """Say who blocks the session *pid* at this moment."""

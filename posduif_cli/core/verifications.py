@@ -10,7 +10,7 @@ from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, Session, wrong_state
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.db import record
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import PosduifError, listed
 from posduif_cli.models import Finding, Level, Migration, State, Tenant
 
 SHOWN = 5
@@ -210,7 +210,7 @@ def _drift(
             parts.append(_differences("from what the migrations make", reference, kept[mark]))
         if mark != majority:
             parts.append(_differences("from the majority", kept[majority], kept[mark]))
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        shown = listed(names, SHOWN)
         findings.append(
             Finding(
                 "drift", "server", shown, Level.WARNING, "; ".join(part for part in parts if part),
@@ -226,5 +226,4 @@ def _differences(against: str, expected: Sequence[Thing], found: Sequence[Thing]
         f"{d.kind} {d.name}: {d.found or 'missing'}" + (f" (not {d.expected})" if d.found and d.expected else "")
         for d in differences
     ]
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return f"differs {against}: {'; '.join(words[:SHOWN])}{more}" if words else ""
+    return f"differs {against}: {listed(words, SHOWN, '; ')}" if words else ""

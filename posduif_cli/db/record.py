@@ -154,15 +154,15 @@ def dump_intent(intent: Intent) -> str:
     return PREFIX + json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
 
 
-def read(session: Session, database: str | None = None) -> Record:
-    """Read the record of *database*, by default of the one that *session* is in; any session of the server will do.
+def read(session: Session) -> Record:
+    """Read the record of the database that *session* is in.
 
     Raises WrongState when the database is not ours: its owner is not `posduif_admin`, or it has no record.
     """
-    database = database or session.database
-    return judge(database, session.tuples(QUESTION, database=database))
+    return judge(session.database, session.tuples(QUESTION, database=session.database))
 
 
+# Any session of the server may ask it.
 # 1262 is pg_database: shobj_description() would look it up by name, in catalogs a new session has not read.
 QUESTION: LiteralString = """
     SELECT pg_get_userbyid(d.datdba)::text, (SELECT c.description FROM pg_shdescription c
