@@ -144,6 +144,7 @@ complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_
 complete -c posduif -n '__fish_seen_subcommand_from server; and not __fish_seen_subcommand_from list init start stop status' -a status -d "Show whether the embedded server runs; exits with 1 when it does not"
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l engines -x -d "Check for this many engines; by default one a tenant"
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l close -d "Close the database postgres to all but posduif's roles, too"
+complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l login -x -d "Also create this login for administrators, which is no superuser; its password goes to ~/.pgpass"
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from init' -l print-sql -d "Print the SQL for a superuser to run; change nothing"
 complete -c posduif -n '__fish_seen_subcommand_from server; and __fish_seen_subcommand_from start' -l listen -x -d "Let engines on this machine in by TCP and password, such as 127.0.0.1:5433, from now on; or off"
 complete -c posduif -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from show init' -a show -d "Print every setting in force; secrets are masked"

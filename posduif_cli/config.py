@@ -365,6 +365,12 @@ def user_config_home() -> Path:
     return _base(os.environ, "XDG_CONFIG_HOME", ".config")
 
 
+def drop_session_variables() -> None:
+    """Remove what libpq would send as start-up values of a session, which RESET goes back to: zone and styles."""
+    for name in ("PGTZ", "PGDATESTYLE", "PGGEQO"):
+        os.environ.pop(name, None)
+
+
 def passfile() -> Path:
     """Where libpq looks for passwords."""
     return Path(os.environ.get("PGPASSFILE") or Path(os.environ.get("HOME") or Path.home()) / ".pgpass")

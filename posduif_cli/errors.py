@@ -2,13 +2,14 @@
 
     PosduifError                       70  a bug in posduif, unless a subclass says otherwise
     ├─ UsageError                       2  InvalidName InvalidDuration InvalidId NoTargets
-    ├─ ConfigurationError               3  NoServer InvalidDsn UrlMissing PoolerInBetween
+    ├─ ConfigurationError               3  NoServer InvalidDsn UrlMissing PoolerInBetween PlantedRole
+    │                                      NotEnough
     ├─ NotFound                         4  TenantNotFound UserNotFound TokenNotFound DeviceNotFound
     │                                      MessageNotFound
     ├─ Conflict                         5  TenantExists NotOurs WrongState UserExists DeviceExists TokenUsed
     │                                      TokenExpired TokenRevoked ChecksumDiffers FileExists AmbiguousTenant
     ├─ ServerError                      6  ServerUnreachable ServerFull TlsFailed AccessDenied StandbyServer
-    ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
+    ├─ OperationFailed                  7  QueryFailed TimedOut MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
     ├─ Refused                          9  ConfirmationMissing UnsafeServer
     ├─ Busy                            10  Blocked
@@ -112,6 +113,14 @@ class InvalidDsn(ConfigurationError):
 
 class UrlMissing(ConfigurationError):
     """A tenant has no origin that phones could reach it by."""
+
+
+class PlantedRole(ConfigurationError):
+    """Someone who is no superuser may make anyone a member of posduif's roles, and the login is a superuser."""
+
+
+class NotEnough(ConfigurationError):
+    """A server does not behave as PostgreSQL where posduif relies on it."""
 
 
 class PoolerInBetween(ConfigurationError):
@@ -249,6 +258,10 @@ class QueryFailed(OperationFailed):
         self.position = position
 
 
+class TimedOut(QueryFailed):
+    """A statement took longer than its statement_timeout, and was undone."""
+
+
 class MigrationFailed(OperationFailed):
     """A migration's SQL failed; nothing of it was kept unless the message says so."""
 
@@ -301,7 +314,12 @@ class Busy(PosduifError):
 
 
 class Blocked(Busy):
-    """A lock on a table was not to be had in time, or two sessions waited for each other."""
+    """A table lock timed out (55P03), or PostgreSQL resolved a deadlock against us (40P01).
+
+    *anonymous* while nobody has looked who was in the way.
+    """
+
+    anonymous = False
 
 
 class Interrupted(PosduifError):

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+# A time of the database: its text where RFC 3339 has no words for it, such as infinity or a year before Christ.
+Instant = datetime | str
+
 
 class Value:
     """What the dataclasses below share; made anew for each, it would cost every command 0.3 ms a class."""
@@ -101,14 +104,15 @@ class CreatedTenant(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Loss(Value):
-    """What dropping a tenant would destroy; None where there is no telling, for it is no whole tenant."""
+    """What dropping a tenant would destroy; None for what is no whole tenant, or for the reason in *uncounted*."""
 
     tenant: str
     server: str
     users: int | None
     devices: int | None
     messages: int | None
-    last_activity: datetime | None
+    last_activity: Instant | None
+    uncounted: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,7 +141,7 @@ class Migration(Value):
     name: str
     state: str
     checksum: str | None
-    applied_at: datetime | None
+    applied_at: Instant | None
     duration_ms: int | None
 
 
@@ -187,8 +191,8 @@ class User(Value):
     username: str
     user_type: str
     device_id: str | None
-    enrolled_at: datetime | None
-    created_at: datetime
+    enrolled_at: Instant | None
+    created_at: Instant
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -201,10 +205,10 @@ class Token(Value):
     status: str
     created_by: str
     created_by_id: UUID
-    created_at: datetime
-    expires_at: datetime
-    used_at: datetime | None
-    revoked_at: datetime | None
+    created_at: Instant
+    expires_at: Instant
+    used_at: Instant | None
+    revoked_at: Instant | None
     device_id: str | None
     username: str | None
 
@@ -236,8 +240,8 @@ class Device(Value):
     device_id: str
     user_id: UUID
     username: str
-    enrolled_at: datetime | None
-    last_activity: datetime | None
+    enrolled_at: Instant | None
+    last_activity: Instant | None
     sync_status: str | None
     pending: int
 
@@ -251,7 +255,7 @@ class Enrollment(Value):
     username: str
     device_id: str
     token_id: UUID
-    enrolled_at: datetime
+    enrolled_at: Instant
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -263,9 +267,9 @@ class Message(Value):
     recipient: str
     content: str
     status: str
-    created_at: datetime
-    synced_at: datetime | None
-    read_at: datetime | None
+    created_at: Instant
+    synced_at: Instant | None
+    read_at: Instant | None
     sender_id: UUID
     recipient_id: UUID
 

@@ -71,9 +71,12 @@ class PgServer:
 
 def start(data_dir: Path, bin_dir: Path | None = None, **settings: str) -> PgServer:
     chosen = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", **settings}
-    embedded.start(data_dir, bin_dir=bin_dir, settings=chosen)
-    dsn = embedded.dsn(data_dir)
-    with psycopg.connect(dsn) as conn:
+    _, started = embedded.start(data_dir, bin_dir=bin_dir, settings=chosen)
+    dsn = embedded.dsn(data_dir, user=embedded.SUPERUSER)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        if started and conn.execute("SELECT to_regrole('posduif_engine')").fetchone() == (None,):
+            # A server like anyone's, not like the one of this machine's commands.
+            conn.execute("DROP ROLE IF EXISTS posduif_local, posduif_admin")
         return PgServer(dsn, conn.info.server_version // 10000, data_dir, bin_dir)
 
 
@@ -277,3 +280,29 @@ def bystander(server: PgServer, name: str) -> Iterator[Callable[[], None]]:
 
     yield untouched
     forget(server, other)
+
+
+As = Callable[[str], Posduif]
+
+
+@pytest.fixture(params=["embedded", "system"])
+def fresh(request: pytest.FixtureRequest) -> Iterator[PgServer]:
+    """A server without posduif's roles, with the logins alice and bob (who may) and carol (who may not)."""
+    system = _system_bin()
+    if request.param == "system" and system is None:
+        pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
+    folder = scratch()
+    try:
+        server = start(folder / "own", system if request.param == "system" else None)
+        server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE; CREATE ROLE bob LOGIN CREATEDB CREATEROLE")
+        server.sql("CREATE ROLE carol LOGIN CREATEROLE")
+        yield server
+    finally:
+        embedded.stop(folder / "own")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def as_(fresh: PgServer, run_on: Any) -> As:
+    """Makes the runner of one login's commands; only the one made last may be used."""
+    return lambda login: run_on(fresh, user=login)

@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "posduif_cli"
 MAY_IMPORT = {
     "main": {"cli", "errors"},
-    "cli": {"core", "render", "config", "models", "errors", "cli"},
-    "core": {"db", "models", "errors", "core"},
-    "db": {"models", "errors", "db"},
-    "render": {"models", "errors", "render"},
-    "config": {"errors"},
+    "cli": {"core", "render", "config", "models", "notation", "errors", "cli"},
+    "core": {"db", "models", "notation", "errors", "core"},
+    "db": {"models", "notation", "errors", "db"},
+    "render": {"models", "notation", "errors", "render"},
+    "config": {"models", "notation", "errors"},
+    "notation": {"errors"},
     "models": set(),
     "errors": set(),
     "__main__": {"main"},

@@ -80,7 +80,7 @@ def said(process: "subprocess.Popen[str]") -> str:
 
 
 def query(data_dir: Path, sql: str, **options: Any) -> Any:
-    with psycopg.connect(embedded.dsn(data_dir), autocommit=True, **options) as conn:
+    with psycopg.connect(embedded.dsn(data_dir, user=embedded.SUPERUSER), autocommit=True, **options) as conn:
         cursor = conn.execute(sql.encode())
         row = cursor.fetchone() if cursor.description else None
         return row[0] if row else None
@@ -153,7 +153,7 @@ def test_what_was_committed_survives_kill_9_of_the_server(base: Path) -> None:
     place = base / "pg"
     pid = embedded.start(place)[0].pid
     assert pid
-    with psycopg.connect(embedded.dsn(place), autocommit=True) as conn:
+    with psycopg.connect(embedded.dsn(place, user=embedded.SUPERUSER), autocommit=True) as conn:
         conn.execute("CREATE TABLE t AS SELECT 7 AS x")
         # A child that cannot notice yet that its parent died keeps the shared memory.
         child = conn.info.backend_pid

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -10,37 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PgServer, Posduif, Result, scratch, start
+from conftest import As, PgServer, Result, start
 from test_kill_points import Case, kill, matches
 
 from posduif_cli.db import embedded
 from posduif_cli.db.connect import LOCK_CLASS, Session
 
-As = Callable[[str], Posduif]
 GRANT = "GRANT posduif_admin TO bob"
-
-
-@pytest.fixture(params=["embedded", "system"])
-def fresh(request: pytest.FixtureRequest) -> Iterator[PgServer]:
-    """A server without posduif's roles, with the logins alice and bob (who may) and carol (who may not)."""
-    system = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
-    if request.param == "system" and not system:
-        pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
-    folder = scratch()
-    try:
-        server = start(folder / "own", system[-1].parent if request.param == "system" else None)
-        server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE; CREATE ROLE bob LOGIN CREATEDB CREATEROLE")
-        server.sql("CREATE ROLE carol LOGIN CREATEROLE")
-        yield server
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def as_(fresh: PgServer, run_on: Any) -> As:
-    """Makes the runner of one login's commands; only the one made last may be used."""
-    return lambda login: run_on(fresh, user=login)
 
 
 def refused(result: Result) -> str:

@@ -56,7 +56,7 @@ def test_a_session_on_a_footing_is_like_one_that_asked(here: Server, tenant: str
         with connect(here, tenant, command="test", footing=footing) as second:
             assert told(second) == told(first)
             assert told(second)["role"] == "posduif_admin"
-            assert (told(second)["geqo"], told(second)["lock_timeout"]) == ("off", "0")
+            assert (told(second)["geqo"], told(second)["lock_timeout"]) == ("off", "10s")
             assert second.value("SHOW transaction_isolation") == "read committed"
             assert second.value("SELECT 'posduif_admin'::regrole::text || '\\' || date '2026-12-31'") == (
                 "posduif_admin\\2026-12-31"
@@ -188,7 +188,7 @@ def test_a_transaction_begins_with_its_first_batch(session: Session, server: PgS
         assert (rows, failure) == ([(), ("3s",), ("read committed",)], None)
         assert made() == []
     assert made() == ["once1"]
-    assert session.value("SHOW lock_timeout") == "0"
+    assert session.value("SHOW lock_timeout") == "10s"
 
     def fail() -> None:
         session.batch(["CREATE TABLE once2 ()"])

@@ -196,6 +196,12 @@ class App:
         with self.fleet.open(name) as conn:
             yield conn
 
+    def report_ended(self) -> None:
+        """Name on stderr the sessions of engines that were ended because they were in the way."""
+        if "fleet" in self.__dict__:
+            for who in self.fleet.ended:
+                self.out.warn(f"ended {who}")
+
     def report_missing(self, errors: dict[str, PosduifError]) -> None:
         """Name on stderr the servers that a listing lacks, and raise PartialFailure if there are any."""
         for name, error in errors.items():

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import ServerUnreachable, UsageError
 
 app = Noun(help="The PostgreSQL servers, and the embedded one.")
@@ -35,6 +35,14 @@ def init(
         bool,
         typer.Option("--close", help="Close the database postgres to all but posduif's roles, too."),
     ] = False,
+    login: Annotated[
+        str | None,
+        typer.Option(
+            "--login",
+            metavar="NAME",
+            help="Also create this login for administrators, which is no superuser; its password goes to ~/.pgpass.",
+        ),
+    ] = None,
     print_sql: Annotated[
         bool, typer.Option("--print-sql", help="Print the SQL for a superuser to run; change nothing.")
     ] = False,
@@ -50,10 +58,36 @@ def init(
         return
     app.out.expect(Finding)
     findings, changed = preparations.prepare(app.fleet, engines=engines, close=close)
+    made = login is not None and _make_login(app, login)
     app.out.list(findings, Finding, changed=lambda finding: changed and finding.check in ("roles", "open_database"))
-    app.out.say("the server was changed" if changed else "nothing had to be changed")
-    if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
+    app.out.say("the server was changed" if changed or made else "nothing had to be changed")
+    if login is not None:
+        app.out.say(f"in the configuration's dsn: user={login}")
+    # Who asks is no setting of the server, and a superuser is what makes a login that is none.
+    if any(finding.level not in (Level.OK, Level.INFO) and finding.check != "superuser" for finding in findings):
         raise typer.Exit(1)
+
+
+def _make_login(app: App, name: str) -> bool:
+    """Make a login for administrators, its password in the passfile first; return whether it had to be made."""
+    from posduif_cli import config
+    from posduif_cli.core import preparations
+    from posduif_cli.render import files
+
+    kept: list[str] = []
+
+    def keep(lines: list[str]) -> None:
+        files.add_passwords(config.passfile(), lines)
+        kept.extend(lines)
+
+    made = preparations.make_login(app.fleet, name=name, keep=keep)
+    if not made:
+        app.out.say(f"login {name} exists, unchanged")
+    elif kept:
+        app.out.say(f"login {name} created; its password is in {config.passfile()}")
+    else:
+        app.out.say(f"login {name} created without a password: this session was let in without one")
+    return made
 
 
 @app.verb("start", example="posduif server start")

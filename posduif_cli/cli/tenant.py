@@ -9,6 +9,7 @@ import typer
 from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import Busy, ConfigurationError, TenantExists, UsageError
+from posduif_cli.notation import moment
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -397,9 +398,11 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
 
 def _danger(loss: Any) -> str:
     """Say what dropping a tenant destroys."""
+    if loss.uncounted:
+        return f"drop tenant {loss.tenant} on server {loss.server}; its rows were not counted: {loss.uncounted}"
     if loss.users is None:
         return f"drop what is left of tenant {loss.tenant} on server {loss.server}, which is no whole tenant"
-    last = f", last activity {loss.last_activity:%Y-%m-%d %H:%M UTC}" if loss.last_activity else ""
+    last = f", last activity {moment(loss.last_activity)}" if loss.last_activity else ""
     return (
         f"drop tenant {loss.tenant} on server {loss.server} with {counted(loss.users, 'user')}, "
         f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}"
@@ -420,7 +423,7 @@ def drop(
     if dry_run:
         app.show_plan(tenants.plan_drop(app.fleet, name=name))
         return
-    loss = tenants.loss(app.fleet, name=name)
+    loss = tenants.loss(app.fleet, name=name, confirmed=confirm == name)
     app.confirm(name, confirm, _danger(loss))
     changed = tenants.drop(app.fleet, name=name)
     gone = f"dropped from server {loss.server}" if changed else "was dropped by someone else in this moment"

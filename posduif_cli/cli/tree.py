@@ -91,9 +91,13 @@ def run(argv: list[str]) -> int:
     """Run one command: the single place where an error becomes a message and an exit code."""
     app = App()
     _open_streams()
+    configuration.drop_session_variables()
     try:
         _require_text(argv)
-        result = root().main(argv, prog_name="posduif", standalone_mode=False, obj=app)
+        try:
+            result = root().main(argv, prog_name="posduif", standalone_mode=False, obj=app)
+        finally:
+            app.report_ended()
         sys.stdout.flush()
         if result == Interrupted.exit_code:
             raise KeyboardInterrupt  # typer makes this number of it, and says nothing

@@ -11,8 +11,7 @@ from posduif_cli.db.connect import Session
 
 T = TypeVar("T")
 R = TypeVar("R")
-PATIENCE = 10.0  # seconds that ctrl-C waits for what it cancelled; a session that is still connecting gets less
-CONNECTING = 1.0
+PATIENCE = 1.0  # seconds that ctrl-C waits for what it cancelled; what still connects then ends with the process
 
 
 class Crew:
@@ -68,7 +67,7 @@ class Crew:
     def map(self, items: Sequence[T], work: Callable[[T], R], *, jobs: int) -> list[R]:
         """Do *work* for each item, several at once, and return the results in the order of the items."""
         if len(items) <= 1:
-            return [work(item) for item in items]
+            return [work(item) for item in items]  # ctrl-C reaches this thread by itself
         queue = deque(enumerate(items))
         results: dict[int, R] = {}
         bugs: list[BaseException] = []
@@ -89,12 +88,12 @@ class Crew:
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         """Cancel what is under way, more than once: a session may be between two statements, or not be there yet."""
         deadline = time.monotonic() + PATIENCE
-        connecting = time.monotonic() + CONNECTING
         while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
             with self._lock:
                 sessions = list(self._sessions.values())
-            if not sessions and time.monotonic() > connecting:
-                return
+            for session in sessions:  # first all, for to cancel one takes a while where its server is silent
+                session.give_up()
             for session in sessions:
-                session.cancel()
-            time.sleep(0.1)
+                if time.monotonic() < deadline:
+                    session.cancel()
+            time.sleep(0.05)

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from posduif_cli.core import preparations, servers
-from posduif_cli.core.fleet import Fleet
+from posduif_cli.core import preparations, proofs, servers
+from posduif_cli.core.fleet import Fleet, Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import embedded
-from posduif_cli.errors import ConfigurationError, PosduifError
+from posduif_cli.errors import ConfigurationError, NotEnough, PosduifError
 from posduif_cli.models import Finding, Level, ServerInfo
 
 OLDEST, NEWEST = (3, 11), (3, 14)  # of Python; design, section 2
@@ -97,12 +97,23 @@ def fleet(fleet: Fleet) -> Iterator[Finding]:
     known = servers.list_all(fleet)
     for server in known:
         yield from _server(server)
-    judged = fleet.ask(lambda session: list(preparations.judge(session)) if session.member else [])
+    judged = fleet.ask(lambda session: list(_judge(fleet, session)))
     for found in judged.values():
         if not isinstance(found, PosduifError):
             # That anybody may connect is among the warnings above.
-            yield from (finding for finding in found if finding.check != "open_database")
+            yield from (finding for finding in found if finding.check not in ("open_database", "superuser"))
     yield _pg_dump([int(server.version.split(".")[0]) for server in known if server.version])
+
+
+def _judge(fleet: Fleet, session: Session) -> Iterator[Finding]:
+    """Check what a server does, and for administrators how it is set up."""
+    try:
+        proofs.require_locks(fleet, session)
+    except NotEnough as error:
+        fix = next(iter(error.hints), None)
+        yield Finding("postgresql", "server", session.server.name, Level.CRITICAL, error.sentence, fix=fix)
+    if session.member:
+        yield from preparations.judge(session)
 
 
 def _server(server: ServerInfo) -> Iterator[Finding]:
@@ -118,7 +129,8 @@ def _server(server: ServerInfo) -> Iterator[Finding]:
         yield _on(server, "reachable", Level.WARNING, text, fix="use PostgreSQL 15 to 18")
     for warning in server.warnings:
         text, _, fix = warning.partition(": posduif ")
-        yield _on(server, "login", Level.INFO, text, fix=f"posduif {fix}" if fix else None)
+        level = Level.WARNING if text.startswith(f"{server.role} is a superuser") else Level.INFO
+        yield _on(server, "login", level, text, fix=f"posduif {fix}" if fix else None)
 
 
 def _pg_dump(majors: list[int]) -> Finding:

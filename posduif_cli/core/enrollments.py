@@ -1,12 +1,11 @@
 """Enrollment: a phone spends a token and becomes a mobile user."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from posduif_cli.core import names
 from posduif_cli.db import queries
-from posduif_cli.db.connect import LOCK_CLASS, Session
+from posduif_cli.db.connect import DESK_CLASS, Session
 from posduif_cli.errors import (
     DeviceExists,
     QueryFailed,
@@ -16,7 +15,8 @@ from posduif_cli.errors import (
     TokenUsed,
     UserExists,
 )
-from posduif_cli.models import Enrollment
+from posduif_cli.models import Enrollment, Instant
+from posduif_cli.notation import moment
 
 UNIQUE_VIOLATION = "23505"
 
@@ -24,9 +24,9 @@ UNIQUE_VIOLATION = "23505"
 @dataclass(frozen=True)
 class _LockedToken:
     id: UUID
-    used_at: datetime | None
-    revoked_at: datetime | None
-    expires_at: datetime
+    used_at: Instant | None
+    revoked_at: Instant | None
+    expires_at: Instant
     alive: bool
     device_id: str | None
 
@@ -44,7 +44,7 @@ def complete(conn: Session, *, token: str, device: str, username: str) -> Enroll
     with conn.transaction():
         found = conn.row(_LockedToken, named["lock_token"], token=secret)
         spendable = _judge(conn, found)
-        conn.execute(named["lock_device"], **{"class": LOCK_CLASS, "device": device})
+        conn.execute(named["lock_device"], **{"class": DESK_CLASS, "device": device})
         owner = conn.value(named["find_device_owner"], device=device)
         if owner is not None:
             raise DeviceExists(
@@ -80,19 +80,19 @@ def _judge(conn: Session, token: _LockedToken | None) -> _LockedToken:
     if token.used_at is not None:
         raise TokenUsed(
             "this enrollment token was used already",
-            why=f'device "{token.device_id}" enrolled with it at {token.used_at:%Y-%m-%d %H:%M:%S UTC}',
+            why=f'device "{token.device_id}" enrolled with it at {moment(token.used_at)}',
             hint=another,
         )
     if token.revoked_at is not None:
         raise TokenRevoked(
             "this enrollment token was revoked",
-            why=f"at {token.revoked_at:%Y-%m-%d %H:%M:%S UTC}",
+            why=f"at {moment(token.revoked_at)}",
             hint=another,
         )
     if not token.alive:
         raise TokenExpired(
             "this enrollment token has expired",
-            why=f"at {token.expires_at:%Y-%m-%d %H:%M:%S UTC}",
+            why=f"at {moment(token.expires_at)}",
             hint=another,
         )
     return token

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.crews import Crew
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import connect, queries, record
-from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Footing
+from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, QUESTION_TIMEOUT, Footing
 from posduif_cli.db.connect import Session as Session
 from posduif_cli.errors import (
     AccessDenied,
@@ -24,6 +25,7 @@ from posduif_cli.errors import (
 from posduif_cli.models import Server, State, Tenant
 
 T = TypeVar("T")
+SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
 EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
 
 NEXT_STEP = {
@@ -39,6 +41,7 @@ class Fleet:
     """The servers that a command works on; *command* shows in `application_name`.
 
     *neighbours* are those that --server left out: they are asked only whether they have a tenant of a new one's name.
+    *ended* names the sessions of engines that had to be ended because they held posduif's own locks.
     """
 
     servers: tuple[Server, ...]
@@ -46,6 +49,7 @@ class Fleet:
     folders: Folders = field(default_factory=Folders)
     default_server: str | None = None
     neighbours: tuple[Server, ...] = ()
+    ended: list[str] = field(default_factory=list, init=False, repr=False)
     _footings: dict[str, Footing | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -53,19 +57,25 @@ class Fleet:
         """All configured servers."""
         return (*self.servers, *self.neighbours)
 
-    def maintenance(self, server: Server) -> Session:
-        """Open a session in the server's maintenance database."""
-        session = connect.connect(server, MAINTENANCE, command=self.command)
+    def maintenance(self, server: Server, *, limit: timedelta | None = None) -> Session:
+        """Open a session in the server's maintenance database; *limit* is how long a statement may take there."""
+        session = connect.connect(server, MAINTENANCE, command=self.command, limit=limit)
+        session.ended = self.ended
         self._footings[server.name] = session.footing
         return session
 
-    def ask(self, question: Callable[[Session], T]) -> dict[str, T | PosduifError]:
-        """Put a question to every server, in parallel; an answer or an error a server, by name."""
+    def ask(
+        self, question: Callable[[Session], T], *, limit: timedelta = QUESTION_TIMEOUT
+    ) -> dict[str, T | PosduifError]:
+        """Run *question* on every server in parallel. Return {server name: result or PosduifError}.
+
+        A server that says nothing for longer than *limit* is an error, so that it does not hide what others answer.
+        """
         crew = Crew()
 
         def one(server: Server) -> T | PosduifError:
             try:
-                with self.maintenance(server) as session, crew.watch(session):
+                with self.maintenance(server, limit=limit) as session, crew.watch(session):
                     return question(session)
             except PosduifError as error:
                 return error
@@ -78,7 +88,8 @@ class Fleet:
 
         Raises what the servers said when none of them answered.
         """
-        told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes)))
+        limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
+        told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes), limit=limit))
         if errors and not told:
             raise all_unreachable(errors)
         found = [tenant for tenants in told.values() for tenant in tenants]
@@ -126,7 +137,8 @@ class Fleet:
         that could not be asked when no other has the tenant.
         """
         names.tenant(name)
-        told, errors = split(self.ask(lambda session: self.list_on(session, name=name, sizes=sizes)))
+        limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
+        told, errors = split(self.ask(lambda session: self.list_on(session, name=name, sizes=sizes), limit=limit))
         whole = live([tenant for tenants in told.values() for tenant in tenants])
         if len(whole) > 1:
             raise ambiguous(name, whole)
@@ -232,7 +244,7 @@ class Fleet:
         """
         try:
             footing = self._footings.get(server.name)
-            return connect.connect(server, name, command=self.command, footing=footing, path="public")
+            session = connect.connect(server, name, command=self.command, footing=footing, path="public")
         except ServerError as error:
             _, now = self.find(name)
             if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):
@@ -241,6 +253,8 @@ class Fleet:
                 with self.maintenance(server) as session:
                     session.require_member()
             raise
+        session.ended = self.ended
+        return session
 
 
 def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[str, PosduifError]]:

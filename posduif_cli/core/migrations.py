@@ -28,7 +28,7 @@ from posduif_cli.errors import (
     UsageError,
     WrongState,
 )
-from posduif_cli.models import Failure, Migration, State
+from posduif_cli.models import Failure, Instant, Migration, State
 
 PATIENCE = timedelta(seconds=30)
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
@@ -70,7 +70,7 @@ class Applied:
 class _Row:
     version: str
     checksum: str | None
-    applied_at: datetime | None
+    applied_at: Instant | None
     duration_ms: int | None
     applied_by: str | None
 

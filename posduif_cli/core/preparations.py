@@ -1,11 +1,12 @@
 """Preparations: what a server needs before it holds tenants, made or spelled out for a DBA to run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from posduif_cli.core import proofs
 from posduif_cli.core.fleet import Fleet, Session
-from posduif_cli.db import admin, queries
-from posduif_cli.errors import AccessDenied, NoServer
+from posduif_cli.db import admin, connect, queries
+from posduif_cli.errors import AccessDenied, InvalidName, NoServer, NotOurs
 from posduif_cli.models import Finding, Level, Server
 
 UNNAMED = ("dsn", "libpq", "embedded")  # what servers are called that no configuration names
@@ -38,9 +39,60 @@ def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) ->
     """
     with fleet.maintenance(_only(fleet)) as session:
         missing = admin.missing_roles(session)
+        proofs.require_locks(fleet, session)
         admin.ensure_roles(session)
+        proofs.require_all(fleet, session)
         closed = close and _close(session)
-        return list(judge(session, engines)), bool(missing) or closed
+        monitored = _monitor(session)
+        return list(judge(session, engines)), bool(missing) or closed or monitored
+
+
+def make_login(fleet: Fleet, *, name: str, keep: Callable[[list[str]], None]) -> bool:
+    """Make a login for administrators that is no superuser; return whether it had to be made.
+
+    *keep* is called with the lines of a passfile before the login gets the password; where this session was let in
+    without a password, none is made. Raises InvalidName, NotOurs for a role of that name which is not such a login,
+    AccessDenied where this login may not make it, and as `prepare`.
+    """
+    if name.startswith("pg_") or name in admin.ROLE_COMMENTS or name.endswith("_engine") or not 0 < len(name) < 64:
+        raise InvalidName(
+            f'"{name}" cannot be the name of a login', why="PostgreSQL or posduif has it for something else"
+        )
+    with fleet.maintenance(_only(fleet)) as session:
+        admin.ensure_roles(session)
+        rows = session.dicts(queries.load("preparations")["find_login"], name=name)
+        if rows:
+            if (rows[0]["comment"], rows[0]["may_log_in"], rows[0]["super"], rows[0]["member"]) == (
+                admin.LOGIN_COMMENT,
+                True,
+                False,
+                True,
+            ):
+                return False
+            raise NotOurs(
+                f"role {name} exists on server {session.server.name} and is no login that posduif made",
+                why="it was not touched",
+                hint=[
+                    "choose another name",
+                    f"or a superuser types: GRANT {connect.ADMIN_ROLE} TO {connect.quoted(name)};",
+                ],
+            )
+        password = admin.new_password() if session.raw.pgconn.used_password else None
+        if password:
+            keep(connect.passfile_lines(session, name, password))
+        admin.create_login(session, name, password)
+        return True
+
+
+def _monitor(session: Session) -> bool:
+    """Let administrators and monitoring see what other people's sessions do, where this login may; return whether."""
+    roles, may = session.tuples(queries.load("preparations")["find_unmonitored"])[0]
+    if not roles or not may:
+        return False
+    session.script("SET ROLE none")
+    session.script(f"GRANT pg_monitor TO {', '.join(roles)}")
+    session.script(f"SET ROLE {connect.ADMIN_ROLE}")
+    return True
 
 
 def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> str:
@@ -48,6 +100,7 @@ def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> s
     with fleet.maintenance(_only(fleet)) as session:
         lines = [f"-- posduif server init, for the login {session.login} on server {session.server.name}"]
         lines += [f"{statement};" for statement in admin.role_statements(session, admin.missing_roles(session))]
+        lines += [f"GRANT pg_monitor TO {connect.ADMIN_ROLE}, {admin.HEALTH_GROUP};"]
         if close and _room(session).is_open:
             lines += [f"{statement};" for statement in admin.closing_statements()]
         for finding in judge(session, engines):
@@ -102,6 +155,7 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         f"missing: {', '.join(missing)}" if missing else f"{', '.join(admin.ROLE_COMMENTS)} are there",
         fix=f"posduif server init{naming(server)}" if missing else None,
     )
+    yield from _people(session)
     pool = admin.engine_limit(server)
     wanted = number * pool + server.max_connections + room.reserved + SPARE_CONNECTIONS
     short = room.max_connections < wanted
@@ -149,6 +203,37 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         else f"database {session.database} is closed to PUBLIC",
         fix=f"posduif server init --close{naming(server)}" if room.is_open else None,
     )
+
+
+def _people(session: Session) -> Iterator[Finding]:
+    """Check who may act for posduif, and what posduif may not do."""
+    server, named = session.server, queries.load("preparations")
+    if session.superuser:
+        yield _finding(
+            server,
+            "superuser",
+            Level.WARNING,
+            f"{session.login} is a superuser: code in a tenant's database could make its author one",
+            fix=f"posduif server init --login NAME{naming(server)}",
+        )
+    for role, holders, members in session.tuples(named["list_members"], roles=list(admin.ROLE_COMMENTS)):
+        if members or holders:
+            odd = holders and role in (connect.ADMIN_ROLE, admin.ENGINE_GROUP)
+            text = f"members of {role}: {members or 'none'}" + (f"; may add members: {holders}" if holders else "")
+            yield _finding(server, "members", Level.INFO if odd else Level.OK, text, value=role)
+    for (role,) in session.tuples(named["find_unadministered"]):
+        yield _finding(
+            server,
+            "engine_roles",
+            Level.WARNING,
+            f"{connect.ADMIN_ROLE} may not alter {role}: the server was upgraded from PostgreSQL 15",
+            fix=f"a superuser types: GRANT {connect.quoted(role)} TO {connect.ADMIN_ROLE} WITH ADMIN OPTION;",
+        )
+    roles, _ = session.tuples(named["find_unmonitored"])[0]
+    if roles:
+        text = f"{' and '.join(roles)} cannot see what other people's sessions do"
+        fix = f"a superuser types: GRANT pg_monitor TO {', '.join(roles)};"
+        yield _finding(server, "monitoring", Level.INFO, text, fix=fix)
 
 
 def naming(server: Server) -> str:

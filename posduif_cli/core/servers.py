@@ -36,14 +36,15 @@ def list_all(fleet: Fleet) -> list[ServerInfo]:
 
 def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
     if isinstance(answer, PosduifError):
-        return ServerInfo(server.name, False, server.origin, error=answer.why or answer.message)
+        return ServerInfo(server.name, False, server.origin, error=answer.sentence)
     return ServerInfo(server=server.name, reachable=True, source=server.origin, **answer)
 
 
 def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
     naming = preparations.naming(session.server)
     if row["is_superuser"]:
-        yield f"{row['role']} is a superuser; CREATEDB and CREATEROLE are enough"
+        login = f"posduif server init --login NAME{naming}"
+        yield f"{row['role']} is a superuser, and code in a tenant's database could make its author one: {login}"
     if row["is_open"]:
         yield f"PUBLIC may connect to {session.database}: posduif server init --close{naming}"
     if row["is_standby"]:

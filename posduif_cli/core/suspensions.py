@@ -4,23 +4,51 @@ from dataclasses import replace
 
 from posduif_cli.core import migrations, tenants
 from posduif_cli.core.fleet import Fleet, wrong_state
-from posduif_cli.db import admin, record
+from posduif_cli.db import admin, queries, record
+from posduif_cli.db.connect import Session
+from posduif_cli.errors import Busy
 from posduif_cli.models import Plan, State, Step
 
 
 def suspend(fleet: Fleet, *, name: str) -> bool:
     """Shut a tenant's engine out and end its sessions; return whether it was let in before.
 
-    The database stays open, or pg_dump would be shut out too. Raises WrongState, and Busy naming the sessions
-    that would not end; typed again, it ends what an interrupted call left connected.
+    The database stays open, or pg_dump would be shut out too. Whatever the engine's sessions have locked, they are
+    ended. Raises WrongState; Busy naming the sessions that would not end, or those of other logins that are still
+    connected: the tenant is suspended then. Typed again, it ends what an interrupted call left connected.
     """
-    with tenants.changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
-        changed = current.state is State.ACTIVE
-        if changed:
+
+    def change() -> bool:
+        with tenants.changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
+            if current.state is not State.ACTIVE:
+                return False
             admin.shut_out(conn, name)
             tenants.write_both(conn, replace(current, state=State.SUSPENDED))
+            return True
+
+    changed = tenants.despite_engine(fleet, name, change)
     tenants.end_engine(fleet, name=name)
+    _require_alone(fleet, name)
     return changed
+
+
+def _require_alone(fleet: Fleet, name: str) -> None:
+    """Raise Busy while a login that is none of posduif's groups is connected to a suspended tenant's database."""
+    server, _ = fleet.find(name)
+    with fleet.maintenance(server) as session:
+        found = session.tuples(
+            queries.load("tenants")["find_strangers"], database=name, groups=list(admin.ROLE_COMMENTS)
+        )
+    if found:
+        who = ", ".join(f"pid {pid} ({role}, {app or 'no name'})" for pid, role, app in found)
+        raise Busy(
+            f"tenant {name} is suspended, but other logins are still connected to its database",
+            why=f"still there: {who}",
+            hint=[
+                *(f"a superuser types: SELECT pg_terminate_backend({pid});" for pid, *_ in found),
+                f"posduif tenant suspend {name}",
+            ],
+        )
 
 
 def resume(fleet: Fleet, *, name: str) -> bool:
@@ -29,20 +57,27 @@ def resume(fleet: Fleet, *, name: str) -> bool:
     Raises WrongState, and as `migrations.up`: then the tenant stays suspended.
     """
     server, tenant = fleet.find(name)
-    if tenant.state is State.ACTIVE:
-        return False
-    if tenant.state is not State.SUSPENDED:
+    if tenant.state not in (State.ACTIVE, State.SUSPENDED):
         raise wrong_state(tenant)
     with fleet.enter(server, name) as conn:
         conn.require_admin()
         with conn.lock(name):
             if record.read(conn).state is State.ACTIVE:
-                return False  # someone else resumed it in this moment
+                return _reopen(conn, name)
             migrations.up(conn, folders=fleet.folders, states=(State.SUSPENDED,))
             with conn.transaction():
                 current = record.read(conn)
                 admin.let_in(conn, name)
                 tenants.write_both(conn, replace(current, state=State.ACTIVE))
+    return True
+
+
+def _reopen(conn: Session, name: str) -> bool:
+    """Let the engine of an active tenant in whose role an interrupted `suspend` closed; return whether it was."""
+    if conn.value(queries.load("tenants")["may_log_in"], role=admin.engine_role(name)) is not False:
+        return False
+    with conn.transaction():
+        admin.let_in(conn, name)
     return True
 
 

@@ -9,22 +9,39 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
-from posduif_cli.core import migrations, names, templates, users
+from posduif_cli.core import migrations, names, proofs, templates, users
 from posduif_cli.core.fleet import Fleet, wrong_state
 from posduif_cli.core.placements import Placements
 from posduif_cli.core.templates import Template
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, Session
 from posduif_cli.db.record import Intent, Record
-from posduif_cli.errors import AccessDenied, Busy, Conflict, NotOurs, PosduifError, QueryFailed, TenantExists
+from posduif_cli.errors import (
+    AccessDenied,
+    Blocked,
+    Busy,
+    Conflict,
+    NotOurs,
+    PosduifError,
+    QueryFailed,
+    TenantExists,
+    TimedOut,
+)
 from posduif_cli.models import CreatedTenant, Loss, Plan, Server, State, Step, Tenant
 
+T = TypeVar("T")
 Keep = Callable[[str, dict[str, Any]], None]
 PLACEHOLDER = "REPLACE_ME"
 PATIENCE = 2.0  # seconds; a server notices within 500 ms that a client was killed
+# A tenant's own tables and roles are locked for moments only, save by an engine that means to be in the way.
+BRIEFLY = timedelta(seconds=2)
+COUNTING = timedelta(seconds=30)
+DROPPING = timedelta(hours=1)  # the files of a large database are many
+SESSION_END = 2000  # milliseconds that a session has to end
+ENDING = 10.0  # seconds to shut out an engine that keeps coming back
 DUPLICATE_DATABASE = ("42P04", "23505")
 DEPENDED_ON = "2BP01"
 
@@ -39,6 +56,7 @@ class _Traces:
     connection_limit: int | None
     has_role: bool | None
     intent: str | None
+    at: datetime
 
 
 def _traces(session: Session, name: str) -> _Traces:
@@ -85,6 +103,8 @@ def create(
         Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
         fleet.maintenance(placements.place(name)) as session,
     ):
+        if session.member is None:
+            proofs.require_locks(fleet, session)  # nothing of posduif is here yet
         admin.ensure_roles(session)
         maker = Maker(fleet, placements, if_not_exists, templates.provide(session, fleet, coming=1))
         return maker.create(session, wanted, keep)
@@ -112,7 +132,8 @@ class Maker:
                 with fleet.enter(server, name) as inside:
                     _fill(inside, fleet, wanted, keep)
             created = fleet.look(session, name)
-            assert created is not None
+            if created is None or created.state is not State.ACTIVE:
+                raise proofs.missing(session, [proofs.TOGETHER])
             return CreatedTenant(created, changed=True)
 
     def _provision(self, session: Session, wanted: Wanted, keep: Keep | None) -> bool:
@@ -134,7 +155,7 @@ class Maker:
         elif record.parse(traces.record) is not None:
             return False
         url = wanted.url or (session.server.url and session.server.url.replace("{tenant}", name))
-        noted = Record(State.PROVISIONING, url=url, created=datetime.now(UTC))
+        noted = Record(State.PROVISIONING, url=url, created=traces.at)
         if copy and wanted.web_user is None and not self.fleet.folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
         password = _kept(session, name, keep) if noted.state is State.ACTIVE else None
@@ -163,15 +184,24 @@ class Maker:
         if self.template is not None:
             with suppress(QueryFailed, Busy):  # dropped, in use, or damaged: it only saves time
                 admin.create_database(session, intent, self.template.name)
+                self._require_closed(session, intent)
                 return self.template
         try:
             admin.create_database(session, intent)
+            self._require_closed(session, intent)
         except QueryFailed as error:
             # An orphan of an earlier try may have finished its CREATE DATABASE in this moment, or someone else theirs.
             if error.sqlstate not in DUPLICATE_DATABASE:
                 raise
             _require_free(_traces(session, intent.tenant), intent.tenant, intent)
         return None
+
+    @staticmethod
+    def _require_closed(session: Session, intent: Intent) -> None:
+        """Raise NotEnough unless the new database is as it was asked for: by that a half-made one is known as ours."""
+        made = _traces(session, intent.tenant)
+        if (made.open, made.connection_limit) != (False, intent.nonce):
+            raise proofs.missing(session, [proofs.CLOSED])
 
 
 def plan_create(
@@ -274,7 +304,7 @@ def _require_free(traces: _Traces, name: str, intent: Intent | None) -> None:
     if traces.has_role and intent is None and record.parse_intent(traces.intent) is None:
         raise NotOurs(
             f"role {role} exists and is not posduif's",
-            why="it lacks posduif's comment, so it is left alone",
+            why="it lacks posduif's comment, or a login that is no superuser may administer it; it was left alone",
             hint=f"choose another name for the tenant, or a superuser types: DROP ROLE {role};",
         )
     made_by_us = (
@@ -331,11 +361,59 @@ def changing(fleet: Fleet, name: str, *states: State) -> Iterator[tuple[Session,
         raise wrong_state(tenant)
     with fleet.enter(server, name) as conn:
         conn.require_admin()
-        with conn.lock(name), conn.transaction():
+        with conn.lock(name), conn.transaction(lock_timeout=BRIEFLY):
             current = record.read(conn)
             if current.state not in states:
                 raise wrong_state(replace(tenant, state=current.state))
             yield conn, current
+
+
+def despite_engine(fleet: Fleet, name: str, change: Callable[[], T]) -> T:
+    """Make a change that the tenant's engine must not keep from happening, whatever its sessions have locked.
+
+    Where *change* raises Blocked the engine's role is closed and its sessions are ended, and it is made once more.
+    A kill in between leaves an active tenant whose engine cannot log in: `resume` and `suspend` finish that.
+    """
+    try:
+        return change()
+    except Blocked:
+        server, _ = fleet.find(name)
+        with fleet.maintenance(server) as session:
+            session.require_admin()
+            end_sessions(session, name, shut=True)
+        fleet.ended.append(f"the sessions of {admin.engine_role(name)}: they held locks that were in the way")
+        return change()
+
+
+def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
+    """End all sessions of a tenant's engine by a maintenance session; with *shut* close its role first.
+
+    Raises Busy, naming those that would not end, or Blocked where the engine is faster for ENDING seconds.
+    """
+    role = admin.engine_role(name)
+    question = queries.load("tenants")["end_role"]
+    end, end_at_once = (session.text(question, role=role, wait=wait) for wait in (SESSION_END, 0))
+    deadline = time.monotonic() + ENDING
+    try:
+        while True:
+            # In one message and without waiting: an engine that lost its session is back in milliseconds, but behind
+            # us in the queue for what it had locked.
+            _, failure = session.batch([end_at_once, *admin.closing(session, name)] if shut else [end])
+            if failure is None:
+                break
+            if not isinstance(failure[1], Blocked) or time.monotonic() > deadline:
+                raise failure[1]
+        if shut:
+            session.batch([end])  # those who came in between
+    except AccessDenied as error:
+        raise _in_use(session, name, error) from error
+    left = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=role)
+    if left := [found for found in left if found["role"] == role]:
+        raise Busy(
+            f"the engine of tenant {name} is still connected",
+            why=_named(left),
+            hint="type the same command again",
+        )
 
 
 def set_url(fleet: Fleet, *, name: str, url: str) -> bool:
@@ -353,9 +431,15 @@ def rotate_password(fleet: Fleet, *, name: str, keep: Keep, now: bool = False) -
     With *now* the engine's sessions are ended, which the old password opened; raises Busy, naming those that
     would not end.
     """
-    with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, _):
-        if password := _kept(conn, name, keep):
-            admin.set_password(conn, name, password)
+
+    def change() -> None:
+        with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
+            if password := _kept(conn, name, keep):
+                admin.set_password(conn, name, password)
+            if current.state is State.ACTIVE:
+                admin.let_in(conn, name)  # it may have been closed to get here
+
+    despite_engine(fleet, name, change)
     if now:
         end_engine(fleet, name=name)
 
@@ -365,18 +449,7 @@ def end_engine(fleet: Fleet, *, name: str) -> None:
     server, _ = fleet.find(name)
     with fleet.maintenance(server) as session:
         session.require_admin()
-        try:
-            _end_engine(session, name)
-        except AccessDenied as error:
-            raise _in_use(session, name, error) from error
-        role = admin.engine_role(name)
-        left = session.dicts(queries.load("tenants")["find_sessions"], database=name, role=role)
-        if left := [found for found in left if found["role"] == role]:
-            raise Busy(
-                f"the engine of tenant {name} is still connected",
-                why=_named(left),
-                hint="type the same command again",
-            )
+        end_sessions(session, name)
 
 
 def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
@@ -413,22 +486,31 @@ def engine_settings(conn: Session, name: str, password: str) -> dict[str, Any]:
     }
 
 
-def loss(fleet: Fleet, *, name: str) -> Loss:
-    """Count what dropping a tenant would destroy.
+def loss(fleet: Fleet, *, name: str, confirmed: bool = False) -> Loss:
+    """Count what dropping a tenant would destroy; `uncounted` says why where that is not known.
 
+    Where the engine's locks are in the way of a drop that was *confirmed* already, its sessions are ended.
     Raises as Fleet.find.
     """
     server, tenant = fleet.find(name)
     if tenant.state in (State.PROVISIONING, State.DROPPING, State.LOST) or tenant.schema_version is None:
         return Loss(name, server.name, None, None, None, None)
-    with fleet.enter(server, name) as conn:
-        try:
-            counts = conn.dicts(queries.load("tenants")["count_loss"])[0]
-        except QueryFailed as error:
-            if error.sqlstate not in migrations.NO_SUCH_TABLE_OR_COLUMN:
-                raise
+
+    def count() -> Loss:
+        with (
+            fleet.enter(server, name) as conn,
+            conn.transaction(read_only=True, lock_timeout=BRIEFLY, statement_timeout=COUNTING),
+        ):
+            return Loss(name, server.name, **conn.dicts(queries.load("tenants")["count_loss"])[0])
+
+    try:
+        return despite_engine(fleet, name, count) if confirmed else count()
+    except (QueryFailed, Blocked) as error:
+        if isinstance(error, QueryFailed) and error.sqlstate in migrations.NO_SUCH_TABLE_OR_COLUMN:
             return Loss(name, server.name, None, None, None, None)
-    return Loss(name, server.name, **counts)
+        if isinstance(error, Blocked | TimedOut):
+            return Loss(name, server.name, None, None, None, None, uncounted=error.sentence)
+        raise
 
 
 def plan_drop(fleet: Fleet, *, name: str) -> Plan:
@@ -477,7 +559,11 @@ def drop(fleet: Fleet, *, name: str) -> bool:
                 _drop_lost_role(session, name, traces)
                 return True
             _require_untied(session, name)
-            _announce_drop(session, fleet, server, tenant, traces)
+            try:
+                _announce_drop(session, fleet, server, tenant, traces)
+            except Blocked:
+                end_sessions(session, name, shut=True)
+                _announce_drop(session, fleet, server, tenant, traces)
             if ours:
                 try:
                     _end_sessions(session, name)
@@ -537,7 +623,7 @@ def _announce_drop(session: Session, fleet: Fleet, server: Server, tenant: Tenan
             inside = stack.enter_context(fleet.enter(server, name))
             stack.enter_context(inside.lock(name))
         intent = _intent_of(traces, name)
-        stack.enter_context(session.transaction())
+        stack.enter_context(session.transaction(lock_timeout=BRIEFLY))
         if noted is not None and traces.connection_limit != -2:
             record.put(session, name, replace(noted, state=State.DROPPING))
         if intent is not None:
@@ -551,14 +637,7 @@ def _end_sessions(session: Session, name: str) -> None:
     for slot in session.dicts(named["find_slots"], database=name):
         if slot["pid"] is not None:
             session.value(named["end_session"], pid=slot["pid"])
-    _end_engine(session, name)
-
-
-def _end_engine(session: Session, name: str) -> None:
-    named, role = queries.load("tenants"), admin.engine_role(name)
-    for found in session.dicts(named["find_sessions"], database=name, role=role):
-        if found["role"] == role:
-            session.value(named["end_session"], pid=found["pid"])
+    session.value(named["end_role"], role=admin.engine_role(name), wait=SESSION_END)
 
 
 def _drop_database(session: Session, name: str) -> None:
@@ -566,7 +645,8 @@ def _drop_database(session: Session, name: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            admin.drop_database(session, name)
+            with session.limited(lock_timeout=BRIEFLY, statement_timeout=DROPPING):
+                admin.drop_database(session, name)
             return
         except AccessDenied as error:
             if time.monotonic() > deadline:

@@ -19,6 +19,7 @@ from posduif_cli.errors import (
     UserNotFound,
 )
 from posduif_cli.models import IssuedToken, Purged, State, Token, User
+from posduif_cli.notation import moment
 
 PURGE_BATCH = 1000
 
@@ -128,7 +129,7 @@ def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
     if found.status == "used":
         raise TokenUsed(
             f"token {found.id} was used already",
-            why=f'device "{found.device_id}" enrolled with it at {found.used_at:%Y-%m-%d %H:%M UTC}',
+            why=f'device "{found.device_id}" enrolled with it at {found.used_at and moment(found.used_at)}',
             hint=f"posduif device list {conn.database}",
         )
     return found, changed

@@ -3,7 +3,7 @@
 import secrets
 import string
 from collections.abc import Iterator, Sequence
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from psycopg.sql import Composed
 
@@ -21,6 +21,7 @@ ROLE_COMMENTS = {
     SUPPORT_GROUP: "posduif: what people at the support desk may do inside every tenant's database",
     HEALTH_GROUP: "posduif: what monitoring may read inside every tenant's database",
 }
+LOGIN_COMMENT = "posduif: a login for administrators of tenants"
 GROUPS = (ENGINE_GROUP, SUPPORT_GROUP, HEALTH_GROUP)
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
 SPARE = 3
@@ -79,11 +80,32 @@ def closing_statements() -> list[str]:
     ]
 
 
+def local_login_statements(conn: Any, login: str) -> Iterator[Composed]:
+    """Yield what makes the embedded server's own login, as far as it is missing, for its superuser to run."""
+    version = conn.info.server_version
+    options: LiteralString = " WITH INHERIT TRUE, SET TRUE" if version >= 160000 else ""
+    found = {role for (role,) in conn.execute("SELECT rolname::text FROM pg_roles").fetchall()}
+    if ADMIN_ROLE not in found:
+        yield from _making(ADMIN_ROLE)
+    if login not in found:
+        yield compose("CREATE ROLE {login} LOGIN", login=identifier(login))
+        text = literal("posduif: the login of this machine's commands")
+        yield compose("COMMENT ON ROLE {login} IS {text}", login=identifier(login), text=text)
+    for group, how in ((ADMIN_ROLE, options), ("pg_monitor", "")):
+        is_member = "SELECT 1 FROM pg_auth_members WHERE roleid = to_regrole(%s) AND member = to_regrole(%s)"
+        if conn.execute(is_member, [group, login]).fetchone() is None:
+            yield compose("GRANT {group} TO {login}" + how, group=identifier(group), login=identifier(login))
+
+
+def _making(role: str) -> Iterator[Composed]:
+    powers: LiteralString = " CREATEDB CREATEROLE" if role == ADMIN_ROLE else ""
+    yield compose("CREATE ROLE {role} NOLOGIN" + powers, role=identifier(role))
+    yield compose("COMMENT ON ROLE {role} IS {text}", role=identifier(role), text=literal(ROLE_COMMENTS[role]))
+
+
 def _role_statements(session: Session, roles: Sequence[str]) -> Iterator[Composed]:
     for role in roles:
-        powers: LiteralString = " CREATEDB CREATEROLE" if role == ADMIN_ROLE else ""
-        yield compose("CREATE ROLE {role} NOLOGIN" + powers, role=identifier(role))
-        yield compose("COMMENT ON ROLE {role} IS {text}", role=identifier(role), text=literal(ROLE_COMMENTS[role]))
+        yield from _making(role)
         if role == ADMIN_ROLE:
             options: LiteralString = " WITH INHERIT TRUE, SET TRUE" if session.version >= 160000 else ""
             names = {"role": identifier(role), "login": identifier(session.login)}
@@ -126,6 +148,19 @@ def _make_admin(session: Session) -> None:
                 session.execute(statement)
     session.member = session.become_admin()
     session.heir = session.value("SELECT pg_has_role(session_user, %(role)s, 'USAGE')", role=ADMIN_ROLE)
+
+
+def create_login(session: Session, name: str, password: str | None) -> None:
+    """Make a login that is a member of posduif_admin and nothing else; without *password* it has none."""
+    parts = {"name": identifier(name), "admin": identifier(ADMIN_ROLE), "text": literal(LOGIN_COMMENT)}
+    options: LiteralString = " WITH INHERIT TRUE, SET TRUE" if session.version >= 160000 else ""
+    with session.transaction(prelude=["SET LOCAL ROLE none"]):  # posduif_admin cannot give itself away
+        session.execute(compose("CREATE ROLE {name} LOGIN", **parts))
+        session.execute(compose("COMMENT ON ROLE {name} IS {text}", **parts))
+        session.execute(compose("GRANT {admin} TO {name}" + options, **parts))
+        if password:
+            verifier = literal(session.scram(password, name))
+            session.execute(compose("ALTER ROLE {name} PASSWORD {verifier}", verifier=verifier, **parts))
 
 
 def create_engine_role(session: Session, intent: Intent) -> None:
@@ -232,6 +267,14 @@ def set_password(session: Session, tenant: str, password: str) -> None:
             verifier=literal(session.scram(password, role)),
         )
     )
+
+
+def closing(session: Session, tenant: str) -> list[str]:
+    """Return the SQL that forbids the engine's role to log in, waiting half a second at most."""
+    return [
+        "SET LOCAL lock_timeout = '500ms'",
+        session.text(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant)))),
+    ]
 
 
 def close_role(session: Session, tenant: str) -> None:

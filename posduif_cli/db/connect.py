@@ -1,19 +1,20 @@
 """The only place that connects to PostgreSQL and the only one that meets its errors."""
 
+import logging
 import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from itertools import accumulate
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
-from psycopg import generators, sql
-from psycopg.abc import Buffer
+from psycopg import generators, sql, waiting
+from psycopg.abc import Buffer, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
@@ -25,6 +26,7 @@ from posduif_cli.errors import (
     Busy,
     Interrupted,
     InvalidDsn,
+    PlantedRole,
     PoolerInBetween,
     PosduifError,
     QueryFailed,
@@ -32,6 +34,7 @@ from posduif_cli.errors import (
     ServerFull,
     ServerUnreachable,
     StandbyServer,
+    TimedOut,
     TlsFailed,
     scrub,
 )
@@ -44,9 +47,24 @@ Query = LiteralString | sql.SQL | sql.Composed
 MAINTENANCE = "postgres"
 ADMIN_ROLE = "posduif_admin"
 CONNECT_TIMEOUT = 10
+# A peer that is gone without a word is noticed by the kernel: seconds, and for the last one milliseconds.
+KEEPALIVES = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+LOCK_TIMEOUT = timedelta(seconds=10)  # how long a statement waits for a lock
+STATEMENT_TIMEOUT = timedelta(minutes=5)  # how long a statement of a command may take
+QUESTION_TIMEOUT = timedelta(seconds=10)  # how long a server may take to answer what the whole fleet is asked
+SILENCE = 5.0  # seconds beyond the server's own limits after which we no longer wait for it
+LETTING_GO = 0.4  # seconds that a cancelled statement has to end, before its connection is given up
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _BETWEEN = "\n;\n"  # on a line of its own: a statement may end in a comment
 LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
+DESK_CLASS = 0x706F6473  # "pods": locks of the desk, which a command on the tenant never ends
+# psycopg tells of failed cancellations there, on stderr, which belongs to our own messages.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 # One round trip, and as few looks into catalogs as can be: a new session's first look into each is dear.
 # The role is not taken on behind a pooler, which would keep it for other people's sessions.
@@ -56,9 +74,50 @@ SELECT pg_backend_pid(), pg_is_in_recovery(),
             WHEN pg_has_role(session_user, to_regrole({role})::oid, {privilege})
             THEN set_config('role', {role}, false) = {role} AND set_config('row_security', 'off', false) = 'off'
             ELSE false END,
-       pg_has_role(session_user, to_regrole({role})::oid, 'USAGE')
+       pg_has_role(session_user, to_regrole({role})::oid, 'USAGE'),
+       (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)
 """
-SETTINGS: Mapping[LiteralString, LiteralString] = {
+# Whoever holds ADMIN OPTION could make a member of anyone, and so own what a superuser's session runs into.
+# On PostgreSQL 15 CREATEROLE may grant itself every role anyway, so that there nothing can be concluded.
+PLANTED: LiteralString = """
+SELECT m.roleid::regrole::text, array_agg(DISTINCT h.rolname::text)
+FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+WHERE m.admin_option AND m.roleid IN (to_regrole('posduif_admin'), to_regrole('posduif_engine'))
+  AND NOT h.rolsuper AND h.rolname <> 'posduif_admin'
+GROUP BY 1 ORDER BY 1
+"""
+MEMBERS: LiteralString = """
+SELECT DISTINCT h.rolname::text FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+WHERE m.roleid = to_regrole(%(role)s) AND m.set_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin' ORDER BY 1
+"""
+# Who holds what keeps others from a table of this database, or has changed rows in it and not ended yet.
+BLOCKERS: LiteralString = """
+SELECT a.pid, coalesce(a.usename, '')::text, coalesce(a.application_name, ''),
+       coalesce(', on ' || string_agg(DISTINCT l.relation::regclass::text, ' and '), '')
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.granted AND a.pid <> pg_backend_pid() AND a.datname = current_database()
+  AND (l.locktype = 'transactionid' OR l.locktype = 'relation' AND l.relation >= 16384
+       AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+GROUP BY 1, 2, 3 ORDER BY count(l.relation) DESC, 1
+"""
+# The sessions that hold or want an advisory lock of ours: engines' have no business there. posduif may end these.
+_TOUCHING: LiteralString = """
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = %(class)s
+  AND l.objid::bigint = hashtext(%(subject)s)::bigint & 4294967295
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+HOLDERS: LiteralString = f"""
+SELECT a.pid, a.application_name, a.usename,
+       coalesce(', for ' || date_trunc('second', clock_timestamp() - a.backend_start)::text, '')
+{_TOUCHING} AND l.granted"""
+END_ENGINES: LiteralString = f"""
+WITH found AS MATERIALIZED ( -- or others' sessions might be ended before they are told apart
+    SELECT pid, usename FROM pg_stat_activity
+    WHERE datname = current_database() AND usename ~ '_engine$' AND pg_has_role(usesysid, 'USAGE')
+      AND usesysid IN (SELECT a.usesysid {_TOUCHING})
+)
+SELECT string_agg('pid ' || pid || ' of ' || usename, ', ') FROM found WHERE pg_terminate_backend(pid)"""  # noqa: S608 -- put together from constants
+SETTINGS: Mapping[str, str] = {
     "quote_all_identifiers": "off",  # first: it would quote the next
     "search_path": "pg_catalog",  # in a tenant's database `public`
     "TimeZone": "UTC",
@@ -67,17 +126,17 @@ SETTINGS: Mapping[LiteralString, LiteralString] = {
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    "lock_timeout": "0",
-    "statement_timeout": "0",
+    "lock_timeout": f"{LOCK_TIMEOUT.seconds}s",
+    "statement_timeout": f"{STATEMENT_TIMEOUT.seconds}s",
     # How values and names are written and read.
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "standard_conforming_strings": "on",
 }
 # For administrators alone: a policy must fail a query of theirs, not hide rows of the version table from it.
-AS_ADMIN: Mapping[LiteralString, LiteralString] = {"row_security": "off"}
+AS_ADMIN: Mapping[str, str] = {"row_security": "off"}
 # Not offered on every operating system; without it an orphaned backend only lives longer.
-WATCHFUL: Mapping[LiteralString, LiteralString] = {**SETTINGS, "client_connection_check_interval": "500"}
+WATCHFUL: Mapping[str, str] = {**SETTINGS, "client_connection_check_interval": "500"}
 
 
 class _Text(psycopg.adapt.Loader):
@@ -87,8 +146,19 @@ class _Text(psycopg.adapt.Loader):
         return str(data, "utf-8", "replace")
 
 
+class _Instant(psycopg.adapt.Loader):
+    """Reads a time, or leaves it as PostgreSQL's text where Python has none such: infinity, BC, beyond 9999."""
+
+    def load(self, data: Buffer) -> datetime | str:
+        text = str(data, "ascii")
+        try:
+            return datetime.fromisoformat(text).astimezone(UTC)
+        except (OverflowError, ValueError):
+            return text.replace("+00", "")
+
+
 class _Reading:
-    """How every session reads: psycopg's own way, but for text."""
+    """How every session reads: psycopg's own way, but for text and for times."""
 
     adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
     connection = None
@@ -96,6 +166,55 @@ class _Reading:
 
 _READING = _Reading()
 _Reading.adapters.register_loader("text", _Text)
+_Reading.adapters.register_loader("timestamptz", _Instant)
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that waits for its server no longer than *limit* seconds, and for what was cancelled a moment.
+
+    *limit* is None where an end is not known beforehand; *let_go* is when a cancelled statement is given up.
+    """
+
+    limit: float | None = None
+    let_go: float | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait as psycopg does; the connection is closed, and OperationalError raised, once the time is over."""
+        try:
+            return waiting.wait(self._watched(gen), self.pgconn.socket, interval=interval)
+        except KeyboardInterrupt:
+            if self.info.transaction_status is TransactionStatus.ACTIVE:
+                self.cancel_soon()
+                with suppress(psycopg.Error):
+                    waiting.wait(self._watched(gen, begun=True), self.pgconn.socket, interval=interval)
+                if self.info.transaction_status is TransactionStatus.ACTIVE:
+                    self.pgconn.finish()
+            raise
+
+    def cancel_soon(self) -> None:
+        """Ask the server to cancel what it does, and wait for it a moment only."""
+        self.let_go = self.let_go or time.monotonic() + LETTING_GO
+        with suppress(psycopg.Error, OSError):
+            self.cancel_safe(timeout=LETTING_GO)
+
+    def _watched(self, gen: PQGen[T], *, begun: bool = False) -> PQGen[T]:
+        started = time.monotonic()
+        ready: int | None = waiting.Ready.NONE if begun else None
+        try:
+            while True:
+                ready = yield gen.send(cast(waiting.Ready, ready))
+                if ready == waiting.Ready.NONE:
+                    self._require_time(time.monotonic(), started)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+    def _require_time(self, now: float, started: float) -> None:
+        if self.limit is not None and now - started > self.limit:
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"the server has said nothing for {now - started:.0f} s")
+        if self.let_go is not None and now > max(self.let_go, started + LETTING_GO):
+            self.pgconn.finish()
+            raise psycopg.OperationalError("interrupted")
 
 
 @dataclass(frozen=True)
@@ -106,7 +225,8 @@ class Footing:
     """
 
     options: str
-    settings: Mapping[LiteralString, LiteralString]
+    settings: Mapping[str, str]
+    superuser: bool
 
     def startup(self, path: LiteralString) -> str:
         """Return what goes into the start-up message in place of a query; *path* is the search_path."""
@@ -129,17 +249,19 @@ class Session:
 
     def __init__(
         self,
-        raw: psycopg.Connection[Any],
+        raw: _Connection,
         *,
         server: Server,
         database: str,
         footing: Footing | None = None,
         path: LiteralString = "pg_catalog",
+        limit: timedelta | None = None,
     ) -> None:
         self.raw = raw
         self.server = server
         self.database = database
         self.cancelled = False
+        self.ended: list[str] = []
         self.warnings: set[str | None] = set()
         self._gathered: list[str] | None = None
         self._opening: list[str] = []
@@ -148,54 +270,101 @@ class Session:
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
         self.heir: bool | None = True
+        self.superuser = footing is not None and footing.superuser
         raw.add_notice_handler(lambda notice: self.warnings.add(notice.sqlstate))
         self._footing = footing
         self._path = path
-        self._settings: Mapping[LiteralString, LiteralString] = (
-            {**footing.settings, "search_path": path} if footing else WATCHFUL
-        )
-        if footing is None:
-            with translated(self):
+        self._settings: Mapping[str, str] = {**(footing.settings if footing else WATCHFUL), "search_path": path}
+        if limit is not None:
+            self._settings = {**self._settings, "statement_timeout": f"{limit.total_seconds():.0f}s"}
+        self._limit = limit or STATEMENT_TIMEOUT
+        raw.limit = self._silence(1)
+        with translated(self):
+            if footing is None:
                 self._set_up()
+            else:
+                self._hold_pins()
 
     def _set_up(self) -> None:
-        """Find out what the login may here, and take on role and settings."""
+        """Find out what the login may here, and take on role and settings.
+
+        Behind a pooler nothing of it outlives the message: the server's session belongs to other people.
+        """
         parts = {
             "pid": literal(self.pid),
             "role": literal(ADMIN_ROLE),
             "privilege": literal("SET" if self.version >= 160000 else "MEMBER"),
         }
-        added: Mapping[LiteralString, LiteralString] = {"transaction_timeout": "0"} if self.version >= 170000 else {}
-        for settings in (WATCHFUL, SETTINGS):
-            self._settings = {**settings, **added, "search_path": self._path}
+        added = {"transaction_timeout": "0"} if self.version >= 170000 else {}
+        wanted, self._settings = self._settings, {}
+        for offered in (wanted, {key: value for key, value in wanted.items() if key in SETTINGS}):
+            settings = {**offered, **added}
+            # Every name is qualified: the login's own search_path may put other people's functions first.
+            pins = ", ".join(
+                f"pg_catalog.set_config('{key}', '{value}', pg_catalog.pg_backend_pid() "
+                f"OPERATOR(pg_catalog.<>) {self.pid})"
+                for key, value in settings.items()
+            )
             try:
-                cursor = self.raw.execute(compose(_with(self._settings, SETUP), **parts))
-                while cursor.nextset():
-                    pass
-                row = cursor.fetchone()
-                break
+                cursor = self.raw.execute(f"SELECT {pins}; {self.text(compose(SETUP, **parts))}".encode())
             except psycopg.errors.InvalidParameterValue:
-                if settings is SETTINGS:
+                if offered is not wanted:
                     raise
+                continue
+            cursor.nextset()
+            row = cursor.fetchone()
+            self._settings = settings
+            break
         assert row is not None
-        pid, self.standby, self.member, self.heir = row
+        pid, self.standby, self.member, self.heir, self.superuser = row
         if pid != self.pid:
             raise PoolerInBetween(
                 f"a connection pooler stands before server {self.server.name}",
                 why="it would keep locks and roles for other people's sessions",
                 hint="point the dsn at PostgreSQL itself (often port 5432 in place of 6432)",
             )
+        if self.superuser and self.version >= 160000:
+            self._refuse_planted()
+
+    def _hold_pins(self) -> None:
+        """Set what the environment set otherwise: PGTZ and PGDATESTYLE win over the options of a start."""
+        zone, style = map(self.raw.info.parameter_status, ("TimeZone", "DateStyle"))
+        if zone != "UTC" or not str(style).startswith("ISO"):
+            self.raw.execute(_set_all({key: self._settings[key] for key in ("TimeZone", "DateStyle")}).encode())
+
+    def _refuse_planted(self) -> None:
+        """Raise PlantedRole where someone else could make anyone a member of our roles, a superuser's session in them.
+
+        Code in a tenant's database can always go back to the session's own user.
+        """
+        planted = self.tuples(PLANTED)
+        if not planted:
+            return
+        hints = []
+        for role, holders in planted:
+            hints.append(f"REVOKE ADMIN OPTION FOR {role} FROM {', '.join(map(quoted, holders))} CASCADE;")
+            members = self.tuples(MEMBERS, role=role)
+            if members:  # the grants that a holder made go with the option
+                names = ", ".join(quoted(name) for (name,) in members)
+                hints.append(f"GRANT {role} TO {names} WITH INHERIT TRUE, SET TRUE;")
+        role, holders = planted[0]
+        raise PlantedRole(
+            f"{', '.join(holders)} may give {role} to anyone on server {self.server.name}",
+            why=f"{self.login} is a superuser, and the owner of a tenant's database can have its sessions run code",
+            hint=[*(f"a superuser types: {hint}" for hint in hints), "or use a login that is no superuser"],
+        )
 
     def restore(self) -> None:
         """Take back what SQL of other people did to the session's settings, role and prepared statements."""
-        self.script("RESET ALL; DEALLOCATE ALL; " + _with({**self._settings, **AS_ADMIN}, "SET ROLE posduif_admin"))
+        self.script(f"RESET ALL; DEALLOCATE ALL; {_set_all({**self._settings, **AS_ADMIN})}; SET ROLE posduif_admin")
 
     @property
     def footing(self) -> Footing | None:
         """What the next session on this server need not ask; None unless this one is an administrator's."""
         if self._footing is not None or not self.member or self.standby:
             return self._footing
-        return Footing(self.raw.info.options, self._settings)
+        limit = {"statement_timeout": SETTINGS["statement_timeout"]}
+        return Footing(self.raw.info.options, {**self._settings, **limit}, self.superuser)
 
     def become_admin(self) -> bool | None:
         """Take on the administrators' role; False where the login is no member, None where there is no role yet."""
@@ -209,9 +378,13 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel what the session is doing, from another thread, and let it wait for nothing any more."""
+        self.give_up()
+        self.raw.cancel_soon()
+
+    def give_up(self) -> None:
+        """Have the session's thread wait no longer than a moment for its server, from now on."""
         self.cancelled = True
-        with suppress(psycopg.Error):
-            self.raw.cancel_safe(timeout=5)
+        self.raw.let_go = self.raw.let_go or time.monotonic() + LETTING_GO
 
     @property
     def broken(self) -> bool:
@@ -226,9 +399,23 @@ class Session:
         """Return the session itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the session."""
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """End the session; who was in the way of it is named in the error."""
+        try:
+            if isinstance(error, Blocked) and error.anonymous and not self.cancelled:
+                self._name_blockers(error)
+        finally:
+            self.close()
+
+    def _name_blockers(self, error: Blocked) -> None:
+        """Say in *error* whose locks the session could not get, as far as that can be seen afterwards."""
+        with suppress(PosduifError, psycopg.Error):
+            self.raw.rollback()
+            self.script("SET statement_timeout = '2s'")
+            found = self.tuples(BLOCKERS)
+            if found:
+                who = [f"pid {pid} ({role}, {app or 'no name'}{on})" for pid, role, app, on in found[:5]]
+                error.why = f"in the way: {', '.join(who)}; {error.why}"
 
     def require_admin(self) -> None:
         """Raise unless this session may change tenants: StandbyServer or AccessDenied."""
@@ -276,7 +463,7 @@ class Session:
         settings += [f"SET LOCAL {k} = {round(v.total_seconds() * 1000)}" for k, v in limits.items() if v is not None]
         settings += prelude
         if self.raw.info.transaction_status is not TransactionStatus.IDLE:
-            with translated(self), self.raw.transaction(force_rollback=rollback):
+            with self._patient(statement_timeout), translated(self), self.raw.transaction(force_rollback=rollback):
                 if settings:
                     self.script("; ".join(settings))
                 yield
@@ -288,7 +475,7 @@ class Session:
                 self._opening = ["BEGIN", *settings]
             else:
                 self.script("; ".join(["BEGIN", *settings]))
-            with translated(self):
+            with self._patient(statement_timeout), translated(self):
                 yield
             self.script("ROLLBACK" if rollback else "COMMIT")
             ended = True
@@ -297,6 +484,40 @@ class Session:
             if not ended and not self.raw.closed:
                 with suppress(psycopg.Error):
                     self.raw.execute("ROLLBACK", prepare=False)
+
+    @contextmanager
+    def limited(
+        self, *, lock_timeout: timedelta | None = None, statement_timeout: timedelta | None = None
+    ) -> Iterator[None]:
+        """Run the block, which is in no transaction, with other time limits; 0 is none.
+
+        RESET would go back to what the login or its environment says, not to the session's own limits.
+        """
+        limits = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
+        chosen = {k: str(round(v.total_seconds() * 1000)) for k, v in limits.items() if v is not None}
+        self.script(_set_all(chosen))
+        try:
+            with self._patient(statement_timeout):
+                yield
+        finally:
+            if not self.broken:
+                self.script(_set_all({key: self._settings[key] for key in chosen}))
+
+    @contextmanager
+    def _patient(self, statement_timeout: timedelta | None) -> Iterator[None]:
+        """Wait for the server inside the block as long as it may take by *statement_timeout*; None changes nothing."""
+        before, self._limit = self._limit, self._limit if statement_timeout is None else statement_timeout
+        self.raw.limit = self._silence(1)
+        try:
+            yield
+        finally:
+            self._limit = before
+            self.raw.limit = self._silence(1)
+
+    def _silence(self, statements: int) -> float | None:
+        """Return after how many seconds a message is given up; PostgreSQL's limit counts for each statement anew."""
+        seconds = self._limit.total_seconds()
+        return seconds * statements + SILENCE if seconds else None
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -346,9 +567,15 @@ class Session:
         opening, self._opening = self._opening, []
         whole = [*opening, *parts]
         self.warnings.clear()
-        with translated(self), self.raw.lock:
-            self.raw.pgconn.send_query(_BETWEEN.join(whole).encode())
-            results = self.raw.wait(generators.execute(self.raw.pgconn))
+        # A migration that sets a limit of its own may take longer than ours.
+        own = any("statement_timeout" in part for part in parts)
+        self.raw.limit = None if own else self._silence(len(whole))
+        try:
+            with translated(self), self.raw.lock:
+                self.raw.pgconn.send_query(_BETWEEN.join(whole).encode())
+                results = self.raw.wait(generators.execute(self.raw.pgconn))
+        finally:
+            self.raw.limit = self._silence(1)
         last = results[-1]
         if last.status == ExecStatus.FATAL_ERROR:
             error = translate(psycopg.errors.error_from_result(last), self)
@@ -415,7 +642,7 @@ class Session:
         *,
         wait: timedelta = timedelta(seconds=10),
         asking: Sequence[str] = (),
-        lock_timeout: timedelta = timedelta(0),
+        lock_timeout: timedelta | None = None,
         keep: bool = False,
     ) -> Iterator[list[list[Row]] | None]:
         """Hold the advisory lock on *subject* in this session and this database.
@@ -423,19 +650,27 @@ class Session:
         It is tried, never waited for inside the server: a waiting lock call would deadlock CREATE INDEX
         CONCURRENTLY. The questions of *asking* are put right after it in the same message, outside of a transaction;
         the block gets the rows of each, or None when one failed; *lock_timeout* is for them, and raises Blocked.
-        With *keep* the lock is held until the session ends, which saves a message. Raises Busy, naming the holder,
-        once *wait* is over.
+        With *keep* the lock is held until the session ends, which saves a message. The sessions of an engine's role
+        that hold it are ended, and named in `ended`. Raises Busy, naming any other holder, once *wait* is over.
         """
         deadline = time.monotonic() + wait.total_seconds()
-        key = self.text("(%(class)s, hashtext(%(subject)s))", **{"class": LOCK_CLASS, "subject": subject})
-        unlock = [f"SELECT pg_advisory_unlock{key}"]
-        if asking:
+        which: dict[str, Any] = {"class": LOCK_CLASS, "subject": subject}
+        key = self.text("(%(class)s, hashtext(%(subject)s))", **which)
+        attempt, unlock = f"SELECT pg_try_advisory_lock{key}", [f"SELECT pg_advisory_unlock{key}"]
+        if asking and lock_timeout is not None:
             # In the transaction that the message is, though none was begun.
             asking = [f"SET LOCAL lock_timeout = {round(lock_timeout.total_seconds() * 1000)}", *asking]
-        answered = True
+        skipped = 2 if asking and lock_timeout is not None else 1
+        answered, held, told = True, False, False
         while True:
-            results, failure = self._send([f"SELECT pg_try_advisory_lock{key}", *(asking if answered else ())])
-            if failure is None and next(_read(results[0])) == ("t",):
+            # In the same message, or the engine would have the lock again before we ask for it.
+            ending = [self.text(END_ENGINES, **which)] if held else []
+            results, failure = self._send([*ending, attempt, *(asking if answered else ())])
+            named = next(_read(results[0]))[0] if ending and failure is None else None
+            if named and not told:
+                told = True
+                self.ended.append(f"{named}: held the lock on {subject}")
+            if failure is None and next(_read(results[len(ending)])) == ("t",):
                 break
             if self.cancelled:
                 raise Interrupted("interrupted")
@@ -448,36 +683,31 @@ class Session:
                     raise failure[1]
                 answered = False
             elif time.monotonic() > deadline:
-                raise self._held(subject)
-            else:
-                time.sleep(0.1)
+                raise self._held(subject, which)
+            elif held:
+                # An engine that lost its session wants the lock again in milliseconds.
+                time.sleep(0.005 if named else 0.1)
+            held = failure is None
         try:
-            yield [list(_read(result)) for result in results[2:]] if answered else None
+            yield [list(_read(result)) for result in results[len(ending) + skipped :]] if answered else None
         finally:
             if not keep:
                 with suppress(PosduifError):
                     self.batch(unlock)
 
-    def _held(self, subject: str) -> Busy:
-        holders = self.tuples(
-            """SELECT a.pid, a.application_name, a.usename,
-                      coalesce(', for ' || date_trunc('second', clock_timestamp() - a.backend_start)::text, '')
-               FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-               WHERE l.locktype = 'advisory' AND l.granted AND l.classid = %(class)s
-                 AND l.objid::bigint = hashtext(%(subject)s)::bigint & 4294967295
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())""",
-            **{"class": LOCK_CLASS, "subject": subject},
-        )
+    def _held(self, subject: str, which: Mapping[str, Any]) -> Busy:
+        holders = self.tuples(HOLDERS, **which)
         who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders)
+        ends = [f"or a superuser types: SELECT pg_terminate_backend({pid});" for pid, *_ in holders]
         return Busy(
             f"{subject} is being worked on by someone else",
             why=f"the lock is held by {who}" if who else "the lock was held until a moment ago",
-            hint="try again when that is done",
+            hint=["try again when that is done", *ends],
         )
 
 
-def _with(settings: Mapping[LiteralString, LiteralString], query: LiteralString) -> LiteralString:
-    return "; ".join([*("SET " + key + " = '" + value + "'" for key, value in settings.items()), query])
+def _set_all(settings: Mapping[str, str]) -> str:
+    return "; ".join(f"SET {key} = '{value}'" for key, value in settings.items())
 
 
 def _read(result: PGresult) -> Iterator[Row]:
@@ -518,10 +748,11 @@ def connect(
     command: str,
     footing: Footing | None = None,
     path: LiteralString = "pg_catalog",
+    limit: timedelta | None = None,
 ) -> Session:
     """Open a session; *command* shows in the server's `application_name`, the rest is as for Session.
 
-    Raises InvalidDsn, ServerUnreachable, AccessDenied or PoolerInBetween.
+    Raises InvalidDsn, ServerUnreachable, AccessDenied, PlantedRole or PoolerInBetween.
     """
     parts = parse(server)
     if server.origin == "--dsn" and any(parts.get(key) for key in SECRETS):
@@ -531,17 +762,17 @@ def connect(
             hint=["put the password into ~/.pgpass", "or set POSDUIF_DSN", "or use a service file"],
         )
     parts |= {"dbname": database, "application_name": f"posduif {command}".strip(), "client_encoding": "UTF8"}
-    parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    parts = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES, **parts}
     if footing is not None:
         parts["options"] = footing.startup(path)
     try:
         # Prepared statements would be gone where a migration says DEALLOCATE ALL.
         threshold = None if path == "public" else 5
-        raw = psycopg.connect(**parts, autocommit=True, context=_READING, prepare_threshold=threshold)
+        raw = _Connection.connect(**parts, autocommit=True, context=_READING, prepare_threshold=threshold)
     except psycopg.Error as error:
         raise _refused(error, server, database) from None
     try:
-        return Session(raw, server=server, database=database, footing=footing, path=path)
+        return Session(raw, server=server, database=database, footing=footing, path=path, limit=limit)
     except BaseException:
         raw.close()
         raise
@@ -553,6 +784,16 @@ _MALFORMED = re.compile(r"^(bad value for|invalid (\w+ )*value|invalid port numb
 
 # The messages of SQLSTATE 53300; libpq does not pass the code on for a connection that was never made.
 _FULL = ("too many clients", "remaining connection slots are reserved", "too many connections for")
+
+
+# What a server says that lets someone else in, in the languages that its messages were seen in; a server whose disk
+# or memory is full is FATAL, too.
+_DENIED = re.compile(
+    r"""(?ix) passw | mot\ de\ passe | contrase | senha | authent | auth?entifi | SCRAM | pg_hba | pg_ident
+      | permission | not\ permitted | does\ not\ exist | existiert\ nicht | n'existe\ pas | no\ existe
+      | role\b | certificate
+    """
+)
 
 
 # What PostgreSQL says of a database that an ALTER DATABASE has closed, and what opens it again.
@@ -589,7 +830,6 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
             why=reason,
             hint=_TLS[words] or "an administrator of the server sets ssl = on there, with a certificate",
         )
-    said_no = "FATAL" in reason or "password" in reason or "authentication" in reason
     full = any(words in reason for words in _FULL)
     if (option := next((option for words, option in _CLOSED.items() if words in reason), None)) is not None:
         return (ServerFull if full else AccessDenied)(
@@ -598,7 +838,7 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
             hint=f"an administrator who finds that this was set by hand types: "
             f"ALTER DATABASE {quoted(database)} {option};",
         )
-    if said_no and not full and "the database system is" not in reason:
+    if _DENIED.search(reason) and not full:
         return AccessDenied(
             f"server {server.name} refuses the connection to database {database}",
             why=reason,
@@ -631,6 +871,8 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
     state = error.sqlstate
     message = error.diag.message_primary or str(error).strip() or type(error).__name__
     where = f"server {session.server.name}, database {session.database}"
+    if session.cancelled and (state is None or state == "57014"):
+        return Interrupted("interrupted")
     if (state is None and isinstance(error, psycopg.OperationalError)) or (state or "").startswith(("08", "57P")):
         return ServerUnreachable(
             f"the connection to {where} broke",
@@ -650,14 +892,38 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
         return StandbyServer(f"{where} takes no changes", why=message)
     if state in ("55P03", "55006", "40P01"):
         kind = Busy if state == "55006" else Blocked
-        return kind(f"{where}: {message}", why=f"SQLSTATE {state}", hint="try again when the other work is done")
-    return QueryFailed(
+        blocked = kind(f"{where}: {message}", why=f"SQLSTATE {state}", hint="try again when the other work is done")
+        if isinstance(blocked, Blocked):
+            blocked.anonymous = True
+        return blocked
+    return (TimedOut if state == "57014" else QueryFailed)(
         f"{where}: {message}",
         why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),
         sqlstate=state,
         constraint=error.diag.constraint_name,
         position=int(error.diag.statement_position) if error.diag.statement_position else None,
     )
+
+
+def passfile_lines(session: Session, user: str, password: str) -> list[str]:
+    """Return the lines of a passfile that let *user* in wherever the server's DSN may lead, one per host."""
+    parts = parse(session.server)
+    info = session.raw.info
+    hosts = str(parts.get("host") or parts.get("hostaddr") or info.host or "localhost").split(",")
+    ports = str(parts.get("port") or info.port).split(",")
+    ports = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)
+    return [
+        ":".join((_escaped(host), port, "*", _escaped(user), password)) for host, port in zip(hosts, ports, strict=True)
+    ]
+
+
+def _escaped(word: str) -> str:
+    """Write a word as a passfile wants it: colons and backslashes behind a backslash.
+
+    >>> print(_escaped("a:b"))
+    a\\:b
+    """
+    return re.sub(r"([:\\])", r"\\\1", word)
 
 
 def identifier(*names: str) -> sql.Composable:

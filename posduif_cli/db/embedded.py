@@ -4,11 +4,15 @@
     DATA_DIR/data              PGDATA, 0700
     DATA_DIR/run               the socket, 0700; in /tmp where DATA_DIR is too long for a socket
     DATA_DIR/pg_hba.conf       who may log in, and pg_ident.conf; written anew at every start
+    DATA_DIR/posduif-login     says that the login that commands use was made
     DATA_DIR/server.log
     DATA_DIR/pg-VERSION-...    a copy of the binaries, only where the server's user cannot reach the wheel
 
 PostgreSQL refuses to run as root, so root's server runs as `nobody`. The configuration stays outside PGDATA
 for that reason: other processes of `nobody` must not be able to let themselves in.
+
+The superuser, `postgres`, is for the socket alone and makes nothing but the login `posduif_local`, which commands use:
+code in a tenant's database could have a superuser's session do anything.
 """
 
 import errno
@@ -33,9 +37,10 @@ from typing import Any
 from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs, WrongState
 
 _MARKER, _LOCK, _LOG = "posduif-server", "posduif-server.lock", "server.log"
-_LISTEN = "posduif-listen"
+_LISTEN, _LOGIN = "posduif-listen", "posduif-login"
 _DATA, _HALF, _RUN, _HBA, _IDENT = "data", "data.half", "run", "pg_hba.conf", "pg_ident.conf"
 _OLDEST = 15
+SUPERUSER, LOCAL_LOGIN = "postgres", "posduif_local"
 _PATIENCE = 60.0  # seconds: recovery after a crash may take this long, and so may initdb on a slow disk
 _SOCKET_DIR_MAX = 90  # bytes: the kernel's limit is 107 with the file's name, macOS's is 103
 _PLACES = (
@@ -118,8 +123,8 @@ def status(data_dir: Path) -> Status:
         return _status(data_dir)
 
 
-def dsn(data_dir: Path) -> str:
-    """The superuser's connection string; where no server runs, the one that a start gives by default.
+def dsn(data_dir: Path, *, user: str = LOCAL_LOGIN) -> str:
+    """Return the connection string of *user*; where no server runs, the one that a start gives by default.
 
     Raises EmbeddedServerFailed if this user may not look.
     """
@@ -127,7 +132,7 @@ def dsn(data_dir: Path) -> str:
     host = str(now.socket_dir)
     if re.search(r"[\s'\\]", host):
         host = "'" + re.sub(r"(['\\])", r"\\\1", host) + "'"
-    return f"host={host} port={now.port} user=postgres dbname=postgres"
+    return f"host={host} port={now.port} user={user} dbname=postgres"
 
 
 def start(
@@ -155,6 +160,8 @@ def start(
         _refuse_foreign(data_dir)
         if (now := _status(data_dir)).running:
             _require_listening(now, listen)
+            if not (data_dir / _LOGIN).exists():  # an older posduif started it, or one was killed just then
+                _make_login(data_dir)
             return now, False
         binaries = locate(bin_dir)
         _make_reachable(data_dir, user)
@@ -164,6 +171,7 @@ def start(
             pid = _status(data_dir).pid
             if pid and _await_ready(data_dir, pid, lambda: _serves(pid, data_dir / _DATA)):
                 _require_listening(_status(data_dir), listen)
+                _make_login(data_dir)
                 return _status(data_dir), False
             (data_dir / _MARKER).touch()
             binaries = _runnable(binaries, data_dir, user)
@@ -172,10 +180,34 @@ def start(
             _check_major(binaries, data_dir)
             (data_dir / _MARKER).write_text(binaries.version + "\n")
             _spawn(binaries, data_dir, user, {**_listening(data_dir, listen), **settings})
+            _make_login(data_dir)
             if listen is not None:
                 # Only now: an address that cannot be had must not keep later starts from working.
                 (data_dir / _LISTEN).write_text(f"{listen[0]} {listen[1]}\n")
         return _status(data_dir), True
+
+
+def _make_login(data_dir: Path) -> None:
+    """Make, as the superuser, what is missing of the login that commands use and of the role it belongs to."""
+    import psycopg
+
+    from posduif_cli.db import admin, connect
+
+    try:
+        superuser = dsn(data_dir, user=SUPERUSER)
+        # Without the options that the environment may have for other servers.
+        with psycopg.connect(superuser, options="", connect_timeout=connect.CONNECT_TIMEOUT) as conn:
+            if conn.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+                return  # a standby has those of its primary
+            for statement in admin.local_login_statements(conn, LOCAL_LOGIN):
+                conn.execute(statement)
+    except psycopg.Error as error:
+        raise EmbeddedServerFailed(
+            f"the login {LOCAL_LOGIN} of the embedded server in {data_dir} could not be made",
+            why=str(error).strip(),
+            hint="posduif server stop, then the same command again",
+        ) from None
+    (data_dir / _LOGIN).touch()
 
 
 def _listening(data_dir: Path, listen: tuple[str, int] | None) -> dict[str, str]:
@@ -497,13 +529,15 @@ def _socket_dir(data_dir: Path) -> Path:
 def _write_access(major: int, data_dir: Path, readable: bool) -> None:
     me = pwd.getpwuid(os.geteuid()).pw_name
     if major >= 16:
-        role, rest = "all", "local replication all peer map=posduif"
+        roles, rest = ["all"], "local replication all peer map=posduif"
     else:
-        # pg_ident.conf knows no "all" there, so only the superuser can be kept to one OS user.
-        role, rest = "postgres", "local replication postgres peer map=posduif\nlocal all all trust"
+        # pg_ident.conf knows no "all" there, so only our own logins can be kept to one OS user.
+        roles = [SUPERUSER, LOCAL_LOGIN]
+        rest = f"local replication {SUPERUSER} peer map=posduif\nlocal all all trust"
+    network = f"host all,replication {SUPERUSER} all reject\nhost all,replication all all scram-sha-256"
     access = {
-        _HBA: f"local all {role} peer map=posduif\n{rest}\nhost all,replication all all scram-sha-256\n",
-        _IDENT: f'posduif "{me}" {role}\n',
+        _HBA: f"local all {','.join(roles)} peer map=posduif\n{rest}\n{network}\n",
+        _IDENT: "".join(f'posduif "{me}" {role}\n' for role in roles),
     }
     for name, text in access.items():
         (data_dir / name).write_text(text)
@@ -638,7 +672,7 @@ def _delete(data_dir: Path) -> None:
         shutil.rmtree(socket_dir)
     for path in (half, *data_dir.glob("pg-*")):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (_HBA, _IDENT, _LOG, _MARKER, _LOCK):
+    for name in (_HBA, _IDENT, _LOG, _LOGIN, _MARKER, _LOCK):
         (data_dir / name).unlink(missing_ok=True)
     with suppress(OSError):
         data_dir.rmdir()

@@ -1,9 +1,26 @@
 """Files that hold secrets: only their owner may read them, and they are on the disk before anything relies on it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from posduif_cli.errors import ConfigurationError
+
+
+def add_passwords(path: Path, lines: Sequence[str]) -> None:
+    """Add lines to a passfile, in place of those for the same host, port, database and user.
+
+    Raises ConfigurationError when that cannot be done, or the file is no text.
+    """
+    try:
+        present = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read", why=getattr(error, "strerror", None)) from None
+    replaced = tuple(line.rpartition(":")[0] + ":" for line in lines)
+    kept = [line for line in present if not line.startswith(replaced)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The first line that fits is the one that counts.
+    write_private(path, "".join(f"{line}\n" for line in [*lines, *kept]).encode())
 
 
 def write_private(path: Path, content: bytes) -> None:

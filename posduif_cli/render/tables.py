@@ -130,8 +130,11 @@ def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        local = value.astimezone()
         seconds = round((value - (now or datetime.now(UTC))).total_seconds())
+        try:
+            local = value.astimezone()
+        except OverflowError:  # the first and the last day of Python's calendar, in other zones
+            local = value
         return f"{local:%Y-%m-%d %H:%M %Z}{relative(seconds)}"
     if isinstance(value, float):
         return f"{value:.2f}"

@@ -17,7 +17,11 @@ FROM (SELECT * FROM pg_database
         AND NOT starts_with(datname, 'posduif')) d -- reserved: templates and scratch databases
 FULL JOIN (SELECT r.oid, r.rolname FROM pg_roles r
            WHERE r.rolname LIKE '%%\_engine' AND (%(name)s::text IS NULL OR r.rolname = %(name)s || '_engine')
-             AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%') r
+             AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%'
+             -- Since PostgreSQL 16 who makes a role has ADMIN OPTION on it for good: a stranger's is no tenant's.
+             AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+                             WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin'
+                               AND current_setting('server_version_num')::int >= 160000)) r
        ON r.rolname = d.datname || '_engine'
 LEFT JOIN (SELECT usename, true AS connected FROM pg_stat_activity
            WHERE usename IS NOT NULL AND (%(name)s::text IS NULL OR usename = %(name)s || '_engine') GROUP BY usename) e
@@ -38,7 +42,11 @@ SELECT (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %(
        (SELECT datallowconn FROM pg_database WHERE datname = %(name)s) AS open,
        (SELECT datconnlimit FROM pg_database WHERE datname = %(name)s) AS connection_limit,
        (SELECT oid IS NOT NULL FROM pg_roles WHERE rolname = %(role)s) AS has_role,
-       (SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %(role)s) AS intent;
+       (SELECT shobj_description(oid, 'pg_authid') FROM pg_roles r WHERE rolname = %(role)s
+          AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+                             WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin'
+                               AND current_setting('server_version_num')::int >= 160000)) AS intent,
+       clock_timestamp() AS at;
 
 -- name: count_loss
 -- What dropping this tenant would destroy.
@@ -65,9 +73,29 @@ FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND (datname = %(database)s OR usename = %(role)s)
 ORDER BY pid;
 
+-- name: end_role
+-- Ends all sessions of a role, wherever they are, waiting for each up to %(wait)s milliseconds, and counts them.
+WITH found AS MATERIALIZED ( -- or others' sessions might be ended before they are told apart
+    SELECT pid FROM pg_stat_activity WHERE usename = %(role)s AND pid <> pg_backend_pid()
+)
+SELECT count(*) FROM found WHERE pg_terminate_backend(pid, %(wait)s);
+
 -- name: end_session
 -- Ends one session; false when it was gone already.
 SELECT pg_terminate_backend(%(pid)s, 5000);
+
+-- name: find_strangers
+-- The clients in a tenant's database whose login is in none of posduif's groups, and is not this session's own.
+SELECT pid, usename::text, coalesce(application_name, '')
+FROM pg_stat_activity
+WHERE datname = %(database)s AND usename NOT IN (session_user, 'posduif_admin', %(database)s || '_engine')
+  AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+                  WHERE m.member = usesysid AND g.rolname = ANY (%(groups)s))
+ORDER BY pid;
+
+-- name: may_log_in
+-- Whether a role may log in.
+SELECT rolcanlogin FROM pg_roles WHERE rolname = %(role)s;
 
 -- name: find_slots
 -- The replication slots of a tenant's database, with the process that reads each.
