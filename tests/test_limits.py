@@ -169,3 +169,23 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_server_in_trouble_is_told_from_a_wrong_password(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    """What a full disk does to a server's own files: it is FATAL, and no password is wrong."""
+    if server.data_dir is None:
+        pytest.skip("the files of a server elsewhere are not ours to break")
+    oid = server.sql("SELECT oid::int FROM pg_database WHERE datname = %s", tenant)[0][0]
+    version = server.data_dir / "data" / "base" / str(oid) / "PG_VERSION"
+    mode = version.stat().st_mode
+    version.chmod(0)
+    try:
+        error = posduif("user", "list", tenant, "-o", "json", code=6).error
+        assert error["code"] == "server_unreachable"
+        assert "could not open file" in error["why"]
+        assert "password" not in json.dumps(error)
+        run = posduif("migrate", "up", "--all", "-o", "json", code=None)
+        assert run.code in (0, 8), "the tenant is not behind"
+    finally:
+        version.chmod(mode)
+    posduif("user", "list", tenant)

@@ -121,6 +121,13 @@ class Maker:
 
     def create(self, session: Session, wanted: Wanted, keep: Keep | None) -> CreatedTenant:
         """Create one as the function of that name, by a maintenance session."""
+        try:
+            return self._create(session, wanted, keep)
+        except QueryFailed as error:
+            error.hints = (*error.hints, "run the same command again: it finishes what was begun")
+            raise
+
+    def _create(self, session: Session, wanted: Wanted, keep: Keep | None) -> CreatedTenant:
         fleet, server, name = self.fleet, session.server, wanted.name
         with session.lock(name):
             existing = fleet.look(session, name)

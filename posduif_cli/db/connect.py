@@ -790,7 +790,7 @@ _FULL = ("too many clients", "remaining connection slots are reserved", "too man
 # or memory is full is FATAL, too.
 _DENIED = re.compile(
     r"""(?ix) passw | mot\ de\ passe | contrase | senha | authent | auth?entifi | SCRAM | pg_hba | pg_ident
-      | permission | not\ permitted | does\ not\ exist | existiert\ nicht | n'existe\ pas | no\ existe
+      | permission\ denied\ for | not\ permitted | does\ not\ exist | existiert\ nicht | n'existe\ pas | no\ existe
       | role\b | certificate
     """
 )
