@@ -102,7 +102,7 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         f"missing: {', '.join(missing)}" if missing else f"{', '.join(admin.ROLE_COMMENTS)} are there",
         fix=f"posduif server init{naming(server)}" if missing else None,
     )
-    pool = admin.engine_limit(server)
+    pool = admin.engine_limit(admin.configured_pool(server))
     wanted = number * pool + server.max_connections + room.reserved + SPARE_CONNECTIONS
     short = room.max_connections < wanted
     yield _finding(
