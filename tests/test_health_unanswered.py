@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -188,6 +189,32 @@ def test_ctrl_c_ends_it_while_a_tenant_does_not_answer(
     assert time.monotonic() - started < ENDS
     assert (runner.returncode, out) == (130, b"")
     assert json.loads(err)["error"]["code"] == "interrupted"
+
+
+def test_whoever_is_in_the_way_is_named_to_monitoring_too(
+    server: PgServer, tenant: str, login: str, run_on: Callable[..., Posduif]
+) -> None:
+    """A change of a table that itself waits is in the way of all who come after it."""
+    server.sql(f"GRANT posduif_health TO {login}")
+    eye = run_on(server, user=login)
+    with server.connect(tenant) as reader, server.connect(tenant) as changer:
+        pid = changer.info.backend_pid
+        changer.execute("SET application_name = 'the changer'")
+        thread = threading.Thread(target=lambda: changer.execute("ALTER TABLE users ADD COLUMN more int"))
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM users")
+            thread.start()
+            for _ in range(200):
+                if server.sql("SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted", pid):
+                    break
+                time.sleep(0.05)
+            report = eye.json("health", tenant)
+        thread.join(60)
+    [found] = about(report, "reach")
+    assert found["level"] == "unknown"
+    who = f"users, stuck devices: locked by pid {pid} (postgres, the changer, waiting)"
+    assert who in found["message"]
+    assert report["tenants"][0]["messages"] == 0
 
 
 def configured(folder: Path, clean_environ: pytest.MonkeyPatch, **servers: str) -> None:

@@ -74,11 +74,12 @@ WHERE u.device_id IS NOT NULL AND w.created_at + interval '5 minutes' < m.fetche
 GROUP BY 1 ORDER BY 1;
 
 -- name: find_lockers
--- The sessions that have a table of the tenant, or one of the catalogs, locked for themselves alone.
-SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename, 'a prepared transaction')::text, a.application_name, a.state
+-- The sessions that have a table of the tenant, or a catalog, for themselves alone, or wait for that before all others.
+SELECT coalesce(l.pid, 0), coalesce(a.usename, 'a prepared transaction')::text, a.application_name,
+       CASE WHEN bool_or(l.granted) THEN a.state ELSE 'waiting' END
 FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
-WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
   AND l.database IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
   AND (l.relation < 16384 OR l.relation IN (to_regclass('public.users'), to_regclass('public.messages'),
                                             to_regclass('public.sync_metadata')))
-ORDER BY 1;
+GROUP BY l.pid, a.usename, a.application_name, a.state ORDER BY bool_or(l.granted) DESC, l.pid;
