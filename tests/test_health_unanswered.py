@@ -1,6 +1,7 @@
 """`posduif health` where something does not answer: it says so within its limits, and says everything else."""
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -289,6 +290,7 @@ def test_a_server_that_goes_away_is_one_finding(
         assert report.coverage == {"servers": 0, "tenants": 3, "visited": 0}
     finally:
         embedded.stop(folder / "own")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
