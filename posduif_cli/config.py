@@ -118,6 +118,12 @@ class Config:
     terminal: Terminal
     entries: tuple[Entry, ...]
 
+    @property
+    def secret(self) -> bool:
+        """Whether the file holds a password or key, or a DSN that cannot be read and may hold one."""
+        shown = [entry.value for entry in self.entries if entry.key.startswith("servers.")]
+        return any("****" in value or value == MALFORMED for value in shown)
+
 
 Reader = Callable[[Any], Any]
 
@@ -209,6 +215,7 @@ DEFAULTS: dict[str, Any] = {
 # What libpq takes for a connection string of words; in anything else a password could stand anywhere.
 WORDS = re.compile(r"\s*(?:\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?(?:\s+|$))*", re.DOTALL)
 SECRET_KEYS = ("password", "jwt_secret")
+MALFORMED = "malformed, and not shown: it may hold a password"
 
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
@@ -528,7 +535,7 @@ def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | N
         if isinstance(value, tuple):
             return ", ".join(map(str, value))
         if key.endswith("dsn") and "://" not in value and not WORDS.fullmatch(value):
-            return "malformed, and not shown: it may hold a password"
+            return MALFORMED
         return scrub(str(value))
 
     entries = [Entry(key, show(key, value), lines.get(key, "default")) for key, value in values.items()]

@@ -49,6 +49,15 @@ def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """Say a number of things.
+
+    >>> counted(1, "user"), counted(2, "user")
+    ('1 user', '2 users')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 class PosduifError(Exception):
     """What happened, why, and what to type next.
 

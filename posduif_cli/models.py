@@ -378,7 +378,8 @@ class ServerInfo(Value):
     """One configured server; *error* says why it could not be asked.
 
     *size_bytes* is what its tenants take, None where that would have taken too long; *role* is the login,
-    *record_owner* the role whose databases' records are trusted, None where there is none yet.
+    *record_owner* the role whose databases' records are trusted, None where there is none yet; *version_number* is
+    PostgreSQL's `server_version_num`: 180006 for 18.6, 190000 for a beta of 19.
     """
 
     server: str
@@ -393,6 +394,7 @@ class ServerInfo(Value):
     record_owner: str | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    version_number: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

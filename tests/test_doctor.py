@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from conftest import PgServer, Posduif
 
+from posduif_cli.core import doctors
 from posduif_cli.db import embedded
+from posduif_cli.models import Level, ServerInfo
 
 pytestmark = pytest.mark.one_server
 Environ = pytest.MonkeyPatch
@@ -102,10 +104,19 @@ def test_faults_of_the_configuration(server: PgServer, posduif: Posduif, tmp_pat
     assert "dsn" in told["file"]["fix"]
     config.write_text("migrations: {paths: [/nowhere]}\n")
     assert levels(posduif(*argv, code=1).json)["migrations"] == "critical"
-    config.write_text(f'servers:\n  eu1:\n    dsn: "{server.dsn}"\n')
-    config.chmod(0o644)
-    told = found(posduif(*argv, code=1).json)
-    assert (told["file_mode"]["level"], told["file_mode"]["fix"]) == ("warning", f"chmod 600 {config}")
+    for words, secret in (
+        (f'dsn: "{server.dsn}"', False),
+        (f'dsn: "{server.dsn} password=x"', True),
+        (f'dsn: "{server.dsn}", engine: {{jwt_secret: x}}', True),
+        (f'dsn: "{server.dsn}", engine: {{redis: {{password: x}}}}', True),
+    ):
+        config.write_text(f"servers:\n  eu1: {{{words}}}\n")
+        config.chmod(0o644)
+        told = found(posduif(*argv, code=None).json)
+        if secret:
+            assert (told["file_mode"]["level"], told["file_mode"]["fix"]) == ("warning", f"chmod 600 {config}")
+        else:
+            assert "file_mode" not in told
     assert posduif("doctor", "--config", "/nowhere.yaml", "-o", "json", code=1).json
 
 
@@ -128,3 +139,36 @@ def test_no_server_at_all(posduif: Posduif, clean_environ: Environ) -> None:
     told = found(posduif("doctor", "-o", "json", code=1).json)
     assert told["servers"]["level"] == "critical"
     assert "posduif" in told["servers"]["fix"]
+
+
+def test_versions_are_compared_by_number() -> None:
+    """What a server calls its version need not be a number: "19beta1", "18rc1"."""
+    info = ServerInfo("eu1", True, "", version="19beta1", version_number=190000, role="alice")
+    [finding] = doctors._server(info)
+    assert (finding.level, finding.message) == (Level.WARNING, "PostgreSQL 19beta1 was not tried")
+    [finding] = doctors._server(replace(info, version="18rc1", version_number=180000))
+    assert finding.level is Level.OK
+
+
+def test_the_number_of_a_version_is_the_server_s_own(server: PgServer, posduif: Posduif) -> None:
+    [row] = posduif.json("server", "list")
+    assert row["version_number"] // 10000 == server.version
+    assert row["version_number"] == int(server.sql("SHOW server_version_num")[0][0])
+
+
+def test_nobody_is_told_to_do_what_his_login_may_not(own_server: PgServer, run_on: Callable[..., Posduif]) -> None:
+    own_server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE")
+    run_on(own_server)("server", "init")
+    own_server.sql("GRANT posduif_admin TO alice")
+    alice, postgres = run_on(own_server, user="alice"), "posduif server init --close"
+    told = [finding for finding in alice.json("doctor", code=None) if "PUBLIC may connect" in finding["message"]]
+    assert [(finding["level"], finding["fix"]) for finding in told] == [("info", None)]
+    assert "its owner can end that" in told[0]["message"]
+    [finding] = [f for f in alice.json("server", "init", code=None) if f["check"] == "open_database"]
+    who, _, statements = finding["fix"].partition(": ")
+    assert who == "a superuser types"
+    [row] = run_on(own_server).json("server", "list")
+    assert any(warning.endswith(postgres) for warning in row["warnings"]), "who may is told the command"
+    own_server.sql(statements)
+    told = run_on(own_server, user="alice").json("doctor", code=None)
+    assert not any("PUBLIC may connect" in finding["message"] for finding in told)

@@ -189,6 +189,7 @@ def test_pending_and_failed_migrations(posduif: Posduif, server: PgServer, tenan
     report = posduif.json("health", tenant, *options)
     [finding] = about(report, "schema", tenant)
     assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
+    assert finding["message"] == "1 migration pending"
     assert finding["fix"] == f"posduif migrate up {tenant}"
     posduif("migrate", "up", tenant, *options, code=7)
     report = posduif.json("health", tenant, *options, code=1)
@@ -261,31 +262,126 @@ def test_a_table_that_is_locked_does_not_hold_the_report_up(posduif: Posduif, se
     with server.connect(tenant) as conn, conn.transaction():
         conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
         started = datetime.now(UTC)
-        report = posduif.json("health", tenant, code=None)
-        assert datetime.now(UTC) - started < timedelta(seconds=10)
+        report = posduif.json("health", tenant)
+        assert datetime.now(UTC) - started < timedelta(seconds=30)
+        pid = conn.info.backend_pid
     [finding] = about(report, "reach", tenant)
     assert finding["level"] == "unknown"
+    assert f"messages, stuck devices: locked by pid {pid} (" in finding["message"]
     assert report["status"] == "unknown", "unknown is never shown as fine"
     assert report["coverage"] == {"servers": 1, "tenants": 1, "visited": 0}
     [row] = report["tenants"]
-    assert (row["messages"], row["users"]) == (None, None)
+    assert (row["messages"], row["users"]) == (None, 1)
+    assert {about(report, check, tenant)[0]["level"] for check in ("schema", "sync")} == {"ok"}
 
 
-def test_states_that_are_wrong_and_one_that_is_not(posduif: Posduif, server: PgServer, tenant: str) -> None:
+STATES = {
+    "suspended": ("ok", None),
+    "provisioning": ("warning", "posduif tenant create {t}"),
+    "moving": ("warning", "posduif tenant show {t}"),
+    "moved": ("warning", "posduif tenant show {t}"),
+    "restoring": ("warning", "posduif tenant show {t}"),
+    "dropping": ("warning", "posduif tenant drop {t} --confirm {t}"),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_states_that_are_wrong_and_one_that_is_not(posduif: Posduif, server: PgServer, tenant: str, state: str) -> None:
+    """What another command has under way is never advised to be dropped."""
+    level, fix = STATES[state]
     [(comment,)] = server.sql(
         "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", tenant
     )
-    for state, level in (("suspended", "ok"), ("provisioning", "warning"), ("moving", "warning")):
-        changed = comment.replace('"active"', f'"{state}"')
-        assert changed != comment
-        server.sql(f"COMMENT ON DATABASE {tenant} IS '{changed}'")
-        report = posduif.json("health", tenant)
-        assert report["status"] == level, state
-        assert report["tenants"][0]["state"] == state
+    changed = comment.replace('"active"', f'"{state}"')
+    assert changed != comment
+    server.sql(f"COMMENT ON DATABASE {tenant} IS '{changed}'")
+    report = posduif.json("health", tenant)
+    assert report["status"] == level
+    assert report["tenants"][0]["state"] == state
+    assert [row["state"] for row in posduif.json("tenant", "list") if row["tenant"] == tenant] == [state]
+    told = [finding["fix"] for finding in about(report, "state", tenant)]
+    assert told == ([fix.format(t=tenant)] if fix else [])
+    if state == "suspended":
+        return
+    refused = posduif("user", "create", tenant, "x", "--type", "web", "-o", "json", code=5).error
+    assert refused["try"] == told, "errors, health and verify say the same"
+    halves = [f["fix"] for f in posduif.json("tenant", "verify", "--all", code=None) if f["subject"] == tenant]
+    assert halves == ([] if state == "moved" else told)
+    if state in ("moving", "moved", "restoring"):
+        posduif(*told[0].split()[1:])
+
+
+def test_a_lost_tenant_is_to_be_rescued_first(posduif: Posduif, server: PgServer, tenant: str) -> None:
     server.sql(f"DROP DATABASE {tenant}")
     report = posduif.json("health", tenant, code=1)
     [finding] = about(report, "state", tenant)
     assert (finding["level"], report["tenants"][0]["state"]) == ("critical", "lost")
+    refused = posduif("user", "list", tenant, "-o", "json", code=5).error["try"]
+    assert finding["fix"] == refused[0]
+    assert "drop" not in refused[0]
+    words, _, command = finding["fix"].partition(": ")
+    assert words == f"restore its database {tenant}, then"
+    server.sql(f"CREATE DATABASE {tenant}")
+    posduif(*command.split()[1:])
+    assert posduif.json("health", tenant)["status"] == "ok"
+
+
+def test_a_fix_names_its_server_where_there_are_several(
+    posduif: Posduif, server: PgServer, tenant: str, own_server: PgServer, tmp_path: Path,
+    clean_environ: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    clean_environ.delenv("POSDUIF_DSN")
+    config = tmp_path / "c.yaml"
+    servers = {"first": {"dsn": own_server.dsn}, "far": {"dsn": server.dsn}}
+    config.write_text(json.dumps({"servers": servers, "default_server": "first"}))
+    clean_environ.setenv("POSDUIF_CONFIG", str(config))
+    server.sql(f"ALTER DATABASE {tenant} OWNER TO postgres")
+    [fix] = [f["fix"] for f in posduif.json("tenant", "verify", "--all", code=None) if f["subject"] == tenant]
+    [finding] = about(posduif.json("health", code=1), "state", tenant)
+    assert finding["fix"] == fix == f"posduif tenant adopt {tenant} --server far"
+    posduif(*fix.split()[1:])
+    server.sql("DELETE FROM schema_migrations WHERE version = '0003'", database=tenant)
+    found = [f for f in posduif.json("tenant", "verify", tenant, code=1) if f["level"] == "critical"]
+    assert {f["fix"] for f in found} == {f"posduif tenant verify {tenant} --repair --server far"}
+    found = [f for f in posduif.json("migrate", "verify", tenant, code=None) if f["check"] == "files"]
+    posduif(*found[0]["fix"].split()[1:]) if found[0]["fix"] else None
+    posduif(*f"tenant verify {tenant} --repair --server far".split())
+    [finding] = about(posduif.json("health", tenant), "schema", tenant)
+    assert finding["fix"] == f"posduif migrate up {tenant} --server far"
+    posduif(*finding["fix"].split()[1:], code=None)
+    # SQL and machines take no such option.
+    server.sql(f"GRANT CONNECT ON DATABASE {tenant} TO posduif_engine")
+    found = [f for f in posduif.json("tenant", "verify", tenant, code=1) if "posduif_engine" in f["message"]]
+    assert found[0]["fix"] == f"REVOKE ALL ON DATABASE {tenant} FROM posduif_engine;"
+
+
+def test_connections_in_reserve_are_not_free(run_on: Callable[[PgServer], Posduif]) -> None:
+    from conftest import scratch, start
+
+    from posduif_cli.core import rollouts
+    from posduif_cli.db import connect, embedded
+
+    folder = scratch()
+    try:
+        server = start(
+            folder / "own", max_connections="100", reserved_connections="60", superuser_reserved_connections="5"
+        )
+        posduif = run_on(server)
+        report = posduif.json("health")
+        [row] = report["servers"]
+        assert row["max_connections"] == 35
+        assert about(report, "connections")[0]["message"].endswith(" of 35 connections are in use")
+        with connect.connect(Server("one", server.dsn), "postgres", command="test") as session:
+            used = session.value("SELECT sum(numbackends)::int FROM pg_stat_database")
+            assert rollouts._free(session) == 35 - used
+        [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "max_connections"]
+        assert "75 in reserve" in room["message"]
+        assert posduif.json("server", "list")[0]["max_connections"] == 100, "the setting"
+    finally:
+        embedded.stop(folder / "own")
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_each_format_says_the_same(posduif: Posduif, server: PgServer, tenant: str) -> None:
@@ -296,7 +392,7 @@ def test_each_format_says_the_same(posduif: Posduif, server: PgServer, tenant: s
     table = posduif("health", tenant, "-o", "table").out
     assert "warning" in table
     assert tenant in table
-    assert "1 of 1 tenants were visited" in table
+    assert "1 of 1 tenant was visited" in table
     assert "idx_sync_metadata_lsn" in table
     [line] = posduif("health", tenant, "-o", "jsonl").out.splitlines()
     assert json.loads(line)["status"] == "warning"
@@ -316,6 +412,8 @@ def test_connections_have_two_thresholds(share: float, level: str) -> None:
     from posduif_cli.models import ServerHealth
 
     figures = ServerHealth("s", True, "18", int(share * 100), 100, 0, 0, None)
+    nothing = health.ServerFacts(ServerHealth("s", True), ())
+    assert list(health.connections(nothing)) == [], "what was not answered is not judged"
     [finding] = health.connections(health.ServerFacts(figures, ()))
     assert finding.level == Level(level)
     slots: Sequence[dict[str, Any]] = [

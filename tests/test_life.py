@@ -1,5 +1,6 @@
 """The life of a tenant: suspend, resume, rotate the password, and `tenant verify` against what is."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,7 +100,10 @@ def test_the_wrong_state_is_a_conflict(posduif: Posduif, server: PgServer, tenan
     server.sql(f"DROP DATABASE {tenant}")
     for verb in ("suspend", "resume"):
         refused = posduif("tenant", verb, tenant, "-o", "json", code=5)
-        assert refused.error["try"] == [f"posduif tenant drop {tenant} --confirm {tenant}"]
+        assert refused.error["try"] == [
+            f"restore its database {tenant}, then: posduif tenant adopt {tenant}",
+            f"or give it up: posduif tenant drop {tenant} --confirm {tenant}",
+        ]
         assert posduif("tenant", verb, f"{tenant}x", code=4)
 
 
@@ -361,29 +365,119 @@ def test_halves_are_reported_with_what_finishes_them(posduif: Posduif, server: P
         found = posduif.json("tenant", "verify", "--all", code=None)  # of other tests, too
         (half,) = [f for f in found if f["subject"] == lost]
         assert (half["check"], half["level"]) == ("state", "critical")
-        assert half["fix"] == f"posduif tenant drop {lost} --confirm {lost}"
+        assert half["fix"] == f"restore its database {lost}, then: posduif tenant adopt {lost}"
     finally:
         forget(server, lost)
 
 
-def test_the_limit_follows_the_configuration(
-    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch
+@pytest.fixture
+def machine(server: PgServer, tmp_path: Path, clean_environ: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Makes this machine one whose configuration gives an engine so many connections, or does not say how many."""
+
+    def become(pool: int | None) -> None:
+        engine = {} if pool is None else {"engine": {"max_connections": pool}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"servers": {"main": {"dsn": server.dsn, **engine}}}))
+        clean_environ.delenv("POSDUIF_DSN", raising=False)
+        clean_environ.setenv("POSDUIF_CONFIG", str(tmp_path / "config.yaml"))
+
+    return become
+
+
+def noted_pool(server: PgServer, tenant: str) -> Any:
+    return record(server, tenant).get("engine", {}).get("pool")
+
+
+def test_another_machine_s_configuration_changes_no_engine(
+    posduif: Posduif, server: PgServer, name: str, tmp_path: Path, machine: Callable[[int | None], None]
 ) -> None:
-    assert role(server, tenant)[3] == 8
-    settings = {"servers": {"main": {"dsn": server.dsn, "engine": {"max_connections": 20}}}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    clean_environ.delenv("POSDUIF_DSN")
-    clean_environ.setenv("POSDUIF_CONFIG", str(tmp_path / "config.yaml"))
-    (finding,) = [f for f in posduif.json("tenant", "verify", tenant, code=1) if f["check"] == "limit"]
-    assert (finding["level"], "8 connections, not 23" in finding["message"]) == ("warning", True)
-    posduif("tenant", "verify", tenant, "--repair")
-    assert role(server, tenant)[3] == 23
-    other = f"{tenant}_b"
-    posduif("tenant", "create", other)
+    """The limit was decided on the machine that made the tenant; the record says so to all others."""
+    machine(50)
+    posduif("tenant", "create", name, "--web-user", "desk")
+    assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+    for other in (None, 5, 90):
+        machine(other)
+        assert [f["level"] for f in posduif.json("tenant", "verify", name)] == ["ok"]
+        posduif("tenant", "verify", name, "--repair")
+        posduif("tenant", "suspend", name)
+        posduif("tenant", "resume", name)
+        file = tmp_path / f"{other}.yaml"
+        posduif("tenant", "rotate-password", name, "--engine-config", str(file))
+        assert yaml.safe_load(file.read_text())["postgres"]["max_connections"] == 50
+        told = yaml.safe_load(posduif("tenant", "engine-config", name).out)
+        assert told["postgres"]["max_connections"] == 50
+        assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+    server.sql(f"DROP OWNED BY {name}_engine; DROP ROLE {name}_engine", database=name)
+    posduif("tenant", "verify", name, "--repair")
+    assert role(server, name)[3] == 53, "a new role gets what was decided for the old one"
+
+
+def test_an_interrupted_creation_is_finished_with_what_was_begun(
+    posduif: Posduif, server: PgServer, name: str, tmp_path: Path, machine: Callable[[int | None], None]
+) -> None:
+    machine(50)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "1000_x.sql").write_text("-- migrate:up\nSELECT 1/0;\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text() + f"migrations: {{paths: ['{tmp_path / 'more'}']}}\n")
+    posduif("tenant", "create", name, code=7)
+    assert record(server, name)["state"] == "provisioning"
+    machine(None)
+    file = tmp_path / "engine.yaml"
+    posduif("tenant", "create", name, "--engine-config", str(file))
+    assert yaml.safe_load(file.read_text())["postgres"]["max_connections"] == 50
+    assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+
+
+def test_a_record_from_before_takes_the_role_s_limit_for_what_was_decided(
+    posduif: Posduif, server: PgServer, tenant: str, machine: Callable[[int | None], None]
+) -> None:
+    machine(5)
+    for limit in (53, -1):
+        payload = record(server, tenant)
+        payload["engine"] = {"port": 18080}
+        server.sql(f"COMMENT ON DATABASE {tenant} IS 'posduif {json.dumps(payload)}'")
+        server.sql(f"ALTER ROLE {tenant}_engine CONNECTION LIMIT {limit}")
+        found = [f for f in posduif.json("tenant", "verify", tenant, code=1) if f["level"] != "ok"]
+        assert (found[0]["check"], found[0]["level"]) == ("record" if limit > 0 else "limit", "warning")
+        posduif("tenant", "verify", tenant, "--repair", code=0 if limit > 0 else 1)
+        assert role(server, tenant)[3] == limit, "never lowered"
+        assert record(server, tenant)["engine"] == {"port": 18080, "pool": 50 if limit > 0 else 5}
+
+
+def test_a_limit_above_what_was_decided_is_told_and_not_lowered(
+    posduif: Posduif, server: PgServer, tenant: str
+) -> None:
+    server.sql(f"ALTER ROLE {tenant}_engine CONNECTION LIMIT 100")
+    for option in ((), ("--repair",)):
+        (found,) = [f for f in posduif.json("tenant", "verify", tenant, *option, code=1) if f["check"] == "limit"]
+        assert (found["level"], found["changed"]) == ("warning", False)
+        assert "100 connections; a pool of 5 takes 8" in found["message"]
+        assert role(server, tenant)[3] == 100
+    server.sql(f"SET ROLE posduif_admin; {found['fix']}")
+    assert [f["level"] for f in posduif.json("tenant", "verify", tenant)] == ["ok"]
+
+
+def test_adopting_again_on_another_machine_keeps_what_the_engine_was_given(
+    posduif: Posduif, server: PgServer, name: str, machine: Callable[[int | None], None]
+) -> None:
+    machine(50)
+    posduif("tenant", "create", name)
+    machine(None)
+    server.sql(f"CREATE ROLE {name}_x CREATEDB")
     try:
-        assert role(server, other)[3] == 23
+        server.sql(f"ALTER DATABASE {name} OWNER TO {name}_x")  # its record is not trusted any more
+        posduif("tenant", "adopt", name)
+        assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
     finally:
-        forget(server, other)
+        server.sql(f"DROP OWNED BY {name}_x; DROP ROLE {name}_x", database=name)
+    stranger = f"{name}_b"
+    server.sql(f"CREATE DATABASE {stranger}")
+    try:
+        machine(20)
+        posduif("tenant", "adopt", stranger)
+        assert (noted_pool(server, stranger), role(server, stranger)[3]) == (20, 23)
+    finally:
+        forget(server, stranger)
 
 
 @pytest.mark.one_server

@@ -36,6 +36,7 @@ records = st.builds(
     created=st.none() | moments,
     failed=st.none() | failures,
     note=maybe,
+    engine=st.dictionaries(words, values, max_size=3) | st.builds(dict, pool=st.integers(1, 99_999)),
     extra=st.dictionaries(words.filter(lambda key: key not in KNOWN), values, max_size=4),
 )
 intents = st.builds(Intent, tenant=words, state=states, nonce=st.integers())
@@ -61,6 +62,23 @@ def test_unknown_keys_are_kept_by_a_change(payload: dict[str, Any]) -> None:
     assert noted is not None
     again = json.loads(record.dump(noted).removeprefix(PREFIX))
     assert again == {"v": 1, "state": "active", **unknown}
+
+
+@given(st.dictionaries(words.filter(lambda key: key != "pool"), values, max_size=3), st.integers(1, 99_999))
+def test_what_an_engine_was_given_is_read_and_its_unknown_keys_are_kept(more: dict[str, Any], pool: int) -> None:
+    payload = {"v": 1, "state": "active", "engine": {**more, "pool": pool}}
+    noted = record.parse(PREFIX + json.dumps(payload))
+    assert noted is not None
+    assert noted.pool == pool
+    assert json.loads(record.dump(noted).removeprefix(PREFIX)) == payload
+
+
+@pytest.mark.parametrize("engine", [None, 5, "pool", [], {}, {"pool": None}, {"pool": "5"}, {"pool": True},
+                                    {"pool": 0}, {"pool": -1}, {"pool": 10**9}, {"pool": 5.0}])  # fmt: skip
+def test_a_pool_that_is_none_is_not_taken_for_one(engine: Any) -> None:
+    noted = record.parse(PREFIX + json.dumps({"v": 1, "state": "active", "engine": engine}))
+    assert noted is not None
+    assert noted.pool is None
 
 
 @given(intents)
@@ -151,7 +169,7 @@ def test_a_record_names_neither_tenant_nor_role_and_holds_no_error_text(
     assert "22P02" in noted
     assert "1000_count.sql" in noted
     password = next(line.split()[1] for line in file.read_text().splitlines() if "password:" in line)
-    for secret in ("s3cret_row", "invalid input", "SCRAM", password, name, "engine", "posduif_"):
+    for secret in ("s3cret_row", "invalid input", "SCRAM", password, name, "_engine", "posduif_"):
         assert secret not in noted
     intent = server.sql("SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %s", f"{name}_engine")
     assert "s3cret_row" not in intent[0][0]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import PgServer, Posduif, scratch, start
 
-from posduif_cli.db import embedded
+from posduif_cli.db import connect, embedded, queries
+from posduif_cli.models import Server
 
 pytestmark = pytest.mark.one_server
 
@@ -310,3 +311,19 @@ def test_what_a_dba_runs_by_hand_leaves_nothing_to_do(
 def test_server_init_wants_one_server(posduif: Posduif) -> None:
     posduif("server", "init", code=3)
     posduif("server", "init", "--server", "eu1")
+
+
+def test_all_count_tenants_alike(own_server: PgServer, run_on: Callable[..., Posduif]) -> None:
+    """A database of posduif_admin's without a record is no tenant, whoever counts."""
+    posduif = run_on(own_server)
+    posduif("tenant", "create", "acme")
+    own_server.sql("CREATE DATABASE other OWNER posduif_admin")
+    own_server.sql("CREATE DATABASE posduif_other OWNER posduif_admin")
+    assert [row["tenant"] for row in posduif.json("tenant", "list")] == ["acme"]
+    [row] = posduif.json("server", "list")
+    assert row["tenants"] == 1
+    assert row["size_bytes"] == own_server.sql("SELECT pg_database_size('acme')")[0][0]
+    [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "max_connections"]
+    assert room["message"].startswith("1 engine of ")
+    with connect.connect(Server("one", own_server.dsn), "postgres", command="test") as session:
+        assert session.value(queries.load("tenants")["count_tenants"], sizes=False) == 1

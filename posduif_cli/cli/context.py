@@ -15,7 +15,15 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from posduif_cli import config as configuration
 from posduif_cli.config import Config, ServerSettings
-from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, ServerUnreachable, listed
+from posduif_cli.errors import (
+    ConfirmationMissing,
+    NoServer,
+    PartialFailure,
+    PosduifError,
+    ServerUnreachable,
+    listed,
+)
+from posduif_cli.errors import counted as counted
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet import Fleet, Session
@@ -294,15 +302,6 @@ def program() -> str:
 def _of(name: str, error: PosduifError) -> str:
     """Say an error of a tenant or server in one line, naming it once."""
     return error.sentence if name in error.message else f"{name}: {error.sentence}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Say a number of things.
-
-    >>> counted(1, "user"), counted(2, "user")
-    ('1 user', '2 users')
-    """
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def app_of(context: typer.Context) -> App:

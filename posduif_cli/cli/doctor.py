@@ -48,7 +48,7 @@ def _examine(app: App) -> "Iterator[Finding]":
         yield doctors.broken(error)
         return
     yield from doctors.machine(_machine(settings.terminal))
-    yield from doctors.configuration(settings.path, app.folders)
+    yield from doctors.configuration(settings.path, app.folders, secret=settings.secret)
     try:
         fleet = app.fleet
     except ConfigurationError as error:

@@ -41,7 +41,10 @@ class _Database:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an adoption does: statements as the login, then as posduif_admin; *before* are versions noted already."""
+    """What an adoption does: statements as the login, then as posduif_admin; *before* are versions noted already.
+
+    *pool* is how many connections the tenant's engine was given, or is.
+    """
 
     found: _Database
     take: tuple[Step, ...]
@@ -50,6 +53,7 @@ class _Work:
     own: tuple[str, ...]
     changes: tuple[str, ...]
     unrun: tuple[str, ...]
+    pool: int
 
 
 def adopt(
@@ -233,13 +237,19 @@ def _prepare(conn: Session, fleet: Fleet, found: _Database, expected: Sequence[T
         own=tuple(f"{thing.kind} {thing.name}" for thing in judgements.outermost(judged.own)),
         changes=(*takeover.changes, *unrun),
         unrun=tuple(unrun),
+        pool=admin.decided_pool(conn, conn.database, _trusted(found)),
     )
 
 
-def _close(name: str, server: Server) -> tuple[Step, ...]:
+def _trusted(found: _Database) -> Record | None:
+    """Return the record that the database has already, unless a stranger could have written it."""
+    return record.parse(found.comment) if found.trusted else None
+
+
+def _close(name: str, pool: int) -> tuple[Step, ...]:
     """Close the database to PUBLIC and open it to its engine, in UTC."""
     database, role = ownerships.name(name), ownerships.name(engine_role(name))
-    limit = admin.engine_limit(server)
+    limit = admin.engine_limit(pool)
     return (
         Step("limit connections", engine_role(name), f"ALTER ROLE {role} CONNECTION LIMIT {limit}"),
         Step("close to public", name, f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
@@ -286,15 +296,14 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
         conn.script(f"ALTER ROLE {ownerships.name(engine_role(name))} LOGIN")
         record.put_intent(conn, engine_role(name), replace(intent, state=State.ACTIVE))
     admin.join_groups(conn, name)
-    for step in _close(name, conn.server):
+    for step in _close(name, work.pool):
         conn.script(step.sql or "")
 
 
 def _record(fleet: Fleet, server: Server, name: str, work: _Work, url: str | None) -> Record:
     versions = {*work.before, *fleet.folders.paths}
     earlier = record.parse(work.found.comment)
-    # Phones enroll at the url: one that a stranger could have written is not taken over.
-    kept = earlier if work.found.trusted else None
+    kept = _trusted(work.found)  # phones enroll at the url
     return Record(
         State.ACTIVE,
         schema=max(versions, default=None),
@@ -302,6 +311,7 @@ def _record(fleet: Fleet, server: Server, name: str, work: _Work, url: str | Non
         url=url or (kept and kept.url) or (server.url and server.url.replace("{tenant}", name)),
         created=(kept and kept.created) or datetime.now(UTC),
         note=earlier.note if earlier else work.found.comment,
+        engine={**(kept.engine if kept else {}), "pool": work.pool},
     )
 
 
@@ -326,7 +336,7 @@ def _steps(work: _Work, fleet: Fleet, name: str, server: Server, url: str | None
         *noted,
         Step("create role", engine_role(name), f"CREATE ROLE {role} LOGIN"),
         Step("join group", engine_role(name), f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}"),
-        *_close(name, server),
+        *_close(name, work.pool),
         Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8")),
         Step(
             "write record", name, f"COMMENT ON DATABASE {ownerships.name(name)} IS {literal(comment).as_string(None)}"

@@ -73,14 +73,15 @@ def _terminal(facts: Machine) -> Finding:
     return _machine("terminal", Level.OK, f"{facts.term}, {facts.columns} columns")
 
 
-def configuration(path: Path | None, folders: Folders) -> Iterator[Finding]:
-    """Judge a configuration that could be read: the rights on its file, and the migrations it names."""
+def configuration(path: Path | None, folders: Folders, *, secret: bool) -> Iterator[Finding]:
+    """Judge a configuration that could be read: the migrations it names, and the rights on a file with a *secret*."""
     if path is None:
         text = "no configuration file was found; environment, libpq's variables or the embedded server decide"
         yield _configuration("file", Level.INFO, text, fix="posduif config init")
     else:
         yield _configuration("file", Level.OK, f"{path} is valid")
-        yield from _secret(path, "file_mode", "it may hold passwords")
+        if secret:
+            yield from _secret(path, "file_mode", "it holds a password")
     try:
         yield _configuration("migrations", Level.OK, f"{len(folders.files)} files, the newest {folders.latest}")
     except PosduifError as error:
@@ -102,7 +103,7 @@ def fleet(fleet: Fleet) -> Iterator[Finding]:
         if not isinstance(found, PosduifError):
             # That anybody may connect is among the warnings above.
             yield from (finding for finding in found if finding.check not in ("open_database", "superuser"))
-    yield _pg_dump([int(server.version.split(".")[0]) for server in known if server.version])
+    yield _pg_dump([_major_of(server) for server in known if server.version_number])
 
 
 def _judge(fleet: Fleet, session: Session) -> Iterator[Finding]:
@@ -121,16 +122,20 @@ def _server(server: ServerInfo) -> Iterator[Finding]:
         text = server.error or "it cannot be reached"
         yield _on(server, "reachable", Level.CRITICAL, text, fix="posduif config show --origin")
         return
-    version = server.version or ""
-    if int(version.split(".")[0]) in SUPPORTED:
-        yield _on(server, "reachable", Level.OK, f"PostgreSQL {version}, as {server.role}")
+    if _major_of(server) in SUPPORTED:
+        yield _on(server, "reachable", Level.OK, f"PostgreSQL {server.version}, as {server.role}")
     else:
-        text = f"PostgreSQL {version} was not tried"
+        text = f"PostgreSQL {server.version} was not tried"
         yield _on(server, "reachable", Level.WARNING, text, fix="use PostgreSQL 15 to 18")
     for warning in server.warnings:
         text, _, fix = warning.partition(": posduif ")
         level = Level.WARNING if text.startswith(f"{server.role} is a superuser") else Level.INFO
         yield _on(server, "login", level, text, fix=f"posduif {fix}" if fix else None)
+
+
+def _major_of(server: ServerInfo) -> int:
+    """Return a server's major version by its number; its text need not be one, as "19beta1"."""
+    return (server.version_number or 0) // 10000
 
 
 def _pg_dump(majors: list[int]) -> Finding:

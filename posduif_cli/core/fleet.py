@@ -1,8 +1,9 @@
 """The fleet: all tenants on all configured servers; find one, open one, ask many."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,18 +23,27 @@ from posduif_cli.errors import (
     TenantNotFound,
     WrongState,
 )
-from posduif_cli.models import Server, State, Tenant
+from posduif_cli.models import Finding, Server, State, Tenant
 
 T = TypeVar("T")
 SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
 EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
 
-NEXT_STEP = {
-    State.PROVISIONING: "posduif tenant create {name}",
-    State.DROPPING: "posduif tenant drop {name} --confirm {name}",
-    State.LOST: "posduif tenant drop {name} --confirm {name}",
-    State.SUSPENDED: "posduif tenant resume {name}",
+# What takes a tenant out of each state. What another command has under way is looked at, and nothing that may still be
+# rescued is dropped: a tenant's data can be lost once only.
+NEXT_STEP: Mapping[State, Sequence[str]] = {
+    State.PROVISIONING: ("posduif tenant create {name}",),
+    State.SUSPENDED: ("posduif tenant resume {name}",),
+    State.MOVING: ("posduif tenant show {name}",),
+    State.MOVED: ("posduif tenant show {name}",),
+    State.RESTORING: ("posduif tenant show {name}",),
+    State.DROPPING: ("posduif tenant drop {name} --confirm {name}",),
+    State.LOST: (
+        "restore its database {name}, then: posduif tenant adopt {name}",
+        "or give it up: posduif tenant drop {name} --confirm {name}",
+    ),
 }
+_COMMAND = re.compile(r"(?:^|: )posduif [a-z]")
 
 
 @dataclass(frozen=True)
@@ -206,6 +216,12 @@ class Fleet:
         limit = min(jobs, *(server.max_connections for server in self.servers))
         return list(zip(tenants, crew.map(tenants, one, jobs=limit), strict=True))
 
+    def locate(self, finding: Finding, server: str) -> Finding:
+        """Name *server* in the command that a finding on it advises, where several servers are configured."""
+        if len(self.everyone) == 1 or not finding.fix or not _COMMAND.search(finding.fix):
+            return finding
+        return replace(finding, fix=f"{finding.fix} --server {server}")
+
     def server(self, name: str) -> Server:
         """Return a server by name; raises NoServer."""
         for server in self.servers:
@@ -290,7 +306,6 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
 def wrong_state(tenant: Tenant) -> WrongState:
     """Say that a tenant's state forbids what was asked, and what would change it."""
     name, state = tenant.tenant, tenant.state
-    step = NEXT_STEP.get(state, "posduif tenant show {name}")
     if state is State.LOST and tenant.has_database:
         return WrongState(
             f"tenant {name} is {state}",
@@ -304,5 +319,5 @@ def wrong_state(tenant: Tenant) -> WrongState:
             State.DROPPING: "its removal was interrupted",
             State.LOST: "its engine's role exists, but its database does not",
         }.get(state),
-        hint=step.format(name=name),
+        hint=[step.format(name=name) for step in NEXT_STEP.get(state, ("posduif tenant show {name}",))],
     )

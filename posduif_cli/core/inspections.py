@@ -10,7 +10,7 @@ from posduif_cli.core import migrations
 from posduif_cli.core.fleet import Session
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, compose, identifier, literal
-from posduif_cli.errors import PosduifError, QueryFailed, listed
+from posduif_cli.errors import PosduifError, QueryFailed, counted, listed
 from posduif_cli.models import Finding, Level, State
 
 T = TypeVar("T")
@@ -149,6 +149,9 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
         )
     else:
         _role_faults(conn, current, facts, fault, run)
+    if current.pool is None:
+        fault("record", f"the record does not say how many connections {role} was given",
+              lambda: _note_pool(conn), level=Level.WARNING)  # fmt: skip
     for creator in facts.creators or ():
         fault(
             "rights",
@@ -200,24 +203,37 @@ def _role_faults(
         if group != admin.ENGINE_GROUP:
             fault("role", f"{role} is a member of {group}", run("REVOKE {group} FROM {role}", group=group.strip('"')),
                   f"a superuser types: REVOKE {group} FROM {role};")  # fmt: skip
-    limit = admin.engine_limit(conn.server)
-    if facts.role_limit != limit:
-        fault("limit", f"{role} may have {_limit(facts.role_limit)}, not {limit}",
-              lambda: admin.limit_connections(conn, name), level=Level.WARNING)  # fmt: skip
+    # By what was decided for this engine: another machine's configuration knows nothing of it.
+    pool = admin.decided_pool(conn, name, current)
+    limit, found = admin.engine_limit(pool), facts.role_limit
+    if found != limit:
+        # More than was decided is told only: an engine may live on it by now.
+        less = found is not None and -1 < found < limit
+        fault("limit", f"{role} may have {_limit(found)}; a pool of {pool} takes {limit}",
+              (lambda: admin.limit_connections(conn, name, pool)) if less else None,
+              *(() if less else (f"ALTER ROLE {role} CONNECTION LIMIT {limit};",)), level=Level.WARNING)  # fmt: skip
     intent = record.parse_intent(facts.intent)
     if intent is None or intent.tenant != name or intent.state is not current.state:
         fault("record", f"the comment on {role} does not say that {name} is {current.state}",
               lambda: record.put_intent(conn, role, record.Intent(name, current.state, admin.new_nonce())))  # fmt: skip
 
 
+def _note_pool(conn: Session) -> None:
+    """Write into the record what was decided for the engine, which is what its role has."""
+    current = record.read(conn)
+    pool = admin.decided_pool(conn, conn.database, current)
+    record.write(conn, replace(current, engine={**current.engine, "pool": pool}))
+
+
 def _limit(limit: int | None) -> str:
-    return "any number of connections" if limit == -1 else f"{limit} connections"
+    return "any number of connections" if limit == -1 else counted(limit or 0, "connection")
 
 
 def _make_role(conn: Session, current: record.Record) -> None:
     name = conn.database
+    pool = admin.decided_pool(conn, name, current)
     admin.create_engine_role(conn, record.Intent(name, current.state, admin.new_nonce()))
-    admin.equip_role(conn, name)
+    admin.equip_role(conn, name, pool)
     if current.state is State.ACTIVE:
         admin.let_in(conn, name)
     else:

@@ -44,7 +44,7 @@ class Placements:
             return self.fleet.servers[0]
         count = queries.load("tenants")["count_tenants"]
         told, errors = split(
-            self.fleet.ask(lambda session: (session.value(count), self.fleet.list_on(session, name=name)))
+            self.fleet.ask(lambda session: (session.value(count, sizes=False), self.fleet.list_on(session, name=name)))
         )
         known = [tenant for _, tenants in told.values() for tenant in tenants]
         return self.choose(name, known, errors, {server: number for server, (number, _) in told.items()})

@@ -30,6 +30,11 @@ class _Room:
     is_superuser: bool
     owns: bool
 
+    @property
+    def may_close(self) -> bool:
+        """Whether the login may close the maintenance database to PUBLIC."""
+        return self.is_superuser or self.owns
+
 
 def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> tuple[list[Finding], bool]:
     """Make posduif's roles on the one server, and check its settings for a number of engines.
@@ -120,9 +125,14 @@ def _only(fleet: Fleet) -> Server:
 
 
 def _room(session: Session) -> _Room:
-    found = session.row(_Room, queries.load("servers")["find_room"])
-    assert found is not None
-    return found
+    named, count = queries.load("servers"), queries.load("tenants")["count_tenants"]
+    limits = session.dicts(named["measure_connections"])[0]
+    return _Room(
+        max_connections=limits["max_connections"],
+        reserved=limits["reserved"],
+        tenants=session.value(count, sizes=False),
+        **session.dicts(named["find_room"])[0],
+    )
 
 
 def _close(session: Session) -> bool:
@@ -131,7 +141,7 @@ def _close(session: Session) -> bool:
     if not room.is_open:
         return False
     statements = admin.closing_statements()
-    if not (room.is_superuser or room.owns):
+    if not room.may_close:
         raise AccessDenied(
             f"{session.login} may not close database {session.database} of server {session.server.name}",
             why="it belongs to someone else",
@@ -156,7 +166,7 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         fix=f"posduif server init{naming(server)}" if missing else None,
     )
     yield from _people(session)
-    pool = admin.engine_limit(server)
+    pool = admin.engine_limit(admin.configured_pool(server))
     wanted = number * pool + server.max_connections + room.reserved + SPARE_CONNECTIONS
     short = room.max_connections < wanted
     yield _finding(
@@ -201,7 +211,11 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         f"every role may connect to database {session.database} and read the records there: names, versions, urls"
         if room.is_open
         else f"database {session.database} is closed to PUBLIC",
-        fix=f"posduif server init --close{naming(server)}" if room.is_open else None,
+        fix=None
+        if not room.is_open
+        else f"posduif server init --close{naming(server)}"
+        if room.may_close
+        else f"a superuser types: {'; '.join(admin.closing_statements())};",
     )
 
 

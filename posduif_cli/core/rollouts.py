@@ -361,7 +361,9 @@ class Desk:
 
 
 def _free(session: Session) -> int:
-    return int(session.value(queries.load("rollouts")["count_free_connections"]))
+    """Return how many further connections an ordinary role gets on the server."""
+    found = session.dicts(queries.load("servers")["measure_connections"])[0]
+    return int(found["allowed"] - found["used"])
 
 
 @dataclass

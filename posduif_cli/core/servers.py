@@ -22,12 +22,14 @@ def list_all(fleet: Fleet) -> list[ServerInfo]:
     """Ask every server how it is; one that cannot be asked is in the list with its error."""
 
     def describe(session: Session) -> dict[str, Any]:
-        named = queries.load("servers")
+        named, count = queries.load("servers"), queries.load("tenants")["count_tenants"]
         row = session.dicts(named["describe_server"])[0]
         row["warnings"] = tuple(_warnings(session, row))
-        row["size_bytes"] = None
+        found = session.dicts(named["measure_connections"])[0]
+        row |= {"connections": found["used"], "max_connections": found["max_connections"]}
+        row |= session.dicts(count, sizes=False)[0]
         with suppress(QueryFailed), session.transaction(statement_timeout=SIZES_PATIENCE):
-            row["size_bytes"] = session.value(named["measure_tenants"])
+            row |= session.dicts(count, sizes=True)[0]
         return {key: row[key] for key in row if not key.startswith("is_")}
 
     answers = fleet.ask(describe)
@@ -46,7 +48,9 @@ def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
         login = f"posduif server init --login NAME{naming}"
         yield f"{row['role']} is a superuser, and code in a tenant's database could make its author one: {login}"
     if row["is_open"]:
-        yield f"PUBLIC may connect to {session.database}: posduif server init --close{naming}"
+        text = f"PUBLIC may connect to {session.database}"
+        may_close = row["is_superuser"] or row["is_owner"]
+        yield f"{text}: posduif server init --close{naming}" if may_close else f"{text}; its owner can end that"
     if row["is_standby"]:
         yield "it is a standby and takes no changes"
     elif row["record_owner"] is None:

@@ -38,7 +38,8 @@ def provide(session: Session, fleet: Fleet, *, coming: int) -> Template | None:
     """Return the server's template, made first if it has, with those *coming*, tenants enough to be worth it."""
     if (found := ready(session, fleet.folders)) is not None:
         return found
-    worth = session.value(queries.load("tenants")["count_tenants"]) + coming >= WORTHWHILE
+    number = session.value(queries.load("tenants")["count_tenants"], sizes=False)
+    worth = number + coming >= WORTHWHILE
     return _make(session, fleet) if worth else None
 
 

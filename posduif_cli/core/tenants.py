@@ -162,13 +162,14 @@ class Maker:
         elif record.parse(traces.record) is not None:
             return False
         url = wanted.url or (session.server.url and session.server.url.replace("{tenant}", name))
-        noted = Record(State.PROVISIONING, url=url, created=traces.at)
+        pool = admin.configured_pool(session.server)
+        noted = Record(State.PROVISIONING, url=url, created=traces.at, engine={"pool": pool})
         if copy and wanted.web_user is None and not self.fleet.folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
-        password = _kept(session, name, keep) if noted.state is State.ACTIVE else None
+        password = _kept(session, name, keep, pool) if noted.state is State.ACTIVE else None
         with session.transaction(at_once=True):
             with session.together():
-                admin.equip_role(session, name)
+                admin.equip_role(session, name, pool)
                 admin.open_database(session, name)
                 if noted.state is State.ACTIVE:
                     record.put_intent(session, admin.engine_role(name), replace(intent, state=State.ACTIVE))
@@ -332,7 +333,7 @@ def _fill(conn: Session, fleet: Fleet, wanted: Wanted, keep: Keep | None) -> Non
     name = conn.database
     migrations.up(conn, folders=fleet.folders, states=(State.PROVISIONING,))
     with conn.lock(name):
-        password = _kept(conn, name, keep)
+        password = _kept(conn, name, keep, admin.decided_pool(conn, name, record.read(conn)))
         with conn.transaction():
             current = record.read(conn)
             if wanted.web_user is not None:
@@ -342,12 +343,12 @@ def _fill(conn: Session, fleet: Fleet, wanted: Wanted, keep: Keep | None) -> Non
             write_both(conn, replace(current, state=State.ACTIVE, url=wanted.url or current.url))
 
 
-def _kept(session: Session, name: str, keep: Keep | None) -> str | None:
+def _kept(session: Session, name: str, keep: Keep | None, pool: int) -> str | None:
     """Make a password and have it kept; None where nobody keeps it."""
     if keep is None:
         return None
     password = admin.new_password()
-    keep(password, engine_settings(session, name, password))
+    keep(password, engine_settings(session, name, password, pool))
     return password
 
 
@@ -441,7 +442,7 @@ def rotate_password(fleet: Fleet, *, name: str, keep: Keep, now: bool = False) -
 
     def change() -> None:
         with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
-            if password := _kept(conn, name, keep):
+            if password := _kept(conn, name, keep, admin.decided_pool(conn, name, current)):
                 admin.set_password(conn, name, password)
             if current.state is State.ACTIVE:
                 admin.let_in(conn, name)  # it may have been closed to get here
@@ -462,11 +463,11 @@ def end_engine(fleet: Fleet, *, name: str) -> None:
 def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
     """Return the settings of a tenant's sync engine, with a placeholder for the password."""
     with fleet.open(name) as conn:
-        return engine_settings(conn, name, PLACEHOLDER)
+        return engine_settings(conn, name, PLACEHOLDER, admin.decided_pool(conn, name, record.read(conn)))
 
 
-def engine_settings(conn: Session, name: str, password: str) -> dict[str, Any]:
-    """Fill in what the sync engine reads, from the server's configuration where it says so.
+def engine_settings(conn: Session, name: str, password: str, pool: int) -> dict[str, Any]:
+    """Fill in what the sync engine reads, from the server's configuration where it says so, with its *pool*.
 
     WAL mode stays off: the engine's is a stub that delivers nothing and whose slot pins the server's WAL.
     """
@@ -481,7 +482,7 @@ def engine_settings(conn: Session, name: str, password: str) -> dict[str, Any]:
             "password": password,
             "db": name,
             "ssl_mode": configured.get("ssl_mode", "disable" if host.startswith("/") else "prefer"),
-            "max_connections": configured.get("max_connections", admin.ENGINE_POOL),
+            "max_connections": pool,
         },
         "redis": {**redis, "streams": {"enabled": True, "max_length": 10000}},
         "sse": {"port": configured.get("sse_port", 8080)},

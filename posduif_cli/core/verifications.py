@@ -47,7 +47,8 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
         for half in halves:
             error = wrong_state(half)
             fix = next(iter(error.hints), None)
-            findings.append(Finding("state", "tenant", half.tenant, Level.CRITICAL, error.sentence, fix=fix))
+            finding = Finding("state", "tenant", half.tenant, Level.CRITICAL, error.sentence, fix=fix)
+            findings.append(fleet.locate(finding, half.server))
     return findings, errors
 
 
@@ -59,7 +60,7 @@ def _visit(
         if isinstance(result, PosduifError):
             errors[tenant.tenant] = result
         else:
-            findings += result
+            findings += [fleet.locate(finding, tenant.server) for finding in result]
     return findings, errors
 
 
@@ -131,7 +132,7 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
             errors[tenant.tenant] = result
             continue
         history, half_done, things = result
-        findings += _history(tenant, history, half_done)
+        findings += [fleet.locate(finding, tenant.server) for finding in _history(tenant, history, half_done)]
         mark = fingerprints.digest(things)
         kept.setdefault(mark, things)
         applied = digest(m.version for m in history if m.state != "pending")

@@ -8,7 +8,7 @@ from typing import Any, LiteralString
 from psycopg.sql import Composed
 
 from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Session, compose, identifier, literal
-from posduif_cli.db.record import Intent, put_intent
+from posduif_cli.db.record import Intent, Record, put_intent
 from posduif_cli.errors import AccessDenied, NotOurs, UnsafeServer
 from posduif_cli.models import Server
 
@@ -174,12 +174,12 @@ def create_engine_role(session: Session, intent: Intent) -> None:
         put_intent(session, role, intent)
 
 
-def equip_role(session: Session, tenant: str) -> None:
-    """Give the engine's role what it has for life: its groups, its time zone, its connection limit."""
+def equip_role(session: Session, tenant: str, pool: int) -> None:
+    """Give the engine's role what it has for life: its groups, its time zone, the connection limit of its *pool*."""
     join_groups(session, tenant)
     name, role = identifier(tenant), identifier(engine_role(tenant))
     session.execute(compose("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'", role=role, name=name))
-    limit_connections(session, tenant)
+    limit_connections(session, tenant, pool)
 
 
 def join_groups(session: Session, tenant: str) -> None:
@@ -296,18 +296,34 @@ def let_in(session: Session, tenant: str) -> None:
     session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
 
 
-def engine_limit(server: Server) -> int:
-    """Return how many connections a tenant's engine may have: its configured pool, and a few beside it.
+def configured_pool(server: Server) -> int:
+    """Return how many connections this machine's configuration gives a new engine on *server*."""
+    return int(server.engine.get("max_connections", ENGINE_POOL))
 
-    A pool of `engine.max_connections` is all that the engine opens today; the rest is for a restart, when the
-    old sessions are still being torn down.
+
+def decided_pool(session: Session, tenant: str, noted: Record | None) -> int:
+    """Return how many connections a tenant's engine was given, by the record *noted* if it says so.
+
+    Else the limit of the engine's role tells; the configuration of this machine only where that has none either.
     """
-    return int(server.engine.get("max_connections", ENGINE_POOL)) + SPARE
+    if noted is not None and noted.pool is not None:
+        return noted.pool
+    limit = session.value("SELECT rolconnlimit FROM pg_roles WHERE rolname = %(role)s", role=engine_role(tenant))
+    return configured_pool(session.server) if limit in (None, -1) else max(limit - SPARE, 1)
 
 
-def limit_connections(session: Session, tenant: str) -> None:
-    """Give the engine's role the connection limit that matches its configuration; part of a transaction."""
-    role, limit = identifier(engine_role(tenant)), literal(engine_limit(session.server))
+def engine_limit(pool: int) -> int:
+    """Return how many connections a tenant's engine may have: its *pool*, and a few beside it.
+
+    A pool is all that the engine opens today; the rest is for a restart, when the old sessions are still being torn
+    down.
+    """
+    return pool + SPARE
+
+
+def limit_connections(session: Session, tenant: str, pool: int) -> None:
+    """Give the engine's role the connection limit that its *pool* takes; part of a transaction."""
+    role, limit = identifier(engine_role(tenant)), literal(engine_limit(pool))
     session.execute(compose("ALTER ROLE {role} CONNECTION LIMIT {limit}", role=role, limit=limit))
 
 

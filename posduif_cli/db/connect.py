@@ -485,6 +485,14 @@ class Session:
                 with suppress(psycopg.Error):
                     self.raw.execute("ROLLBACK", prepare=False)
 
+    def limit(self, *, lock_timeout: timedelta, statement_timeout: timedelta) -> None:
+        """Give the session, which is in no transaction, other time limits for the rest of its life."""
+        chosen = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
+        self._settings = {**self._settings, **{k: str(round(v.total_seconds() * 1000)) for k, v in chosen.items()}}
+        self.script(_set_all({key: self._settings[key] for key in chosen}))
+        self._limit = statement_timeout
+        self.raw.limit = self._silence(1)
+
     @contextmanager
     def limited(
         self, *, lock_timeout: timedelta | None = None, statement_timeout: timedelta | None = None

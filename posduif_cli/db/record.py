@@ -17,7 +17,8 @@ from posduif_cli.models import Failure, State
 
 PREFIX = "posduif "
 UNDEFINED_DATABASE = "3D000"
-KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note"})
+KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note", "engine"})
+MOST_CONNECTIONS = 100_000
 _decode = json.JSONDecoder().raw_decode  # in place: `loads` takes twice the time for a text this short
 _STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
 
@@ -27,7 +28,7 @@ class Record:
     """The parsed record.
 
     *applied* is the digest of the set of applied versions, *note* a comment that people wrote before posduif
-    took the database in, *extra* what a newer posduif put there.
+    took the database in, *engine* what the tenant's engine was given, *extra* what a newer posduif put there.
     """
 
     state: State
@@ -37,7 +38,14 @@ class Record:
     created: datetime | None = None
     failed: Failure | None = None
     note: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pool(self) -> int | None:
+        """How many connections the tenant's engine was given; None where the record does not say it."""
+        pool = self.engine.get("pool")
+        return pool if isinstance(pool, int) and not isinstance(pool, bool) and 0 < pool < MOST_CONNECTIONS else None
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ def parse(comment: str | None) -> Record | None:
         created=instant(payload.get("created")),
         failed=_failure(failed) if isinstance(failed, dict) else None,
         note=_text(payload.get("note")),
+        engine=engine if isinstance(engine := payload.get("engine"), dict) else {},
         extra={key: value for key, value in payload.items() if key not in KNOWN},
     )
 
@@ -134,6 +143,7 @@ def dump(record: Record) -> str:
         "created": _rfc3339(record.created) if record.created else None,
         "failed": failed,
         "note": record.note,
+        "engine": dict(record.engine) or None,
     }
     kept = {key: value for key, value in payload.items() if value is not None} | dict(record.extra)
     return PREFIX + json.dumps(kept, ensure_ascii=True, separators=(",", ":"))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from posduif_cli.errors import counted
 from posduif_cli.models import Finding, Health, Level, SchemaStatus, State
 from posduif_cli.render.output import Output
 from posduif_cli.render.tables import size
@@ -56,10 +57,10 @@ def show(out: Output, health: Health) -> None:
         [
             [
                 row.server,
-                row.version or "unreachable",
-                f"{row.connections} of {row.max_connections}" if row.reachable else "",
-                str(row.slots) if row.reachable else "",
-                str(row.replicas) if row.reachable else "",
+                row.version or ("?" if row.reachable else "unreachable"),
+                " of ".join(map(_known, (row.connections, row.max_connections))) if row.reachable else "",
+                _known(row.slots) if row.reachable else "",
+                _known(row.replicas) if row.reachable else "",
             ]
             for row in health.servers
         ],
@@ -74,10 +75,7 @@ def show(out: Output, health: Health) -> None:
                     row.state.value,
                     (row.schema_version or "none")
                     + (f" (+{row.pending_migrations})" if row.pending_migrations else ""),
-                    *(
-                        "?" if n is None else str(n)
-                        for n in (row.users, row.messages, row.pending_sync, row.sync_errors)
-                    ),
+                    *map(_known, (row.users, row.messages, row.pending_sync, row.sync_errors)),
                     size(row.size_bytes),
                 ]
                 for row in health.tenants
@@ -92,8 +90,13 @@ def show(out: Output, health: Health) -> None:
             ("index", "table", "scans", "size"),
             [[index.index, index.table, str(index.scans), size(index.bytes)] for index in only.indexes],
         )
-    good = len(health.findings) - len(bad)
+    checks, tenants = len(health.findings), health.coverage["tenants"]
     out.text(
-        f"\n{out.paint(health.status)}: {good} of {len(health.findings)} checks are fine; "
-        f"{health.coverage['visited']} of {health.coverage['tenants']} tenants were visited"
+        f"\n{out.paint(health.status)}: {checks - len(bad)} of {counted(checks, 'check')} "
+        f"{'is' if checks == 1 else 'are'} fine; {health.coverage['visited']} of {counted(tenants, 'tenant')} "
+        f"{'was' if tenants == 1 else 'were'} visited"
     )
+
+
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)

@@ -1,9 +1,6 @@
 -- name: describe_server
--- Connections, version and replication of one server. Connections are counted where every role sees all of them.
+-- Version and replication of one server.
 SELECT current_setting('server_version') AS version,
-       (SELECT sum(numbackends)::int FROM pg_stat_database) AS connections,
-       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-           AS max_connections,
        (SELECT count(*) FROM pg_replication_slots) AS slots,
        (SELECT count(*) FROM pg_stat_replication) AS replicas,
        (SELECT max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
@@ -17,15 +14,23 @@ SELECT slot_name::text AS slot, coalesce(database, '')::text AS database, active
                             ELSE pg_current_wal_lsn() END, restart_lsn)::bigint AS retained_bytes
 FROM pg_replication_slots ORDER BY 1;
 
--- name: describe_tenant
--- The application's figures of one tenant, and its connections and size.
-SELECT (SELECT count(*) FROM public.users) AS users,
-       (SELECT count(*) FROM public.messages) AS messages,
-       (SELECT count(*) FROM public.messages WHERE status = 'pending_sync') AS pending_sync,
-       (SELECT count(*) FROM public.sync_metadata WHERE sync_status = 'error') AS sync_errors,
-       (SELECT count(*) FROM pg_stat_activity
+-- name: measure_tenant
+-- The connections to one tenant, other than this one, and its size.
+SELECT (SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid()) AS connections,
        pg_database_size(current_database()) AS size_bytes;
+
+-- name: count_users
+-- The users of one tenant.
+SELECT count(*) AS users FROM public.users;
+
+-- name: count_messages
+-- The messages of one tenant, and those that wait for their recipients.
+SELECT count(*) AS messages, count(*) FILTER (WHERE status = 'pending_sync') AS pending_sync FROM public.messages;
+
+-- name: count_errors
+-- The devices whose last synchronisation failed.
+SELECT count(*) AS sync_errors FROM public.sync_metadata WHERE sync_status = 'error';
 
 -- name: list_tables
 -- Tables with indexes and TOAST, by PostgreSQL's own page counts: asking for exact sizes would wait for locks.
@@ -56,9 +61,25 @@ WHERE NOT i.indisvalid AND c.relnamespace = 'public'::regnamespace
                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
 
 -- name: find_stuck_devices
--- Devices that fetched messages after one had been waiting for five minutes, which is still waiting.
+-- Devices that fetched messages after one had been waiting for five minutes, which is still waiting. The messages are
+-- read once and grouped: joined to themselves they would cost the square of their number where statistics are old.
 SELECT u.device_id::text AS device, count(*) AS stuck
-FROM public.messages m JOIN public.users u ON u.id = m.recipient_id
-WHERE m.status = 'pending_sync' AND u.device_id IS NOT NULL
-  AND (SELECT max(o.synced_at) FROM public.messages o WHERE o.recipient_id = u.id) > m.created_at + interval '5 minutes'
+FROM (SELECT recipient_id, max(synced_at) AS fetched,
+             array_agg(created_at) FILTER (WHERE status = 'pending_sync'
+                 AND created_at < (now() AT TIME ZONE 'UTC') - interval '5 minutes') AS waiting
+      FROM public.messages GROUP BY recipient_id) AS m
+JOIN public.users u ON u.id = m.recipient_id
+CROSS JOIN LATERAL unnest(m.waiting) AS w (created_at)
+WHERE u.device_id IS NOT NULL AND w.created_at + interval '5 minutes' < m.fetched
 GROUP BY 1 ORDER BY 1;
+
+-- name: find_lockers
+-- The sessions that have a table of the tenant, or a catalog, for themselves alone, or wait for that before all others.
+SELECT coalesce(l.pid, 0), coalesce(a.usename, 'a prepared transaction')::text, a.application_name,
+       CASE WHEN bool_or(l.granted) THEN a.state ELSE 'waiting' END
+FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+  AND (l.relation < 16384 OR l.relation IN (to_regclass('public.users'), to_regclass('public.messages'),
+                                            to_regclass('public.sync_metadata')))
+GROUP BY l.pid, a.usename, a.application_name, a.state ORDER BY bool_or(l.granted) DESC, l.pid;

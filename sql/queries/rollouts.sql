@@ -1,10 +1,3 @@
--- name: count_free_connections
--- How many further connections an ordinary role gets on this server.
-SELECT current_setting('max_connections')::int
-       - current_setting('superuser_reserved_connections')::int
-       - coalesce(current_setting('reserved_connections', true)::int, 0)
-       - (SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database);
-
 -- name: find_blockers
 -- Who holds what a session waits for; state and age are NULL where this role may not see them.
 SELECT a.pid, a.usename::text, a.application_name, a.state,

@@ -30,10 +30,14 @@ WHERE %(name)s::text IS NULL OR coalesce(d.datname, left(r.rolname, -7)) = %(nam
 ORDER BY 1;
 
 -- name: count_tenants
--- How many tenants the server has.
-SELECT count(*) FROM pg_database
-WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND NOT starts_with(datname, 'posduif')
-  AND shobj_description(oid, 'pg_database') LIKE 'posduif {%%';
+-- How many databases with a record the server has, and, which may take long, the bytes of those that may be looked into.
+SELECT count(*) AS tenants,
+       CASE WHEN %(sizes)s THEN coalesce(sum(CASE WHEN d.datconnlimit <> -2
+           AND (pg_has_role('posduif_admin', 'USAGE') OR has_database_privilege(d.oid, 'CONNECT'))
+           THEN pg_database_size(d.oid) END), 0)::bigint END AS size_bytes
+FROM pg_database d
+WHERE d.datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND NOT starts_with(d.datname, 'posduif')
+  AND shobj_description(d.oid, 'pg_database') LIKE 'posduif {%%';
 
 -- name: find_traces
 -- What stands under a tenant's name, ours or not: its database and its engine's role.
