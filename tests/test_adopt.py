@@ -54,7 +54,7 @@ def obey(server: PgServer, tries: list[str]) -> int:
         assert "\n" not in sql
         with server.connect(database) as conn:
             if who != "a superuser":
-                conn.execute(f"SET ROLE {who.removeprefix('a member of ')}".encode())
+                conn.execute(f"SET SESSION AUTHORIZATION {who.removeprefix('a member of ')}".encode())
             conn.execute(sql.encode())
     return len(hints)
 
