@@ -19,7 +19,7 @@ from posduif_cli.core.fleet import Fleet, wrong_state
 from posduif_cli.core.judgements import Objection
 from posduif_cli.core.placements import Placements
 from posduif_cli.core.preparations import naming
-from posduif_cli.core.strangers import BOOKKEEPING
+from posduif_cli.core.strangers import ACCEPTED, BOOKKEEPING
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.connect import ADMIN_ROLE, Session, literal, quoted
@@ -36,7 +36,6 @@ from posduif_cli.errors import (
 from posduif_cli.models import Adoption, Plan, Server, State, Step, Tenant
 
 VERSIONS = BOOKKEEPING[0]
-ACCEPTED = "accepted"  # the record's key for what was taken in by name
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
 STANDS_AGAINST = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
@@ -299,19 +298,22 @@ def _prepare(
     present = fingerprints.inventory(conn)
     judged = judgements.judge(expected, present)
     tables = [*(thing.name for thing in expected if thing.kind == "table"), *BOOKKEEPING]
-    code = strangers.find(conn, tables, strangers.Trust(strangers.same(expected, present)))
-    accepted = {*accept, *_accepted_before(found)}
-    taken = [stranger for stranger in code if stranger.name in accepted]
+    # A function that differs is refused as such, not once more for each trigger that runs it.
+    known = strangers.same(expected, present) | {(t.kind, t.name) for t in expected if t.kind == "function"}
+    code = strangers.find(conn, tables, strangers.Trust(known))
+    earlier = record.parse(found.comment) if found.trusted else None
+    accepted = {*accept, *(strangers.accepted(earlier.extra) if earlier else ())}
+    taken = [stranger for stranger in code if stranger.name in accepted and stranger.acceptable]
     owners = ownerships.owners(conn, found.owner, present)
-    functions = list(dict.fromkeys(function for stranger in taken for function in stranger.functions))
+    functions = list(dict.fromkeys(function for stranger in taken for function in stranger.takeable))
     takeover = ownerships.plan(conn, owners, expected, present, judged.own, functions)
     noted = _lock(conn, [VERSIONS], "SHARE")
-    refused = [stranger for stranger in code if stranger.name not in accepted]
+    refused = [stranger for stranger in code if stranger not in taken]
     objections = [
         *(Objection(what, fix, ("superuser", "")) for what, fix in conn.tuples(named["list_event_triggers"])),
         *(Objection(what, fix, ("table", VERSIONS)) for what, fix in conn.tuples(named["list_obstacles"])),
         *(judged.objections if sure else ()),
-        *(Objection(f"{s.name} {s.why}", s.fix, ("owner", s.owner), s.name) for s in refused),
+        *(Objection(f"{s.name} {s.why}", s.fix, ("owner", s.owner), s.name if s.acceptable else None) for s in refused),
     ]
     if objections:
         raise _refusal(conn, owners, objections)
@@ -340,13 +342,6 @@ def _prepare(
         unrun=tuple(unrun),
         unsure=tuple(objection.what for objection in judged.objections) if not sure else (),
     )
-
-
-def _accepted_before(found: _Database) -> Sequence[str]:
-    """Return what an earlier adoption accepted, from a record that no stranger could have written."""
-    earlier = record.parse(found.comment) if found.trusted else None
-    names_of = earlier.extra.get(ACCEPTED) if earlier else None
-    return [name for name in names_of if isinstance(name, str)] if isinstance(names_of, list) else []
 
 
 def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:

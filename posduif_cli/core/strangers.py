@@ -7,7 +7,7 @@ that an argument names. What cannot be judged is refused.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from posduif_cli.db import queries
 from posduif_cli.db.connect import ADMIN_ROLE, Session
 
 BUILTIN = 16384  # objects below were made with the cluster, by initdb
+ACCEPTED = "accepted"  # the record's key for the names of what an adoption took in
 HARMLESS = frozenset({"now", "clock_timestamp", "gen_random_uuid", "nextval"})
 BOOKKEEPING = ("public.schema_migrations", "public.posduif_migration_progress")
 # The nodes of an expression that can be judged by the functions, operators and types in it; up to PostgreSQL 15 some
@@ -37,14 +38,21 @@ class Stranger:
     """Something that may run code which neither PostgreSQL nor posduif brings.
 
     *name* is what `tenant adopt --accept` takes, *why* says what it does, *fix* is SQL without an end, None where none
-    would help; *owner* may run it. *functions* are those that it runs and that could be posduif_admin's.
+    would help; *owner* may run it. *runs* are the functions that it runs, but for PostgreSQL's own; *takeable* those of
+    them that posduif_admin could own without running them with its rights for everyone.
     """
 
     name: str
     why: str
     fix: str | None
     owner: str
-    functions: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    takeable: tuple[str, ...] = ()
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether it may be accepted by name; posduif's own tables must be plain ones, without heirs."""
+        return not self.name.startswith("table ")
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,12 @@ class Trust:
         return (kind, name) in self.things or self.known(bare, owner)
 
 
+def accepted(extra: Mapping[str, object]) -> frozenset[str]:
+    """Return the names in a record of what an adoption accepted; *extra* are the record's further keys."""
+    names = extra.get(ACCEPTED)
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+
 def same(expected: Iterable[Thing], present: Iterable[Thing]) -> set[tuple[str, str]]:
     """Return kind and name of what is exactly as expected."""
     return {(t.kind, t.name) for t in {*expected} & {*present}}
@@ -153,7 +167,8 @@ def _joined(one: Stranger, other: Stranger) -> Stranger:
         one,
         why=" and ".join(dict.fromkeys([one.why, other.why])),
         fix=fix or None,
-        functions=tuple(dict.fromkeys([*one.functions, *other.functions])),
+        runs=tuple(dict.fromkeys([*one.runs, *other.runs])),
+        takeable=tuple(dict.fromkeys([*one.takeable, *other.takeable])),
     )
 
 
@@ -180,9 +195,15 @@ class _Judge:
             reasons.append("sorts by an operator class or a collation that PostgreSQL does not bring")
         if not reasons:
             return None
-        owned = tuple(f.name for f in code.functions if not (f.builtin or f.definer or f.member))
-        name = f"{carrier.kind} {carrier.name}"
-        return Stranger(name, " and ".join(dict.fromkeys(reasons)), carrier.fix, carrier.owner, owned)
+        runs = [found for found in code.functions if not found.builtin]
+        return Stranger(
+            name=f"{carrier.kind} {carrier.name}",
+            why=" and ".join(dict.fromkeys(reasons)),
+            fix=carrier.fix,
+            owner=carrier.owner,
+            runs=tuple(found.name for found in runs),
+            takeable=tuple(found.name for found in runs if not (found.definer or found.member)),
+        )
 
     def _code(self, tree: str, functions: Sequence[int], operators: Sequence[int], *, whole: bool = True) -> _Code:
         """Take an expression apart; with *whole* each node in it must be one that can be judged."""
@@ -225,7 +246,7 @@ class _Judge:
         return self._types[oid]
 
     def _type_of(self, found: _Type) -> tuple[str | None, str | None]:
-        if self._trust.has("type", found.name, found.name, found.owner):
+        if self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner):
             return None, None
         if found.element:
             return self._type(found.element)
