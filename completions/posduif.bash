@@ -9,13 +9,13 @@ _posduif() {
     --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")); return ;;
     -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
     --config|--data-dir|--dir|--engine-config|--from|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
-    --by|--confirm|--device|--dsn|--engines|--fields|--for|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--pause|--sample|--server|--steps|--to|--ttl|--url|--username|--wave|--web-user) return ;;
+    --accept|--by|--confirm|--device|--dsn|--engines|--fields|--for|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--pause|--sample|--server|--steps|--to|--ttl|--url|--username|--wave|--web-user) return ;;
     esac
     path= skip=
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
+        --accept|--by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
            " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
@@ -30,7 +30,7 @@ _posduif() {
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url' ;;
-    " tenant adopt") candidates='' options='--url --ignore-unreachable -n --dry-run' ;;
+    " tenant adopt") candidates='' options='--url --accept --ignore-unreachable -n --dry-run' ;;
     " tenant verify") candidates='' options='--all --repair' ;;
     " tenant suspend") candidates='' options='--confirm -n --dry-run' ;;
     " tenant resume") candidates='' options='-n --dry-run' ;;

@@ -11,7 +11,7 @@
     ├─ ServerError                      6  ServerUnreachable ServerFull TlsFailed AccessDenied StandbyServer
     ├─ OperationFailed                  7  QueryFailed TimedOut MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
-    ├─ Refused                          9  ConfirmationMissing UnsafeServer
+    ├─ Refused                          9  ConfirmationMissing UnsafeServer SuperuserSession
     ├─ Busy                            10  Blocked
     └─ Interrupted                    130
 
@@ -61,16 +61,17 @@ def counted(number: int, noun: str) -> str:
 class PosduifError(Exception):
     """What happened, why, and what to type next.
 
-    *message* states the fact in one line; *why* is the reason, if it adds something; *hint* is a command
-    or an action, or several, that would help.
+    *message* states the fact in one line; *why* is the reason, if it adds something, or several, which a terminal
+    shows a line each; *hint* is a command or an action, or several, that would help.
     """
 
     exit_code = 70
 
-    def __init__(self, message: str, *, why: str | None = None, hint: str | Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, why: str | Sequence[str] | None = None, hint: str | Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = scrub(message)
-        self.why = scrub(why) if why else None
+        self.reasons = tuple(scrub(w) for w in ((why,) if isinstance(why, str) else why or ()) if w)
+        self.why = "; ".join(self.reasons) or None
         self.hints = tuple(scrub(h) for h in ((hint,) if isinstance(hint, str) else hint))
 
     @property
@@ -314,6 +315,10 @@ class ConfirmationMissing(Refused):
 
 class UnsafeServer(Refused):
     """The server's settings would break the isolation of tenants."""
+
+
+class SuperuserSession(Refused):
+    """A superuser's session would run strangers' code with a superuser's rights."""
 
 
 class Busy(PosduifError):

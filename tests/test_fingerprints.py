@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PgServer, Posduif, _shared, _system_bin, forget, start
+from conftest import REPO, PgServer, Posduif, _shared, _system_bin, forget, start
 
 from posduif_cli.core import fingerprints, tenants
 from posduif_cli.core.fleet import Fleet
-from posduif_cli.db import embedded
+from posduif_cli.db import admin, embedded
 from posduif_cli.db.connect import ADMIN_ROLE
-from posduif_cli.errors import QueryFailed
+from posduif_cli.errors import AccessDenied, QueryFailed
 from posduif_cli.models import Server
 
 
@@ -33,6 +33,8 @@ def fleet_of(server: PgServer, *folders: Path) -> Fleet:
 
 def reference(server: PgServer, *folders: Path) -> tuple[fingerprints.Thing, ...]:
     fleet = fleet_of(server, *folders)
+    with fleet.maintenance(fleet.servers[0]) as session:
+        admin.ensure_roles(session)
     return fingerprints.reference(fleet, fleet.servers[0])
 
 
@@ -65,6 +67,24 @@ def test_a_tenant_is_what_its_migrations_make(server: PgServer, migrated: str) -
         "grant",
     }
     assert "owner" not in {thing.kind for thing in expected}, "everything is posduif_admin's"
+
+
+def test_the_stored_schema_is_what_the_bundled_migrations_make(server: PgServer) -> None:
+    """What `tenant adopt --dry-run` compares with; WRITE_SCHEMA=1 writes it anew after a new bundled migration."""
+    stored = REPO / "sql" / "schema.json"
+    fresh = fingerprints.dump(reference(server))
+    if os.environ.get("WRITE_SCHEMA"):
+        stored.write_text(fresh)
+    assert stored.read_text() == fresh, "WRITE_SCHEMA=1 pytest tests/test_fingerprints.py -k stored"
+    things = [thing for thing in reference(server) if thing.kind != "grant"]
+    assert fingerprints.compare(fingerprints.snapshot(), things) == ()
+
+
+def test_a_reference_makes_no_role(own_server: PgServer) -> None:
+    fleet = fleet_of(own_server)
+    with pytest.raises(AccessDenied):
+        fingerprints.reference(fleet, fleet.servers[0])
+    assert own_server.sql("SELECT 1 FROM pg_roles WHERE rolname LIKE 'posduif%'") == []
 
 
 @pytest.mark.one_server

@@ -94,12 +94,16 @@ def test_a_name_exists_once_in_the_fleet(posduif: Posduif, three: Three) -> None
 
 def test_adopting_takes_no_name_that_another_server_has(posduif: Posduif, three: Three) -> None:
     posduif("tenant", "create", "acme", "--server", "eu1")
-    three.servers["eu2"].sql("CREATE DATABASE acme")
+    posduif("server", "init", "--server", "eu2")
+    eu2 = three.servers["eu2"]
+    eu2.sql("CREATE ROLE adopter LOGIN CREATEDB; GRANT posduif_admin TO adopter")
+    three.config.write_text(three.config.read_text().replace(eu2.dsn, eu2.dsn_for(user="adopter")))
+    eu2.sql("CREATE DATABASE acme OWNER adopter")
     result = posduif("tenant", "adopt", "acme", "--server", "eu2", "-o", "json", code=5)
     assert result.error["code"] == "tenant_exists"
     assert three.servers["eu2"].sql("SELECT 1 FROM pg_roles WHERE rolname = 'acme_engine'") == []
     three.stop("us1")
-    three.servers["eu2"].sql("CREATE DATABASE globex")
+    eu2.sql("CREATE DATABASE globex OWNER adopter")
     posduif("tenant", "adopt", "globex", "--server", "eu2", code=6)
     posduif("tenant", "adopt", "globex", "--server", "eu2", "--ignore-unreachable")
 

@@ -175,6 +175,7 @@ def verify(
 ) -> None:
     """Compare tenants with the files and with each other: checksums, order, and drift of the schema.
 
+    On a server with tenants it runs the migrations in a scratch database, which it drops. It makes no role.
     Exits with 1 when there is a difference.
     """
     from posduif_cli.core import verifications

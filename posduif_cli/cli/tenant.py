@@ -245,22 +245,38 @@ def adopt(
     ctx: typer.Context,
     name: options.Tenant,
     url: options.Url = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept",
+            metavar="NAME",
+            help="Take in code of other people on posduif's tables, named as the refusal names it; repeatable.",
+        ),
+    ] = None,
     ignore_unreachable: options.IgnoreUnreachable = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Take in a database that other hands made: add what it lacks, keep what it has, refuse what differs."""
+    """Take in a database that other people made: add what it lacks, keep what it has, refuse what differs.
+
+    Code of theirs that would run when posduif writes to its tables is refused: it could use an administrator's rights.
+    A superuser's session takes in no database that posduif did not make.
+    """
     from posduif_cli.core import adoptions
     from posduif_cli.models import Adoption
 
     app = app_of(ctx)
-    if not dry_run:
-        app.out.expect(Adoption)
-    done = adoptions.adopt(
-        app.fleet, database=name, url=options.url(url), ignore_unreachable=ignore_unreachable, dry_run=dry_run
-    )
-    if not isinstance(done, Adoption):
-        app.show_plan(done)
+    origin = options.url(url)
+    if dry_run:
+        app.show_plan(
+            adoptions.plan(
+                app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
+            )
+        )
         return
+    app.out.expect(Adoption)
+    done = adoptions.adopt(
+        app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
+    )
     for change in done.changes:
         app.out.say(change)
     for thing in done.own:

@@ -1,36 +1,49 @@
-"""Adoptions: take in a database that other hands made, without losing anything of it.
+"""Adoptions: take in a database that other people made, without losing anything of it.
 
 Its schema is compared, object by object, with what the migrations make. What is missing is added, what is
-different is refused with the SQL that mends it, what is its own is left alone. All of it happens in one
+different is refused with the SQL that repairs it, what is its own is left alone. All of it happens in one
 transaction, so that a kill at any moment leaves the database as it was. The database is a stranger's until
-then: none of its triggers, rules or functions may run with an administrator's rights.
+then: none of its triggers, rules or functions may run with an administrator's rights, and what would run them
+later on, when posduif writes to the tables, is refused unless it is accepted by name.
 """
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
-from posduif_cli.core import fingerprints, folders, judgements, migrations, names, ownerships, scripts
+from posduif_cli.core import fingerprints, folders, judgements, migrations, names, ownerships, scripts, strangers
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, wrong_state
+from posduif_cli.core.judgements import Objection
 from posduif_cli.core.placements import Placements
+from posduif_cli.core.preparations import naming
+from posduif_cli.core.strangers import ACCEPTED, BOOKKEEPING
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.connect import ADMIN_ROLE, Session, literal, quoted
 from posduif_cli.db.record import Intent, Record
-from posduif_cli.errors import AccessDenied, ChecksumDiffers, Conflict, NotOurs, QueryFailed, TenantNotFound
+from posduif_cli.errors import (
+    AccessDenied,
+    ChecksumDiffers,
+    Conflict,
+    NotOurs,
+    QueryFailed,
+    SuperuserSession,
+    TenantNotFound,
+)
 from posduif_cli.models import Adoption, Plan, Server, State, Step, Tenant
 
-BOOKKEEPING = "public.schema_migrations"
-# Somebody's data or names stand against a statement: integrity constraints, and names that are taken.
+VERSIONS = BOOKKEEPING[0]
+# Rows or names conflict with a statement: integrity constraints, and names that are taken.
 STANDS_AGAINST = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
 
 @dataclass(frozen=True)
 class _Database:
-    oid: int
     owner: str
+    powerful: bool
     trusted: bool
     open: bool
     template: bool
@@ -41,19 +54,23 @@ class _Database:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an adoption does: statements as the login, then as posduif_admin; *before* are versions noted already.
+    """What an adoption does: statements as the login, then as posduif_admin.
 
-    *pool* is how many connections the tenant's engine was given, or is.
+    *before* are versions noted already, *accepted* the names of strangers' code that is taken in, *pool* is how many
+    connections the tenant's engine was given, or is.
     """
 
     found: _Database
+    accepted: tuple[str, ...]
     take: tuple[Step, ...]
     make: tuple[Step, ...]
     before: dict[str, str | None]
     own: tuple[str, ...]
     changes: tuple[str, ...]
     unrun: tuple[str, ...]
+    unsure: tuple[str, ...]
     pool: int
+    at: datetime
 
 
 def adopt(
@@ -61,45 +78,109 @@ def adopt(
     *,
     database: str,
     url: str | None = None,
+    accept: Sequence[str] = (),
     ignore_unreachable: bool = False,
-    dry_run: bool = False,
-) -> Adoption | Plan:
-    """Take in a database as a tenant, or say in a Plan what that would do.
+) -> Adoption:
+    """Take in a database as a tenant.
 
-    A dry run reads only; like the real thing it has the migrations run in a scratch database of the server,
-    and makes posduif's group roles where they are missing. Raises InvalidName, TenantNotFound, Conflict with
-    every difference and the SQL that mends it, TenantExists as `tenants.create`, NotOurs, WrongState,
-    AccessDenied, Busy.
+    *accept* names strangers' code to take in all the same, as the refusal prints it. Raises InvalidName,
+    TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as `tenants.create`,
+    NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
     """
     names.tenant(database)
     server = fleet.server_for_new()
     with fleet.maintenance(server) as session:
         found = _find(fleet, session, database)
         if isinstance(found, Tenant):
-            return Plan(()) if dry_run else _result(found, None)
+            return _result(found, None)
+        _require_plain(session, server, database, found)
         admin.ensure_roles(session)
         with session.lock(database):
             found = _find(fleet, session, database)
             if isinstance(found, Tenant):
-                return Plan(()) if dry_run else _result(found, None)
-            with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
-                placements.require_unique(server, database)
-            _require_rights(session, database, found)
-            intent = _intent(session, database)
-            expected = fingerprints.reference(fleet, server)
+                return _result(found, None)
+            intent = _require_possible(fleet, session, server, database, found, ignore_unreachable)
+            expected = fingerprints.snapshot() if not fleet.folders.further else fingerprints.reference(fleet, server)
             with connect.connect(server, database, command=fleet.command) as conn, conn.lock(database):
                 with _inside(fleet, conn, expected, read_only=True):
-                    work = _prepare(conn, fleet, found, expected)
-                if dry_run:
-                    return Plan(_steps(work, fleet, database, server, url))
+                    _prepare(conn, fleet, found, expected, accept)
                 with _inside(fleet, conn, expected):
-                    work = _prepare(conn, fleet, found, expected)
+                    work = _prepare(conn, fleet, found, expected, accept)
                     _carry_out(conn, fleet, work, intent)
                     migrations.grant(conn)
                     record.write(conn, _record(fleet, conn.server, conn.database, work, url))
         adopted = fleet.look(session, database)
         assert adopted is not None
         return _result(adopted, work)
+
+
+def plan(
+    fleet: Fleet,
+    *,
+    database: str,
+    url: str | None = None,
+    accept: Sequence[str] = (),
+    ignore_unreachable: bool = False,
+) -> Plan:
+    """Say what `adopt` would do, and read only; raises as it does.
+
+    What further folders' migrations make can be known only by running them. So the database is compared with what the
+    bundled ones make, and each difference is a step "compare" in place of an error.
+    """
+    names.tenant(database)
+    server = fleet.server_for_new()
+    with fleet.maintenance(server) as session:
+        found = _find(fleet, session, database)
+        if isinstance(found, Tenant):
+            return Plan(())
+        _require_plain(session, server, database, found)
+        roles = _missing_roles(session)
+        _require_possible(fleet, session, server, database, found, ignore_unreachable)
+        expected = fingerprints.snapshot()
+        with connect.connect(server, database, command=fleet.command) as conn:
+            with _inside(fleet, conn, expected, read_only=True):
+                work = _prepare(conn, fleet, found, expected, accept, sure=not fleet.folders.further)
+            return Plan((*roles, *_steps(work, fleet, database, server, url)))
+
+
+def _missing_roles(session: Session) -> tuple[Step, ...]:
+    """Return the steps that make posduif's roles; raises as `admin.ensure_roles` does, but makes none."""
+    if session.member is not None or session.standby:
+        session.require_admin()
+    missing = admin.missing_roles(session)
+    return tuple(Step("make", "posduif's roles", sql) for sql in admin.role_statements(session, missing))
+
+
+def _require_possible(
+    fleet: Fleet, session: Session, server: Server, name: str, found: _Database, ignore_unreachable: bool
+) -> Intent | None:
+    """Raise unless name, rights and role allow the adoption; return the intent on an engine's role that is there."""
+    with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
+        placements.require_unique(server, name)
+    _require_rights(session, name, found)
+    return _intent(session, name)
+
+
+def _require_plain(session: Session, server: Server, name: str, found: _Database) -> None:
+    """Raise SuperuserSession where a superuser's session would enter a database that posduif did not make.
+
+    SET ROLE is no fence for it: code in the database could take on the login's own role. What posduif made, and what
+    lost its record or its owner since, has an engine's role that posduif_admin made, which says so, and holds nothing
+    that belongs to anyone but posduif_admin and superusers. No stranger can make either so.
+    """
+    if not session.value("SELECT rolsuper FROM pg_roles WHERE rolname = session_user"):
+        return
+    if session.value(queries.load("adoptions")["was_made_by_posduif"], name=name) and _intent(session, name):
+        return
+    host, port = connect.address(session)
+    raise SuperuserSession(
+        f"a superuser's session does not adopt database {name}, which posduif did not make",
+        why=[f"{session.login} is a superuser", "code in the database could use a superuser's rights"],
+        hint=[
+            f"posduif server init --login NAME{naming(server)}",
+            f"then posduif tenant adopt {name} --dsn 'host={host} port={port} user=NAME'",
+        ],
+    )
 
 
 def _result(tenant: Tenant, work: _Work | None) -> Adoption:
@@ -134,13 +215,14 @@ def _find(fleet: Fleet, session: Session, name: str) -> _Database | Tenant:
     if found.template or not found.open:
         raise Conflict(
             f"database {name} {'is a template' if found.template else 'accepts no connections'}",
-            hint=f"ALTER DATABASE {name} {'IS_TEMPLATE false' if found.template else 'ALLOW_CONNECTIONS true'};",
+            hint=f"{found.owner} types: ALTER DATABASE {quoted(name)} "
+            f"{'IS_TEMPLATE false' if found.template else 'ALLOW_CONNECTIONS true'};",
         )
     if found.path is not None:
         raise Conflict(
             f"database {name} sets {found.path}",
             why="functions of its own would run in place of PostgreSQL's, with an administrator's rights",
-            hint=f"ALTER DATABASE {name} RESET search_path;",
+            hint=f"{found.owner} types: ALTER DATABASE {quoted(name)} RESET search_path;",
         )
     return found
 
@@ -151,8 +233,9 @@ def _require_rights(session: Session, name: str, found: _Database) -> None:
         return
     fixes = [] if found.may_own else [f"ALTER ROLE {quoted(session.login)} CREATEDB;"]
     if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=found.owner):
-        if session.value("SELECT rolsuper FROM pg_roles WHERE rolname = %(owner)s", owner=found.owner):
-            fixes.append(f"ALTER DATABASE {quoted(name)} OWNER TO {ADMIN_ROLE};")
+        if found.powerful:
+            # Not to posduif_admin: with it a record that a stranger wrote would be believed.
+            fixes.append(f"ALTER DATABASE {quoted(name)} OWNER TO {quoted(session.login)};")
         else:
             fixes.append(f"GRANT {quoted(found.owner)} TO {quoted(session.login)};")
     if fixes:
@@ -166,11 +249,9 @@ def _require_rights(session: Session, name: str, found: _Database) -> None:
 def _intent(session: Session, name: str) -> Intent | None:
     """Return the intent on an engine's role that outlived the record; raises NotOurs for a stranger's role."""
     role = engine_role(name)
-    rows = session.tuples(
-        "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %(name)s", name=role
-    )
-    intent = record.parse_intent(rows[0][0]) if rows else None
-    if rows and (intent is None or intent.tenant != name):
+    traces = session.dicts(queries.load("tenants")["find_traces"], name=name, role=role)[0]
+    intent = record.parse_intent(traces["intent"])
+    if traces["has_role"] and (intent is None or intent.tenant != name):
         raise NotOurs(
             f"role {role} exists and is not posduif's",
             why="the tenant's engine would get its password and rights",
@@ -189,7 +270,7 @@ def _inside(fleet: Fleet, conn: Session, expected: Sequence[Thing], *, read_only
         conn.execute("SET LOCAL ROLE NONE")
         conn.execute("SET LOCAL search_path = pg_catalog")
         if not read_only:
-            _lock(conn, [*(thing.name for thing in expected if thing.kind == "table"), BOOKKEEPING], "EXCLUSIVE")
+            _lock(conn, [*(thing.name for thing in expected if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
         yield
 
 
@@ -201,20 +282,42 @@ def _lock(conn: Session, tables: Sequence[str], mode: str) -> list[str]:
     return found
 
 
-def _prepare(conn: Session, fleet: Fleet, found: _Database, expected: Sequence[Thing]) -> _Work:
-    """Compare, refuse what stands against the adoption, and work out what it takes."""
+def _prepare(
+    conn: Session,
+    fleet: Fleet,
+    found: _Database,
+    expected: Sequence[Thing],
+    accept: Sequence[str],
+    *,
+    sure: bool = True,
+) -> _Work:
+    """Compare, refuse what is against the adoption, and work out what it takes.
+
+    Where *expected* is not all that the migrations make, *sure* is False, and differences are told, not refused.
+    """
     named = queries.load("adoptions")
     present = fingerprints.inventory(conn)
     judged = judgements.judge(expected, present)
-    takeover = ownerships.plan(conn, found.owner, expected, present, judged.own)
-    noted = _lock(conn, [BOOKKEEPING], "SHARE")
-    if objections := [*conn.tuples(named["list_obstacles"], admin=ADMIN_ROLE), *judged.objections]:
-        count = len(objections)
-        raise Conflict(
-            f"database {conn.database} stands against adoption in {count} point{'s' if count > 1 else ''}",
-            why="; ".join([*(what for what, _ in objections), "nothing was changed"]),
-            hint=[*dict.fromkeys(fix for _, fix in objections), f"posduif tenant adopt {conn.database}"],
-        )
+    tables = [*(thing.name for thing in expected if thing.kind == "table"), *BOOKKEEPING]
+    # A function that differs is refused as such, not once more for each trigger that runs it.
+    known = strangers.same(expected, present) | {(t.kind, t.name) for t in expected if t.kind == "function"}
+    code = strangers.find(conn, tables, strangers.Trust(known))
+    earlier = record.parse(found.comment) if found.trusted else None
+    accepted = {*accept, *(strangers.accepted(earlier.extra) if earlier else ())}
+    taken = [stranger for stranger in code if stranger.name in accepted and stranger.acceptable]
+    owners = ownerships.owners(conn, found.owner, present)
+    functions = list(dict.fromkeys(function for stranger in taken for function in stranger.takeable))
+    takeover = ownerships.plan(conn, owners, expected, present, judged.own, functions)
+    noted = _lock(conn, [VERSIONS], "SHARE")
+    refused = [stranger for stranger in code if stranger not in taken]
+    objections = [
+        *(Objection(what, fix, ("superuser", "")) for what, fix in conn.tuples(named["list_event_triggers"])),
+        *(Objection(what, fix, ("table", VERSIONS)) for what, fix in conn.tuples(named["list_obstacles"])),
+        *(judged.objections if sure else ()),
+        *(Objection(f"{s.name} {s.why}", s.fix, ("owner", s.owner), s.name if s.acceptable else None) for s in refused),
+    ]
+    if objections:
+        raise _refusal(conn, owners, objections)
     before: dict[str, str | None] = dict(conn.tuples(named["list_noted"])) if noted else {}
     for file in fleet.folders.files:
         if before.get(file.version) not in (None, file.checksum):
@@ -231,13 +334,39 @@ def _prepare(conn: Session, fleet: Fleet, found: _Database, expected: Sequence[T
     make = [*judged.renames, *(Step("make", f"{thing.kind} {thing.name}", thing.ddl) for thing in judged.missing)]
     return _Work(
         found=found,
+        accepted=tuple(stranger.name for stranger in taken),
         take=takeover.take,
         make=(*make, *takeover.keep),
         before=before,
         own=tuple(f"{thing.kind} {thing.name}" for thing in judgements.outermost(judged.own)),
         changes=(*takeover.changes, *unrun),
         unrun=tuple(unrun),
+        unsure=tuple(objection.what for objection in judged.objections) if not sure else (),
         pool=admin.decided_pool(conn, conn.database, _trusted(found)),
+        at=conn.value("SELECT clock_timestamp()"),
+    )
+
+
+def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
+    """Say what is against an adoption, a point a line, and who types what in which database to remove each point."""
+    name, count = conn.database, len(objections)
+    database_owner = owners.get(("database", name), ADMIN_ROLE)
+    hints = []
+    for objection in objections:
+        kind, subject = objection.subject or ("", "")
+        owner = subject if kind == "owner" else owners.get((kind, subject), ADMIN_ROLE if kind else database_owner)
+        who = {"superuser": "a superuser"}.get(kind, f"a member of {owner}" if owner == ADMIN_ROLE else owner)
+        if objection.fix:
+            hints.append(f"{who} types, in {name}: {objection.fix};")
+    again = f"posduif tenant adopt {name}"
+    names_of = [objection.accept for objection in objections if objection.accept]
+    if names_of:
+        options = " ".join(f"--accept {shlex.quote(accept)}" for accept in names_of)
+        hints.append(f"or, where their owners may have an administrator's rights: {again} {options}")
+    return Conflict(
+        f"database {name} cannot be adopted as it is, for {count} reason{'s' if count > 1 else ''}",
+        why=[*(objection.what for objection in objections), "nothing was changed"],
+        hint=[*dict.fromkeys(hints), again],
     )
 
 
@@ -275,7 +404,10 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
             raise Conflict(
                 f"{step.subject} cannot be made in {name}; the database was not changed",
                 why=error.message.partition(": ")[2],
-                hint=["remove what stands against it:", f"{step.sql};"],
+                hint=[
+                    f"remove what conflicts with it, in {name}, with: {step.sql};",
+                    f"posduif tenant adopt {name}",
+                ],
             ) from error
     conn.script(bookkeeping["create_table"])
     for file in fleet.folders.files:
@@ -303,14 +435,16 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
 def _record(fleet: Fleet, server: Server, name: str, work: _Work, url: str | None) -> Record:
     versions = {*work.before, *fleet.folders.paths}
     earlier = record.parse(work.found.comment)
-    kept = _trusted(work.found)  # phones enroll at the url
+    kept = _trusted(work.found)  # phones enroll at the url: one that a stranger could have written is not taken over
+    extra = {key: value for key, value in (kept.extra if kept else {}).items() if key != ACCEPTED}
     return Record(
         State.ACTIVE,
         schema=max(versions, default=None),
         applied=folders.digest(versions),
         url=url or (kept and kept.url) or (server.url and server.url.replace("{tenant}", name)),
-        created=(kept and kept.created) or datetime.now(UTC),
+        created=(kept and kept.created) or work.at,
         note=earlier.note if earlier else work.found.comment,
+        extra=extra | ({ACCEPTED: [*work.accepted]} if work.accepted else {}),
         engine={**(kept.engine if kept else {}), "pool": work.pool},
     )
 
@@ -322,7 +456,7 @@ def _steps(work: _Work, fleet: Fleet, name: str, server: Server, url: str | None
         Step(
             "note as applied",
             file.version,
-            f"INSERT INTO {BOOKKEEPING} (version, checksum) "  # noqa: S608
+            f"INSERT INTO {VERSIONS} (version, checksum) "  # noqa: S608
             f"VALUES ({literal(file.version).as_string(None)}, '{file.checksum}')",
         )
         for file in fleet.folders.files
@@ -332,7 +466,7 @@ def _steps(work: _Work, fleet: Fleet, name: str, server: Server, url: str | None
     return (
         *work.take,
         *work.make,
-        Step("make", f"table {BOOKKEEPING}", queries.load("migrations")["create_table"]),
+        Step("make", f"table {VERSIONS}", queries.load("migrations")["create_table"]),
         *noted,
         Step("create role", engine_role(name), f"CREATE ROLE {role} LOGIN"),
         Step("join group", engine_role(name), f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}"),
@@ -343,4 +477,6 @@ def _steps(work: _Work, fleet: Fleet, name: str, server: Server, url: str | None
         ),
         *(Step("leave alone", subject) for subject in work.own),
         *(Step("mind", remark) for remark in work.unrun),
+        *(Step("accept", accepted) for accepted in work.accepted),
+        *(Step("compare", f"{what}, unless a migration of your own makes it so") for what in work.unsure),
     )

@@ -6,11 +6,12 @@ privilege MAINTAIN, what an owner may do, text casts and the parentheses around 
 """
 
 import hashlib
+import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -36,13 +37,17 @@ class Thing:
     """One object of a database.
 
     *name* is qualified and quoted where SQL wants it (`public.users.username`), *definition* is evened out for
-    comparing, *ddl* is the statement that makes the thing, or None where no single one does.
+    comparing, *ddl* is the statement that makes the thing, or None where no single one does. *table* and *bare* are the
+    two parts of the name of what is on a table, *bare* None where it has no name of its own; of a grant its object and
+    its role; of an owner the object's kind and name.
     """
 
     kind: str
     name: str
     definition: str
     ddl: str | None = field(default=None, compare=False, repr=False)
+    table: str | None = field(default=None, compare=False, repr=False)
+    bare: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -129,14 +134,31 @@ def compare(expected: Iterable[Thing], found: Iterable[Thing]) -> tuple[Differen
     )
 
 
+@cache
+def snapshot() -> tuple[Thing, ...]:
+    """Return what the bundled migrations make, without owners and grants, on any PostgreSQL; no server is asked."""
+    rows = json.loads(queries.bundled("schema.json").read_text(encoding="utf-8"))
+    return tuple(Thing(**row) for row in rows)
+
+
+def dump(things: Iterable[Thing]) -> str:
+    """Return the text of `sql/schema.json` for what the bundled migrations made on a server."""
+    rows = [
+        {key: value for key, value in asdict(thing).items() if value is not None}
+        for thing in things
+        if thing.kind not in ("grant", "owner")
+    ]
+    return json.dumps(rows, indent=1) + "\n"
+
+
 def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
     """Return what the migrations make on this server, found by making it in a scratch database.
 
-    Raises AccessDenied, ServerError, or QueryFailed when a migration fails there. The scratch database is
-    dropped afterwards, and so are those of runs that were killed.
+    Raises AccessDenied where posduif's roles are missing, ServerError, or QueryFailed when a migration fails there.
+    The scratch database is dropped afterwards, and so are those of runs that were killed.
     """
     with fleet.maintenance(server) as session:
-        admin.ensure_roles(session)
+        session.require_admin()
         _sweep(session)
         with _scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
             for file in fleet.folders.files:

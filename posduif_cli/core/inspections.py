@@ -1,22 +1,25 @@
 """Inspections: whether a tenant's database, rights and engine role are what posduif made them, and mending that."""
 
-import time
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from posduif_cli.core import migrations
+from posduif_cli.core import fingerprints, migrations, strangers
 from posduif_cli.core.fleet import Session
+from posduif_cli.core.folders import Folders
+from posduif_cli.core.strangers import Stranger
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, compose, identifier, literal
-from posduif_cli.errors import PosduifError, QueryFailed, counted, listed
+from posduif_cli.errors import PosduifError, counted, listed
 from posduif_cli.models import Finding, Level, State
 
-T = TypeVar("T")
 SHOWN = 5
-TRIES = 5
-TUPLE_CONCURRENTLY_UPDATED = "XX000"
+EXECUTE = "EXECUTE command;"  # as grants.sql writes it
+NOTE = (
+    "PERFORM set_config('posduif.grants', concat_ws(E'\\n', current_setting('posduif.grants', true), command), true);"
+)
 LOCK_TIMEOUT = timedelta(seconds=10)  # of what mends
 OURS = frozenset({"users", "messages", "sync_metadata", "enrollment_tokens", "schema_migrations"})
 
@@ -58,20 +61,22 @@ class _Fault:
     then: str | None = None
 
 
-def inspect(conn: Session, *, repair: bool = False) -> list[Finding]:
+def inspect(conn: Session, *, folders: Folders, repair: bool = False) -> list[Finding]:
     """Return what is wrong with a tenant, beside its version; with *repair* mend what is posduif's to mend.
+
+    *folders* say what the migrations make; without *repair* nothing is written.
 
     Each fault is mended in a transaction of its own, under the tenant's lock; one that cannot be is reported as
     it stands, with the server's reason.
     """
     if not repair:
-        return [_finding(conn, fault) for fault in _faults(conn, record.read(conn))]
+        return [_finding(conn, fault) for fault in _faults(conn, record.read(conn), folders)]
     findings = []
     with conn.lock(conn.database):
-        faults = _faults(conn, record.read(conn))
+        faults = _faults(conn, record.read(conn), folders)
         why = {fault.message: _mend(conn, fault) for fault in faults}
         # What was tried need not have worked: a right may come by another road, and one may have hidden another.
-        left = {fault.message: fault for fault in _faults(conn, record.read(conn))}
+        left = {fault.message: fault for fault in _faults(conn, record.read(conn), folders)}
         for fault in faults:
             finding = _finding(conn, fault)
             if left.pop(fault.message, None) is None:
@@ -99,7 +104,7 @@ def _finding(conn: Session, fault: _Fault) -> Finding:
     return Finding(fault.check, "tenant", conn.database, fault.level, fault.message, fix=fault.fix)
 
 
-def _faults(conn: Session, current: record.Record) -> list[_Fault]:
+def _faults(conn: Session, current: record.Record, folders: Folders) -> list[_Fault]:
     named, name = queries.load("inspections"), conn.database
     facts = conn.row(_Facts, named["inspect_tenant"])
     assert facts is not None
@@ -158,7 +163,14 @@ def _faults(conn: Session, current: record.Record) -> list[_Fault]:
             f"role {creator} may create objects in schema public, which would pass for PostgreSQL's",
             run("REVOKE CREATE ON SCHEMA public FROM {creator}", creator=creator),
         )
-    missing = _patiently(lambda: _rights(conn))
+    ours = {f.name: f.ddl for f in fingerprints.snapshot() if f.kind == "function" and f.ddl}
+    for found in _strangers(conn, folders):
+        if found.name not in strangers.accepted(current.extra):
+            who = f"a member of {ADMIN_ROLE}" if found.owner == ADMIN_ROLE else "a superuser"
+            sql = next((fingerprints.flat(ours[run]) for run in found.runs if run in ours), found.fix)
+            by_hand = f"{who} types, in {name}: {sql};" if sql else f"look at {found.name} in {name}"
+            fault("code", f"{found.name} {found.why}, with the rights of whoever writes there", None, by_hand)
+    missing = _rights(conn)
     if missing:
         shown = listed(missing, SHOWN, "; ")
         fault("grants", f"the grants differ from grants.sql: {shown}", lambda: migrations.grant(conn))
@@ -240,25 +252,37 @@ def _make_role(conn: Session, current: record.Record) -> None:
         admin.shut_out(conn, name)
 
 
-def _patiently(look: Callable[[], T]) -> T:
-    """Look again where a migration granted at the same moment, which PostgreSQL knows no waiting for."""
-    for _ in range(TRIES):
-        try:
-            return look()
-        except QueryFailed as error:
-            if error.sqlstate != TUPLE_CONCURRENTLY_UPDATED:
-                raise
-            time.sleep(0.2)
-    return look()
-
-
 def _rights(conn: Session) -> list[str]:
-    """Return how the rights differ from what grants.sql makes, tried and taken back."""
-    named = queries.load("inspections")["list_rights"]
+    """Return how the rights differ from what grants.sql makes: what it would run, if it ran.
+
+    Its block asks the catalogs what is to be done and does it; here it notes it in a setting of the transaction.
+    """
+    text = migrations.grants()
+    block = text[text.index("DO $$") :].replace(EXECUTE, NOTE)
     # One snapshot: what a migration grants meanwhile is no difference.
-    with conn.transaction(rollback=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
-        before = {right for (right,) in conn.tuples(named)}
-        conn.script(f"SET LOCAL ROLE posduif_admin; {migrations.grants()}")
-        after = {right for (right,) in conn.tuples(named)}
-    return [*sorted(f"{right} is missing" for right in after - before),
-            *sorted(f"{right} is too much" for right in before - after)]  # fmt: skip
+    with conn.transaction(read_only=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
+        conn.script(f"SET LOCAL ROLE posduif_admin; {block}")
+        commands = [command for (command,) in conn.tuples(queries.load("inspections")["list_missing_grants"])]
+    return [
+        f"what {command} takes away is too much" if command.startswith("REVOKE") else f"{command} is missing"
+        for command in sorted(commands)
+    ]
+
+
+def _strangers(conn: Session, folders: Folders) -> Sequence[Stranger]:
+    """Return what on the tenant's tables may run code that no migration made; only catalogs are read.
+
+    What posduif_admin owns and a migration of further folders mentions is known. A tenant that this machine has not all
+    files of, or that lacks some, is compared with nothing but its owners.
+    """
+    with conn.transaction(read_only=True):
+        expected = fingerprints.snapshot()
+        things = strangers.same(expected, fingerprints.inventory(conn))
+        whole = set(migrations.applied(conn)) == set(folders.paths)
+        texts = "\n".join(path.read_text("utf-8", "replace") for files in folders.listing[1:] for path in files)
+
+        def known(name: str, owner: str) -> bool:
+            return owner == ADMIN_ROLE and (not whole or re.search(rf"\b{re.escape(name)}\b", texts) is not None)
+
+        tables = [*(thing.name for thing in expected if thing.kind == "table"), *strangers.BOOKKEEPING]
+        return strangers.find(conn, tables, strangers.Trust(things, known))

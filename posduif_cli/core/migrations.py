@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cache, partial
 
 from posduif_cli.core import scripts
@@ -360,7 +360,13 @@ class _Run:
                 raise Interrupted("interrupted") from error
             if not self.conn.broken:
                 self.conn.restore()
-                failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, datetime.now(UTC))
+                failure = Failure(
+                    self.file.version,
+                    error.sqlstate,
+                    self.file.path.name,
+                    error.line,
+                    self.conn.value("SELECT clock_timestamp()"),
+                )
                 # A comment that someone holds must not hide what failed.
                 with suppress(Blocked), self.conn.transaction(lock_timeout=self.folders.lock_timeout):
                     record.write(self.conn, replace(self.current, failed=failure))

@@ -39,7 +39,7 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     chosen, errors = _live(fleet, tenants)
 
     def look(conn: Session) -> list[Finding]:
-        return [check_record(conn, repair=repair), *inspections.inspect(conn, repair=repair)]
+        return [check_record(conn, repair=repair), *inspections.inspect(conn, folders=fleet.folders, repair=repair)]
 
     findings, errors = _visit(fleet, chosen, errors, look)
     if tenants is None:

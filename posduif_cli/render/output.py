@@ -208,8 +208,8 @@ class Output:
             return
         label = "\x1b[1;31merror:\x1b[0m" if self.colored(sys.stderr) else "error:"
         lines = [f"{label} {tables.visible(' '.join(error.message.split()))}"]
-        if error.why:
-            lines.append(f"  why   {tables.visible(' '.join(error.why.split()))}")
+        for number, reason in enumerate(error.reasons):
+            lines.append(f"  {'why' if number == 0 else '   '}   {tables.visible(' '.join(reason.split()))}")
         for number, hint in enumerate(error.hints):
             lines.append(f"  {'try' if number == 0 else '   '}   {tables.visible(self.spell(hint))}")
         write("\n".join(lines) + "\n", sys.stderr)

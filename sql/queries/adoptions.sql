@@ -1,9 +1,12 @@
 -- name: find_database
 -- A database that may be taken in: whose it is, what people noted on it, and whether this login could take it over.
 -- *path* is a search_path that would put other people's functions before PostgreSQL's in every new session.
--- *trusted* says that nobody but administrators could have written the comment.
-SELECT d.oid::int8 AS oid, pg_get_userbyid(d.datdba)::text AS owner, d.datallowconn AS open,
+-- *trusted* says that nobody but administrators could have written the comment, *powerful* that to join the owner would
+-- be to be a superuser, or near it.
+SELECT pg_get_userbyid(d.datdba)::text AS owner, d.datallowconn AS open,
        (SELECT rolsuper OR rolname = 'posduif_admin' FROM pg_roles WHERE oid = d.datdba) AS trusted,
+       pg_get_userbyid(d.datdba) ~ '^pg_' OR EXISTS
+           (SELECT FROM pg_roles s WHERE s.rolsuper AND pg_has_role(d.datdba, s.oid, 'MEMBER')) AS powerful,
        d.datistemplate AS template,
        shobj_description(d.oid, 'pg_database') AS comment,
        (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = session_user) AS may_own,
@@ -17,33 +20,37 @@ FROM pg_database d WHERE d.datname = %(name)s;
 SELECT t FROM unnest(%(tables)s::text[]) t JOIN pg_class c ON c.oid = to_regclass(t)
 WHERE c.relkind IN ('r', 'p', 'v') ORDER BY t;
 
+-- name: was_made_by_posduif
+-- Whether a database and all in it belong to posduif_admin and superusers, and its engine's role was made by
+-- posduif_admin: since PostgreSQL 16 who makes a role has the ADMIN OPTION on it, and cannot give that away.
+SELECT NOT EXISTS (
+           SELECT FROM pg_shdepend s JOIN pg_roles o ON o.oid = s.refobjid JOIN pg_database d ON d.oid = s.dbid
+           WHERE s.refclassid = 'pg_authid'::regclass AND s.deptype = 'o' AND d.datname = %(name)s
+             AND NOT o.rolsuper AND o.rolname <> 'posduif_admin')
+       AND EXISTS (SELECT FROM pg_database d JOIN pg_roles o ON o.oid = d.datdba
+                   WHERE d.datname = %(name)s AND (o.rolsuper OR o.rolname = 'posduif_admin'))
+       AND (current_setting('server_version_num')::int < 160000 OR coalesce((
+           SELECT bool_or(m.member = to_regrole('posduif_admin')) AND bool_and(m.member = to_regrole('posduif_admin') OR o.rolsuper)
+           FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN pg_roles o ON o.oid = m.member
+           WHERE m.admin_option AND r.rolname = %(name)s || '_engine'), false));
+
+-- name: list_event_triggers
+-- Event triggers, which run with the rights of whoever alters the schema; each with the SQL that removes it.
+SELECT format('event trigger %I would run with an administrator''s rights', evtname), format('DROP EVENT TRIGGER %I', evtname)
+FROM pg_event_trigger WHERE evtenabled <> 'D';
+
 -- name: list_obstacles
--- What would run other people's code with an administrator's rights, or is no version table as dbmate or posduif make
--- one; each with the SQL that removes it.
+-- What makes schema_migrations no version table as dbmate or posduif make one; each with the SQL that removes it.
 WITH version_table AS (
     SELECT * FROM pg_class WHERE oid = to_regclass('public.schema_migrations')
 )
-SELECT format('event trigger %%I would run with an administrator''s rights', evtname) AS what,
-       format('DROP EVENT TRIGGER %%I;', evtname) AS fix
-FROM pg_event_trigger WHERE evtenabled <> 'D'
+SELECT 'schema_migrations has row level security',
+       'ALTER TABLE public.schema_migrations DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY'
+FROM version_table WHERE relrowsecurity
 UNION ALL
-SELECT 'schema_migrations is no plain table', 'ALTER TABLE public.schema_migrations RENAME TO schema_migrations_before;'
-FROM version_table
-WHERE relkind <> 'r' OR relrowsecurity OR relispartition OR relhassubclass OR relhasrules
-   OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = version_table.oid)
-   OR EXISTS (SELECT FROM pg_policy WHERE polrelid = version_table.oid)
-   OR EXISTS (SELECT FROM pg_index WHERE indrelid = version_table.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
-UNION ALL
-SELECT format('schema_migrations has the trigger %%I', tgname), format('DROP TRIGGER %%I ON public.schema_migrations;', tgname)
-FROM pg_trigger JOIN version_table v ON v.oid = tgrelid
-UNION ALL
-SELECT format('schema_migrations has the constraint %%I', conname),
-       format('ALTER TABLE public.schema_migrations DROP CONSTRAINT %%I;', conname)
-FROM pg_constraint JOIN version_table v ON v.oid = conrelid WHERE contype NOT IN ('p', 'u', 'n')
-UNION ALL
-SELECT format('schema_migrations is another tool''s: its column %%I is %%s%%s', attname, format_type(atttypid, NULL),
+SELECT format('schema_migrations is another tool''s: its column %I is %s%s', attname, format_type(atttypid, NULL),
               ' DEFAULT ' || pg_get_expr(adbin, adrelid)),
-       'ALTER TABLE public.schema_migrations RENAME TO schema_migrations_before;'
+       'ALTER TABLE public.schema_migrations RENAME TO schema_migrations_before'
 FROM pg_attribute JOIN version_table v ON v.oid = attrelid
 LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
 WHERE attnum > 0 AND NOT attisdropped
@@ -64,15 +71,17 @@ SELECT version::text AS version, to_jsonb(m) ->> 'checksum' AS checksum FROM pub
 
 -- name: list_roles
 -- Every role that owns something or was granted something in this database, or is among %(owners)s, with what it may do
--- here, by whatever way; *may* says whether this login may act for it.
+-- here, by whatever way. *may* says whether this login may act for it, *powerful* that to join it would be to be a
+-- superuser, or near it.
 SELECT r.rolname::text AS role, r.rolsuper AS super, pg_has_role(session_user, r.oid, 'USAGE') AS may,
+       r.rolname ~ '^pg_' OR EXISTS (SELECT FROM pg_roles s WHERE s.rolsuper AND pg_has_role(r.oid, s.oid, 'MEMBER')) AS powerful,
        array_remove(ARRAY[CASE WHEN has_database_privilege(r.oid, d.oid, 'CONNECT') THEN 'CONNECT' END,
                           CASE WHEN has_database_privilege(r.oid, d.oid, 'TEMPORARY') THEN 'TEMPORARY' END], NULL) AS database,
        array_remove(ARRAY[CASE WHEN has_schema_privilege(r.oid, 'public', 'USAGE') THEN 'USAGE' END,
                           CASE WHEN has_schema_privilege(r.oid, 'public', 'CREATE') THEN 'CREATE' END], NULL) AS schema
 FROM pg_roles r, pg_database d
-WHERE d.datname = current_database() AND r.rolname !~ '^pg_' AND r.rolname <> ALL (%(ours)s::text[])
-  AND (r.rolname = ANY (%(owners)s::text[]) OR r.oid IN (
+WHERE d.datname = current_database() AND r.rolname <> ALL (%(ours)s::text[])
+  AND (r.rolname = ANY (%(owners)s::text[]) OR r.rolname !~ '^pg_' AND r.oid IN (
       SELECT refobjid FROM pg_shdepend
       WHERE refclassid = 'pg_authid'::regclass
         AND (dbid = d.oid OR dbid = 0 AND classid = 'pg_database'::regclass AND objid = d.oid)))

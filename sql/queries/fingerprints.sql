@@ -73,13 +73,14 @@ WITH members AS MATERIALIZED (
     UNION ALL
     SELECT 'schema', name, nspowner FROM spaces WHERE pg_get_userbyid(nspowner) <> 'pg_database_owner'
 )
-SELECT 'schema' AS kind, name, '' AS definition, 'CREATE SCHEMA ' || name AS ddl FROM spaces
+SELECT 'schema' AS kind, name, '' AS definition, 'CREATE SCHEMA ' || name AS ddl, NULL AS "table", NULL AS bare FROM spaces
 UNION ALL
 SELECT 'extension', quote_ident(extname), 'SCHEMA ' || extnamespace::regnamespace,
-       format('CREATE EXTENSION %%I SCHEMA %%s', extname, extnamespace::regnamespace)
+       format('CREATE EXTENSION %%I SCHEMA %%s', extname, extnamespace::regnamespace), NULL, NULL
 FROM pg_extension
 UNION ALL
-SELECT 'type', t.name, v.definition, CASE WHEN t.typtype = 'e' THEN format('CREATE TYPE %%s AS %%s', t.name, v.definition) END
+SELECT 'type', t.name, v.definition, CASE WHEN t.typtype = 'e' THEN format('CREATE TYPE %%s AS %%s', t.name, v.definition) END,
+       NULL, NULL
 FROM types t CROSS JOIN LATERAL (
     SELECT CASE t.typtype
         WHEN 'e' THEN (SELECT 'ENUM (' || string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder) || ')'
@@ -93,7 +94,7 @@ FROM types t CROSS JOIN LATERAL (
         ELSE 'RANGE' END AS definition) v
 UNION ALL
 SELECT 'sequence', r.name, concat_ws(' ', v.text, 'OWNED BY ' || o.by),
-       CASE WHEN o.by IS NULL THEN format('CREATE SEQUENCE %%s %%s', r.name, v.text) END
+       CASE WHEN o.by IS NULL THEN format('CREATE SEQUENCE %%s %%s', r.name, v.text) END, NULL, NULL
 FROM relations r JOIN pg_sequence s ON s.seqrelid = r.oid LEFT JOIN owned o ON o.objid = r.oid
 CROSS JOIN LATERAL (SELECT format('AS %%s INCREMENT %%s MINVALUE %%s MAXVALUE %%s START %%s CACHE %%s%%s',
                                   format_type(seqtypid, NULL), seqincrement, seqmin, seqmax, seqstart, seqcache,
@@ -110,18 +111,20 @@ SELECT 'table', r.name,
        CASE WHEN r.relkind = 'r' AND r.relpersistence = 'p' AND NOT r.relrowsecurity AND NOT r.relispartition THEN
            format(E'CREATE TABLE %%s (\n    %%s\n)', r.name,
                   (SELECT string_agg(attname || ' ' || definition, E',\n    ' ORDER BY attnum)
-                   FROM columns WHERE attrelid = r.oid)) END
+                   FROM columns WHERE attrelid = r.oid)) END, NULL, NULL
 FROM relations r WHERE r.relkind IN ('r', 'p', 'f')
 UNION ALL
 SELECT 'column', name || '.' || attname, definition,
-       format('ALTER TABLE %%s ADD COLUMN %%s %%s', name, attname, definition)
+       format('ALTER TABLE %%s ADD COLUMN %%s %%s', name, attname, definition), name, attname
 FROM columns
 UNION ALL
-SELECT 'constraint', name, text, format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', relation, conname, text) FROM constraints
+SELECT 'constraint', name, text, format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', relation, conname, text), relation,
+       quote_ident(conname)
+FROM constraints
 UNION ALL
 SELECT 'index', s.name || '.' || quote_ident(c.relname),
        pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid AND i.indisready THEN '' ELSE ' INVALID' END,
-       pg_get_indexdef(i.indexrelid)
+       pg_get_indexdef(i.indexrelid), r.name, quote_ident(c.relname)
 FROM pg_index i JOIN relations r ON r.oid = i.indrelid JOIN pg_class c ON c.oid = i.indexrelid
 JOIN spaces s ON s.oid = c.relnamespace
 WHERE NOT EXISTS (SELECT FROM constraints WHERE conindid = i.indexrelid AND contype IN ('p', 'u', 'x'))
@@ -129,26 +132,28 @@ UNION ALL
 SELECT 'view', r.name,
        concat_ws(' ', CASE r.relkind WHEN 'm' THEN 'MATERIALIZED' END, array_to_string(r.reloptions, ', '), pg_get_viewdef(r.oid)),
        format('CREATE %%sVIEW %%s%%s AS %%s', CASE r.relkind WHEN 'm' THEN 'MATERIALIZED ' END, r.name,
-              ' WITH (' || array_to_string(r.reloptions, ', ') || ')', pg_get_viewdef(r.oid))
+              ' WITH (' || array_to_string(r.reloptions, ', ') || ')', pg_get_viewdef(r.oid)),
+       NULL, NULL
 FROM relations r WHERE r.relkind IN ('v', 'm')
 UNION ALL
 SELECT 'function', name,
        CASE WHEN prokind = 'a' THEN 'AGGREGATE' ELSE pg_get_functiondef(oid) END,
-       CASE WHEN prokind <> 'a' THEN pg_get_functiondef(oid) END
+       CASE WHEN prokind <> 'a' THEN pg_get_functiondef(oid) END, NULL, NULL
 FROM routines
 UNION ALL
 SELECT 'trigger', r.name || '.' || quote_ident(t.tgname),
        pg_get_triggerdef(t.oid) || CASE t.tgenabled WHEN 'D' THEN ' DISABLED' WHEN 'R' THEN ' REPLICA' WHEN 'A' THEN ' ALWAYS'
                                                     ELSE '' END,
-       CASE WHEN t.tgenabled = 'O' THEN pg_get_triggerdef(t.oid) END
+       CASE WHEN t.tgenabled = 'O' THEN pg_get_triggerdef(t.oid) END, r.name, quote_ident(t.tgname)
 FROM pg_trigger t JOIN relations r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
 UNION ALL
-SELECT DISTINCT 'trigger', r.name || '.' || quote_ident(c.conname) || ' (internal)', 'DISABLED', NULL
+SELECT DISTINCT 'trigger', r.name || '.' || quote_ident(c.conname) || ' (internal)', 'DISABLED', NULL, r.name, NULL
 FROM pg_trigger t JOIN relations r ON r.oid = t.tgrelid JOIN pg_constraint c ON c.oid = t.tgconstraint
 WHERE t.tgisinternal AND t.tgenabled <> 'O'
 UNION ALL
 SELECT 'rule', r.name || '.' || quote_ident(w.rulename),
-       pg_get_ruledef(w.oid) || CASE w.ev_enabled WHEN 'O' THEN '' ELSE ' ' || w.ev_enabled::text END, pg_get_ruledef(w.oid)
+       pg_get_ruledef(w.oid) || CASE w.ev_enabled WHEN 'O' THEN '' ELSE ' ' || w.ev_enabled::text END, pg_get_ruledef(w.oid),
+       r.name, quote_ident(w.rulename)
 FROM pg_rewrite w JOIN relations r ON r.oid = w.ev_class WHERE w.rulename <> '_RETURN'
 UNION ALL
 SELECT 'policy', r.name || '.' || quote_ident(p.polname),
@@ -157,14 +162,15 @@ SELECT 'policy', r.name || '.' || quote_ident(p.polname),
                   FROM unnest(p.polroles) x),
                  format('USING (%%s)', pg_get_expr(p.polqual, p.polrelid)),
                  format('CHECK (%%s)', pg_get_expr(p.polwithcheck, p.polrelid))),
-       NULL
+       NULL, r.name, quote_ident(p.polname)
 FROM pg_policy p JOIN relations r ON r.oid = p.polrelid
 UNION ALL
 SELECT 'grant', coalesce(nullif(a.grantee, 0)::regrole::text, 'public') || ' on ' || object,
-       string_agg(DISTINCT a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '), NULL
+       string_agg(DISTINCT a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '), NULL, object,
+       coalesce(nullif(a.grantee, 0)::regrole::text, 'public')
 FROM rights CROSS JOIN LATERAL aclexplode(acl) a
 WHERE a.grantee <> owner AND a.privilege_type <> 'MAINTAIN'
 GROUP BY a.grantee, object
 UNION ALL
-SELECT 'owner', word || ' ' || name, pg_get_userbyid(owner)::text, NULL
+SELECT 'owner', word || ' ' || name, pg_get_userbyid(owner)::text, NULL, word, name
 FROM owners WHERE pg_get_userbyid(owner) <> %(owner)s;

@@ -51,29 +51,18 @@ WHERE owner <> 'posduif_admin'::regrole
   AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = o.class AND e.objid = o.oid AND e.deptype = 'e')
 ORDER BY 1, 2 LIMIT 11;
 
--- name: list_rights
--- Every right on the four tables, for a comparison before and after grants.sql.
-SELECT concat_ws(' ', c.relname, a.attname, x.grantee::regrole::text, x.privilege_type)
-FROM pg_class c
-LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped
-CROSS JOIN LATERAL aclexplode(coalesce(a.attacl, c.relacl)) x
-WHERE c.oid IN (to_regclass('public.users'), to_regclass('public.messages'), to_regclass('public.sync_metadata'),
-                to_regclass('public.enrollment_tokens')) AND x.grantee <> c.relowner
-UNION
-SELECT concat_ws(' ', c.relname, x.grantee::regrole::text, x.privilege_type)
-FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x
-WHERE c.oid IN (to_regclass('public.users'), to_regclass('public.messages'), to_regclass('public.sync_metadata'),
-                to_regclass('public.enrollment_tokens')) AND x.grantee <> c.relowner
-UNION
-SELECT concat_ws(' ', 'schema', x.grantee::regrole::text, x.privilege_type)
-FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) x WHERE n.nspname = 'public' AND x.grantee <> n.nspowner
-UNION
-SELECT concat_ws(' ', 'database', x.grantee::regrole::text, x.privilege_type)
-FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) x
-WHERE d.datname = current_database() AND x.grantee::regrole::text IN ('posduif_support', 'posduif_health')
-UNION
-SELECT concat_ws(' ', p.proname, x.grantee::regrole::text, x.privilege_type)
-FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
-WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN ('update_updated_at_column', 'update_synced_at', 'update_read_at')
-  AND x.grantee <> p.proowner
-ORDER BY 1;
+-- name: list_missing_grants
+-- The commands of grants.sql that would change something: those that its block noted in a setting, and the others.
+SELECT command FROM string_to_table(current_setting('posduif.grants', true), E'\n') AS command WHERE command <> ''
+UNION ALL
+SELECT DISTINCT 'REVOKE ALL ON SCHEMA public FROM PUBLIC'
+FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a WHERE n.nspname = 'public' AND a.grantee = 0
+UNION ALL
+SELECT 'GRANT USAGE ON SCHEMA public TO posduif_engine'
+FROM pg_roles WHERE rolname = 'posduif_engine' AND NOT has_schema_privilege(oid, 'public', 'USAGE')
+UNION ALL
+SELECT 'ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC'
+WHERE NOT EXISTS (
+    SELECT FROM pg_default_acl
+    WHERE pg_get_userbyid(defaclrole) = 'posduif_admin' AND defaclnamespace = 0 AND defaclobjtype = 'f'
+      AND NOT EXISTS (SELECT FROM aclexplode(defaclacl) a WHERE a.grantee = 0));
