@@ -9,7 +9,7 @@
     ├─ Conflict                         5  TenantExists NotOurs WrongState UserExists DeviceExists TokenUsed
     │                                      TokenExpired TokenRevoked ChecksumDiffers FileExists AmbiguousTenant
     ├─ ServerError                      6  ServerUnreachable ServerFull TlsFailed AccessDenied StandbyServer
-    ├─ OperationFailed                  7  QueryFailed TimedOut MigrationFailed EmbeddedServerFailed
+    ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
     ├─ Refused                          9  ConfirmationMissing UnsafeServer SuperuserSession
     ├─ Busy                            10  Blocked
@@ -266,10 +266,6 @@ class QueryFailed(OperationFailed):
         self.sqlstate = sqlstate
         self.constraint = constraint
         self.position = position
-
-
-class TimedOut(QueryFailed):
-    """A statement took longer than its statement_timeout, and was undone."""
 
 
 class MigrationFailed(OperationFailed):

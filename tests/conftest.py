@@ -77,6 +77,7 @@ def start(data_dir: Path, bin_dir: Path | None = None, **settings: str) -> PgSer
         if started and conn.execute("SELECT to_regrole('posduif_engine')").fetchone() == (None,):
             # A server like anyone's, not like the one of this machine's commands.
             conn.execute("DROP ROLE IF EXISTS posduif_local, posduif_admin")
+            (data_dir / "posduif-login").unlink()
         return PgServer(dsn, conn.info.server_version // 10000, data_dir, bin_dir)
 
 

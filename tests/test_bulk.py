@@ -294,6 +294,8 @@ def test_a_full_server_is_waited_for(
     own_server: PgServer, run_on: Callable[..., Posduif], listed: Callable[..., str]
 ) -> None:
     own_server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE CONNECTION LIMIT 2")
+    run_on(own_server)("server", "init")
+    own_server.sql("GRANT posduif_admin TO alice")
     posduif = run_on(own_server, user="alice")
     names = [f"acme_{number}" for number in range(10)]
     # Two at once is all that alice gets, and a web user takes a second session in the tenant's database.

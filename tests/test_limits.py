@@ -15,7 +15,7 @@ from relay import Relay
 from posduif_cli.core.fleet import Fleet
 from posduif_cli.db import connect
 from posduif_cli.db.connect import Session
-from posduif_cli.errors import PosduifError, ServerUnreachable, TimedOut
+from posduif_cli.errors import PosduifError, QueryFailed, ServerUnreachable
 from posduif_cli.models import Server
 
 TALK = b"has_database"  # what the question for tenants has in it
@@ -75,7 +75,7 @@ def test_the_limits_of_a_session(server: PgServer, posduif: Posduif, tenant: str
         assert asked.footing.settings["statement_timeout"] == connect.SETTINGS["statement_timeout"]
     with (
         connect.connect(here, tenant, command="test", limit=timedelta(milliseconds=1000)) as short,
-        pytest.raises(TimedOut, match="statement timeout"),
+        pytest.raises(QueryFailed, match="statement timeout"),
     ):
         short.value("SELECT pg_sleep(30)")
 

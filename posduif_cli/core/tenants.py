@@ -28,7 +28,6 @@ from posduif_cli.errors import (
     PosduifError,
     QueryFailed,
     TenantExists,
-    TimedOut,
 )
 from posduif_cli.models import CreatedTenant, Loss, Plan, Server, State, Step, Tenant
 
@@ -44,6 +43,7 @@ SESSION_END = 2000  # milliseconds that a session has to end
 ENDING = 10.0  # seconds to shut out an engine that keeps coming back
 DUPLICATE_DATABASE = ("42P04", "23505")
 DEPENDED_ON = "2BP01"
+QUERY_CANCELED = "57014"  # what a statement_timeout ends with
 
 
 @dataclass(frozen=True)
@@ -516,7 +516,7 @@ def loss(fleet: Fleet, *, name: str, confirmed: bool = False) -> Loss:
     except (QueryFailed, Blocked) as error:
         if isinstance(error, QueryFailed) and error.sqlstate in migrations.NO_SUCH_TABLE_OR_COLUMN:
             return Loss(name, server.name, None, None, None, None)
-        if isinstance(error, Blocked | TimedOut):
+        if isinstance(error, Blocked) or error.sqlstate == QUERY_CANCELED:
             return Loss(name, server.name, None, None, None, None, uncounted=error.sentence)
         raise
 

@@ -34,7 +34,6 @@ from posduif_cli.errors import (
     ServerFull,
     ServerUnreachable,
     StandbyServer,
-    TimedOut,
     TlsFailed,
     scrub,
 )
@@ -904,7 +903,7 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
         if isinstance(blocked, Blocked):
             blocked.anonymous = True
         return blocked
-    return (TimedOut if state == "57014" else QueryFailed)(
+    return QueryFailed(
         f"{where}: {message}",
         why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),
         sqlstate=state,
