@@ -36,6 +36,7 @@ from posduif_cli.errors import (
 from posduif_cli.models import Adoption, Plan, Server, State, Step, Tenant
 
 VERSIONS = BOOKKEEPING[0]
+SUPERUSER = "a superuser"
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
 STANDS_AGAINST = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
@@ -310,11 +311,17 @@ def _prepare(
     noted = _lock(conn, [VERSIONS], "SHARE")
     refused = [stranger for stranger in code if stranger not in taken]
     objections = [
-        *(Objection(what, fix, ("superuser", "")) for what, fix in conn.tuples(named["list_event_triggers"])),
-        *(Objection(what, fix, ("table", VERSIONS)) for what, fix in conn.tuples(named["list_obstacles"])),
+        *(Objection(what, fix, owner=SUPERUSER) for what, fix in conn.tuples(named["list_event_triggers"])),
+        *(Objection(what, fix, VERSIONS) for what, fix in conn.tuples(named["list_obstacles"])),
         *(judged.objections if sure else ()),
-        *(Objection(f"{s.name} {s.why}", s.fix, ("owner", s.owner), s.name if s.acceptable else None) for s in refused),
+        *(
+            Objection(f"{s.name} {s.why}", s.fix, owner=s.owner, accept=s.name if s.acceptable else None)
+            for s in refused
+        ),
     ]
+    # What is on a relation that has to go aside goes with it.
+    if aside := [objection for objection in objections if judgements.ASIDE in (objection.fix or "")]:
+        objections = aside
     if objections:
         raise _refusal(conn, owners, objections)
     before: dict[str, str | None] = dict(conn.tuples(named["list_noted"])) if noted else {}
@@ -347,12 +354,11 @@ def _prepare(
 def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
     """Say what is against an adoption, a point a line, and who types what in which database to remove each point."""
     name, count = conn.database, len(objections)
-    database_owner = owners.get(("database", name), ADMIN_ROLE)
+    by_name = {bare: role for (_, bare), role in owners.items()}
     hints = []
     for objection in objections:
-        kind, subject = objection.subject or ("", "")
-        owner = subject if kind == "owner" else owners.get((kind, subject), ADMIN_ROLE if kind else database_owner)
-        who = {"superuser": "a superuser"}.get(kind, f"a member of {owner}" if owner == ADMIN_ROLE else owner)
+        owner = objection.owner or by_name.get(objection.subject or "", ADMIN_ROLE)
+        who = f"a member of {owner}" if owner == ADMIN_ROLE else owner
         if objection.fix:
             hints.append(f"{who} types, in {name}: {objection.fix};")
     again = f"posduif tenant adopt {name}"
