@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -347,6 +348,44 @@ def test_nobody_is_advised_to_become_a_superuser(
     finally:
         forget(server, name)
         server.sql(f"DROP ROLE {boss}, {name}_deputy")
+
+
+EVIL = COMPARE + "CREATE OPERATOR = (FUNCTION = same, LEFTARG = varchar, RIGHTARG = varchar)"
+
+
+def test_a_transaction_that_is_open_could_bring_code_afterwards(
+    posduif: Posduif, server: PgServer, mallory: Mallory, name: str
+) -> None:
+    mallory("SELECT 1")
+    with server.connect(name) as conn:
+        conn.execute(f"SET SESSION AUTHORIZATION {name}_mallory".encode())
+        with conn.transaction():
+            conn.execute(EVIL.encode())
+            error = posduif("tenant", "adopt", name, "-o", "json", code=10).error
+            assert f"(pid {conn.info.backend_pid}) is open" in error["why"]
+    assert "operator public.=" in posduif("tenant", "adopt", name, "-o", "json", code=5).error["why"]
+
+
+def test_code_that_comes_while_a_database_is_taken_in_is_told(
+    posduif: Posduif, server: PgServer, mallory: Mallory, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mallory("SELECT 1")
+    grant = migrations.grant
+
+    def meanwhile(session: Any) -> None:
+        with server.connect(name) as conn:
+            conn.execute(f"SET SESSION AUTHORIZATION {name}_mallory".encode())
+            conn.execute(EVIL.encode())
+        grant(session)
+
+    monkeypatch.setattr(migrations, "grant", meanwhile)
+    error = posduif("tenant", "adopt", name, "-o", "json", code=5).error
+    assert "was adopted" in error["message"]
+    assert error["why"].startswith("operator public.=(character varying,character varying) could pass for PostgreSQL's")
+    (found,) = [f for f in posduif.json("tenant", "verify", name, code=1) if f["check"] == "code"]
+    obey(server, error["try"])
+    assert found["fix"] in error["try"]
+    assert [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code"] == []
 
 
 LATER = {

@@ -8,10 +8,11 @@ later on, when posduif writes to the tables, is refused unless it is accepted by
 """
 
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from posduif_cli.core import fingerprints, folders, judgements, migrations, names, ownerships, scripts, strangers
 from posduif_cli.core.fingerprints import Thing
@@ -19,13 +20,14 @@ from posduif_cli.core.fleet import Fleet, wrong_state
 from posduif_cli.core.judgements import Objection
 from posduif_cli.core.placements import Placements
 from posduif_cli.core.preparations import naming
-from posduif_cli.core.strangers import ACCEPTED, BOOKKEEPING
+from posduif_cli.core.strangers import ACCEPTED, BOOKKEEPING, Stranger
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.connect import ADMIN_ROLE, Session, literal, quoted
 from posduif_cli.db.record import Intent, Record
 from posduif_cli.errors import (
     AccessDenied,
+    Busy,
     ChecksumDiffers,
     Conflict,
     NotOurs,
@@ -36,6 +38,8 @@ from posduif_cli.errors import (
 from posduif_cli.models import Adoption, Plan, Server, State, Step, Tenant
 
 VERSIONS = BOOKKEEPING[0]
+SUPERUSER = "a superuser"
+PATIENCE = timedelta(seconds=10)  # with transactions that were open while the database was taken in
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
 STANDS_AGAINST = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
@@ -105,13 +109,63 @@ def adopt(
                 with _inside(fleet, conn, expected, read_only=True):
                     _prepare(conn, fleet, found, expected, accept)
                 with _inside(fleet, conn, expected):
+                    if others := _await_others(conn, fleet.folders.lock_timeout):
+                        raise Busy(
+                            f"database {database} is being changed",
+                            why=[
+                                f"a transaction {other} is open; what it makes cannot be seen yet" for other in others
+                            ],
+                            hint="try again when that is done",
+                        )
                     work = _prepare(conn, fleet, found, expected, accept)
                     _carry_out(conn, fleet, work, intent)
                     migrations.grant(conn)
                     record.write(conn, _record(fleet, conn.server, conn.database, work, url))
+                work = _look_again(conn, expected, work)
         adopted = fleet.look(session, database)
         assert adopted is not None
         return _result(adopted, work)
+
+
+def _await_others(conn: Session, patience: timedelta) -> list[str]:
+    """Wait for other people's transactions in the database; return those that are open when *patience* is over."""
+    deadline = time.monotonic() + patience.total_seconds()
+    while others := [other for (other,) in conn.tuples(queries.load("adoptions")["list_open_transactions"])]:
+        if time.monotonic() > deadline:
+            return others
+        time.sleep(0.1)
+    return []
+
+
+def _look_again(conn: Session, expected: Sequence[Thing], work: _Work) -> _Work:
+    """Look for strangers' code that was committed while the database was taken in, by rights that are gone since.
+
+    Raises Conflict, though the database is a tenant now, with what to type; tells of transactions that are open still.
+    """
+    others = _await_others(conn, PATIENCE)
+    present = fingerprints.inventory(conn)
+    code = _strangers(conn, expected, present)
+    if late := [stranger for stranger in code if stranger.name not in work.accepted]:
+        raise Conflict(
+            f"database {conn.database} was adopted, and in this moment someone gave it code",
+            why=[f"{stranger.name} {stranger.why}" for stranger in late],
+            hint=[
+                *(f"a superuser types, in {conn.database}: {stranger.fix};" for stranger in late if stranger.fix),
+                f"posduif tenant verify {conn.database}",
+            ],
+        )
+    told = [
+        f"a transaction {other} is open still; when it is over, type: posduif tenant verify {conn.database}"
+        for other in others
+    ]
+    return replace(work, changes=(*work.changes, *told))
+
+
+def _strangers(conn: Session, expected: Sequence[Thing], present: Sequence[Thing]) -> tuple[Stranger, ...]:
+    tables = [*(thing.name for thing in expected if thing.kind == "table"), *BOOKKEEPING]
+    # A function that differs is refused as such, not once more for each trigger that runs it.
+    known = strangers.same(expected, present) | {(t.kind, t.name) for t in expected if t.kind == "function"}
+    return strangers.find(conn, tables, strangers.Trust(known))
 
 
 def plan(
@@ -298,10 +352,7 @@ def _prepare(
     named = queries.load("adoptions")
     present = fingerprints.inventory(conn)
     judged = judgements.judge(expected, present)
-    tables = [*(thing.name for thing in expected if thing.kind == "table"), *BOOKKEEPING]
-    # A function that differs is refused as such, not once more for each trigger that runs it.
-    known = strangers.same(expected, present) | {(t.kind, t.name) for t in expected if t.kind == "function"}
-    code = strangers.find(conn, tables, strangers.Trust(known))
+    code = _strangers(conn, expected, present)
     earlier = record.parse(found.comment) if found.trusted else None
     accepted = {*accept, *(strangers.accepted(earlier.extra) if earlier else ())}
     taken = [stranger for stranger in code if stranger.name in accepted and stranger.acceptable]
@@ -311,11 +362,17 @@ def _prepare(
     noted = _lock(conn, [VERSIONS], "SHARE")
     refused = [stranger for stranger in code if stranger not in taken]
     objections = [
-        *(Objection(what, fix, ("superuser", "")) for what, fix in conn.tuples(named["list_event_triggers"])),
-        *(Objection(what, fix, ("table", VERSIONS)) for what, fix in conn.tuples(named["list_obstacles"])),
+        *(Objection(what, fix, owner=SUPERUSER) for what, fix in conn.tuples(named["list_event_triggers"])),
+        *(Objection(what, fix, VERSIONS) for what, fix in conn.tuples(named["list_obstacles"])),
         *(judged.objections if sure else ()),
-        *(Objection(f"{s.name} {s.why}", s.fix, ("owner", s.owner), s.name if s.acceptable else None) for s in refused),
+        *(
+            Objection(f"{s.name} {s.why}", s.fix, owner=s.owner, accept=s.name if s.acceptable else None)
+            for s in refused
+        ),
     ]
+    # What is on a relation that has to go aside goes with it.
+    if aside := [objection for objection in objections if judgements.ASIDE in (objection.fix or "")]:
+        objections = aside
     if objections:
         raise _refusal(conn, owners, objections)
     before: dict[str, str | None] = dict(conn.tuples(named["list_noted"])) if noted else {}
@@ -350,12 +407,11 @@ def _prepare(
 def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
     """Say what is against an adoption, a point a line, and who types what in which database to remove each point."""
     name, count = conn.database, len(objections)
-    database_owner = owners.get(("database", name), ADMIN_ROLE)
+    by_name = {bare: role for (_, bare), role in owners.items()}
     hints = []
     for objection in objections:
-        kind, subject = objection.subject or ("", "")
-        owner = subject if kind == "owner" else owners.get((kind, subject), ADMIN_ROLE if kind else database_owner)
-        who = {"superuser": "a superuser"}.get(kind, f"a member of {owner}" if owner == ADMIN_ROLE else owner)
+        owner = objection.owner or by_name.get(objection.subject or "", ADMIN_ROLE)
+        who = f"a member of {owner}" if owner == ADMIN_ROLE else owner
         if objection.fix:
             hints.append(f"{who} types, in {name}: {objection.fix};")
     again = f"posduif tenant adopt {name}"

@@ -21,7 +21,7 @@ MADE = (
     "view",
     "trigger",
 )
-ASIDE = "before_posduif"  # the schema that relations are moved to: nothing that may hold rows is ever dropped
+ASIDE = "SET SCHEMA before_posduif"  # where relations are moved to: nothing that may hold rows is ever dropped
 SHOWN = 80
 
 
@@ -29,13 +29,14 @@ SHOWN = 80
 class Objection:
     """A point that is against an adoption: the fact, and the SQL that removes it, without an end, or None.
 
-    *subject* is the kind and name of the object whose owner runs it; None is the database's. *accept* is the name
-    by which `tenant adopt --accept` takes it in all the same.
+    *owner* runs it; None is the owner of *subject*, which is posduif_admin where nobody else owns it. *accept* is the
+    name by which `tenant adopt --accept` takes it in all the same.
     """
 
     what: str
     fix: str | None
-    subject: tuple[str, str] | None = None
+    subject: str | None = None
+    owner: str | None = None
     accept: str | None = None
 
 
@@ -100,7 +101,6 @@ def _twin(thing: Thing, spare: Iterable[Thing]) -> Thing | None:
 def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
     """Say why something of the database's own on one of our tables would make the tables behave otherwise."""
     assert thing.table is not None
-    owner = ("table", thing.table)
     if thing.kind == "constraint" and thing.definition.startswith("FOREIGN KEY"):
         for other in wanted:
             same = other.kind == "constraint" and other.table == thing.table
@@ -109,7 +109,7 @@ def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
                     f"constraint {thing.name} is {thing.definition} beside {other.name} with {other.definition}: "
                     "the two act differently when a row is deleted",
                     f"ALTER TABLE {thing.table} DROP CONSTRAINT {thing.bare}",
-                    owner,
+                    thing.table,
                 )
     if (
         thing.kind == "column"
@@ -117,9 +117,11 @@ def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
         and not re.search("DEFAULT|GENERATED", thing.definition)
     ):
         filled = f"column {thing.name} must be filled, and neither the engine nor posduif fills it"
-        return Objection(filled, f"ALTER TABLE {thing.table} ALTER {thing.bare} DROP NOT NULL", owner)
+        return Objection(filled, f"ALTER TABLE {thing.table} ALTER {thing.bare} DROP NOT NULL", thing.table)
     if thing.kind == "trigger" and thing.definition == "DISABLED":
-        return Objection(f"trigger {thing.name} is disabled", f"ALTER TABLE {thing.table} ENABLE TRIGGER ALL", owner)
+        return Objection(
+            f"trigger {thing.name} is disabled", f"ALTER TABLE {thing.table} ENABLE TRIGGER ALL", thing.table
+        )
     return None
 
 
@@ -128,11 +130,10 @@ def _objection(expected: Thing, found: Thing) -> Objection:
     what = str(Difference(expected.kind, expected.name, expected.definition, found.definition))
     if expected.kind == "function":
         what = f"function {expected.name} {_apart(expected.definition, found.definition)}"
-    if expected.kind == "table" and ASIDE in _mend(expected, found):
+    mend = _mend(expected, found)
+    if expected.kind == "table" and mend and ASIDE in mend:
         what += "; its rows stay in it, and the new table is empty"
-    if expected.table is not None:
-        return Objection(what, _mend(expected, found), ("table", expected.table))
-    return Objection(what, _mend(expected, found), (expected.kind, expected.name))
+    return Objection(what, mend, found.table or found.name)
 
 
 def _apart(expected: str, found: str) -> str:
@@ -150,8 +151,11 @@ def _apart(expected: str, found: str) -> str:
     return f"has `{has}` more than the migrations'" if has else f"lacks the migrations' `{misses}`"
 
 
-def _mend(expected: Thing, found: Thing) -> str:
-    """Return the SQL that makes a thing as expected, or makes room for it; nothing that may hold rows is dropped."""
+def _mend(expected: Thing, found: Thing) -> str | None:
+    """Return the SQL that makes a thing as expected, or makes room for it; nothing that may hold rows is dropped.
+
+    None for a table with heirs or ancestors: `strangers` has that.
+    """
     kind, name, table, bare = expected.kind, expected.name, expected.table, expected.bare
     if kind == "column":
         assert table is not None
@@ -175,8 +179,10 @@ def _mend(expected: Thing, found: Thing) -> str:
         return f"ALTER TABLE {name} SET LOGGED"
     if kind == "table" and found.definition.startswith("ROW LEVEL SECURITY"):
         return f"ALTER TABLE {name} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"
+    if kind == "table" and found.definition.startswith("INHERITS"):
+        return None
     word = "TYPE" if kind == "type" else "TABLE"  # ALTER TABLE takes views, too
-    return f"CREATE SCHEMA IF NOT EXISTS {ASIDE}; ALTER {word} {name} SET SCHEMA {ASIDE}"
+    return f"CREATE SCHEMA IF NOT EXISTS before_posduif; ALTER {word} {name} {ASIDE}"
 
 
 _COLUMN = re.compile(r"(?P<type>.+?)(?: (?P<default>(?:DEFAULT|GENERATED) .+?))?(?P<required> NOT NULL)?")

@@ -34,6 +34,17 @@ SELECT NOT EXISTS (
            FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN pg_roles o ON o.oid = m.member
            WHERE m.admin_option AND r.rolname = %(name)s || '_engine'), false));
 
+-- name: list_open_transactions
+-- Other people's transactions in this database that have written something and may still commit it, and those that were
+-- prepared; PostgreSQL shows every role these locks.
+SELECT format('of %s (pid %s)', a.usename, a.pid)
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'transactionid' AND l.granted AND a.datname = current_database() AND a.usename IS NOT NULL
+  AND a.pid <> pg_backend_pid()
+UNION
+SELECT format('of %s (prepared as %L)', owner, gid) FROM pg_prepared_xacts WHERE database = current_database()
+ORDER BY 1;
+
 -- name: list_event_triggers
 -- Event triggers, which run with the rights of whoever alters the schema; each with the SQL that removes it.
 SELECT format('event trigger %I would run with an administrator''s rights', evtname), format('DROP EVENT TRIGGER %I', evtname)

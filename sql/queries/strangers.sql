@@ -11,7 +11,8 @@ WITH ours AS MATERIALIZED (
 )
 SELECT 'table' AS kind, name, relname::text AS bare, pg_get_userbyid(relowner)::text AS owner, NULL::text AS tree,
        '{}'::int8[] AS functions, '{}'::int8[] AS operators, '{}'::int8[] AS types, '{}'::int8[] AS others,
-       'is no plain table' AS reason, format('ALTER TABLE %%s RENAME TO %%I', name, left(relname, 55) || '_before') AS fix
+       'is no plain table' AS reason,
+       format('CREATE SCHEMA IF NOT EXISTS before_posduif; ALTER TABLE %%s SET SCHEMA before_posduif', name) AS fix
 FROM ours WHERE relkind <> 'r'
 UNION ALL
 SELECT 'constraint', format('%%s.%%I', o.name, conname), conname, pg_get_userbyid(relowner), conbin::text,
@@ -26,7 +27,8 @@ SELECT 'constraint', format('%%s.%%I', conrelid::regclass, conname), conname,
             WHEN confrelid NOT IN (SELECT oid FROM trusted) THEN format('ties %%s to %%s, which is not posduif''s',
                                                                        conrelid::regclass, confrelid::regclass) END,
        format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname)
-FROM pg_constraint WHERE contype = 'f' AND (conrelid IN (SELECT oid FROM ours) OR confrelid IN (SELECT oid FROM ours))
+FROM pg_constraint
+WHERE contype = 'f' AND conparentid = 0 AND (conrelid IN (SELECT oid FROM ours) OR confrelid IN (SELECT oid FROM ours))
 UNION ALL
 SELECT 'column', format('%%s.%%I', o.name, attname), attname, pg_get_userbyid(relowner), adbin::text,
        '{}', '{}', '{}', '{}', NULL,
