@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.crews import Crew
-from posduif_cli.core.folders import Folders
+from posduif_cli.core.folders import Folders, bundled_in
 from posduif_cli.db import connect, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Footing
 from posduif_cli.db.connect import Session as Session
@@ -47,6 +47,7 @@ class Fleet:
     default_server: str | None = None
     neighbours: tuple[Server, ...] = ()
     _footings: dict[str, Footing | None] = field(default_factory=dict, init=False, repr=False)
+    _bundled: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def everyone(self) -> tuple[Server, ...]:
@@ -100,13 +101,16 @@ class Fleet:
         else:
             return None
         schema, applied = (noted.schema, noted.applied) if noted else (None, None)
+        standing = self.folders.standing(schema, applied)
+        self._bundled[server.name, name] = bundled_in(applied) if noted else None
         return Tenant(
             tenant=name,
             server=server.name,
             state=state,
             schema_version=schema,
             latest_version=self.folders.latest,
-            pending=self.folders.pending(schema, applied),
+            pending=standing.pending,
+            ahead=standing.ahead,
             url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
             created_at=noted.created if noted else None,
             error=noted.failed if noted else None,
@@ -232,7 +236,9 @@ class Fleet:
         """
         try:
             footing = self._footings.get(server.name)
-            return connect.connect(server, name, command=self.command, footing=footing, path="public")
+            session = connect.connect(server, name, command=self.command, footing=footing, path="public")
+            session.bundled = self._bundled.get((server.name, name))
+            return session
         except ServerError as error:
             _, now = self.find(name)
             if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):

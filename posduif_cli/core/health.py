@@ -134,19 +134,44 @@ def state(facts: TenantFacts) -> Iterator[Finding]:
 
 
 def schema(facts: TenantFacts) -> Iterator[Finding]:
-    """Pending migrations, and a last one that failed."""
+    """No schema, a last migration that failed, migrations without a file here, and pending ones."""
     tenant = facts.tenant
     if tenant.state is not State.ACTIVE:
         return
     if tenant.error is not None:
+        failed = tenant.error
+        where = f"{failed.file}:{failed.line}" if failed.file and failed.line else failed.file or failed.version
         yield Finding(
             "schema",
             "tenant",
             tenant.tenant,
             Level.CRITICAL,
-            f"migration {tenant.error.version} failed (SQLSTATE {tenant.error.sqlstate or 'unknown'})",
+            f"migration {failed.version} failed at {where} (SQLSTATE {failed.sqlstate or 'unknown'})",
             tenant.schema_version,
             fix=f"posduif migrate up {tenant.tenant}",
+        )
+    elif tenant.schema_version is None:
+        yield Finding(
+            "schema",
+            "tenant",
+            tenant.tenant,
+            Level.CRITICAL,
+            f"tenant {tenant.tenant} is at no schema: it has none of posduif's tables",
+            tenant.pending,
+            "migrations",
+            fix=f"posduif migrate up {tenant.tenant}",
+        )
+    elif tenant.ahead:
+        number = f"{tenant.ahead} applied migration{'' if tenant.ahead == 1 else 's'}"
+        yield Finding(
+            "schema",
+            "tenant",
+            tenant.tenant,
+            Level.WARNING,
+            f"the tenant is ahead: this machine has no file for {number}",
+            tenant.ahead,
+            "migrations",
+            fix=f"posduif migrate list {tenant.tenant}",
         )
     elif tenant.pending:
         yield Finding(
@@ -154,7 +179,7 @@ def schema(facts: TenantFacts) -> Iterator[Finding]:
             "tenant",
             tenant.tenant,
             Level.WARNING,
-            f"{tenant.pending} migrations are pending",
+            f"{tenant.pending} migration{' is' if tenant.pending == 1 else 's are'} pending",
             tenant.pending,
             "migrations",
             fix=f"posduif migrate up {tenant.tenant}",
@@ -307,7 +332,7 @@ def _known(tenant: Tenant) -> TenantHealth:
 
 
 def _tenant_facts(fleet: Fleet, tenant: Tenant) -> TenantFacts:
-    if tenant.state not in (State.ACTIVE, State.SUSPENDED):
+    if tenant.state not in (State.ACTIVE, State.SUSPENDED) or tenant.schema_version is None:
         return TenantFacts(tenant, _known(tenant))
     named = queries.load("health")
     with (

@@ -1,3 +1,5 @@
+-- needs: 0001
+
 -- name: describe_server
 -- Connections, version and replication of one server. Connections are counted where every role sees all of them.
 SELECT current_setting('server_version') AS version,

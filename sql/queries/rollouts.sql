@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: count_free_connections
 -- How many further connections an ordinary role gets on this server.
 SELECT current_setting('max_connections')::int

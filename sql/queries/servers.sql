@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: describe_server
 -- One server in one row.
 SELECT current_setting('server_version') AS version,
