@@ -18,7 +18,7 @@ _posduif() {
         --accept|--by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
@@ -37,11 +37,12 @@ _posduif() {
     " tenant rotate-password") candidates='' options='--engine-config --now --confirm' ;;
     " tenant engine-config") candidates='' options='--out' ;;
     " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
-    " migrate") candidates='status list up down verify new' options='' ;;
+    " migrate") candidates='status list up down abandon verify new' options='' ;;
     " migrate status") candidates='' options='--all --check --verify --sample --list' ;;
     " migrate list") candidates='' options='' ;;
     " migrate up") candidates='' options='--all --jobs --wave --max-failures --pause --failed --list -n --dry-run' ;;
-    " migrate down") candidates='' options='--all --to --steps --confirm --jobs --list -n --dry-run' ;;
+    " migrate down") candidates='' options='--all --to --steps --bundled --confirm --jobs --list -n --dry-run' ;;
+    " migrate abandon") candidates='' options='--confirm -n --dry-run' ;;
     " migrate verify") candidates='' options='--all --list' ;;
     " migrate new") candidates='' options='--dir' ;;
     " user") candidates='create list show delete' options='' ;;

@@ -5,9 +5,10 @@
     ├─ ConfigurationError               3  NoServer InvalidDsn UrlMissing PoolerInBetween PlantedRole
     │                                      NotEnough
     ├─ NotFound                         4  TenantNotFound UserNotFound TokenNotFound DeviceNotFound
-    │                                      MessageNotFound
-    ├─ Conflict                         5  TenantExists NotOurs WrongState UserExists DeviceExists TokenUsed
-    │                                      TokenExpired TokenRevoked ChecksumDiffers FileExists AmbiguousTenant
+    │                                      MessageNotFound MigrationNotFound
+    ├─ Conflict                         5  TenantExists NotOurs WrongState SchemaBehind UserExists DeviceExists
+    │                                      TokenUsed TokenExpired TokenRevoked ChecksumDiffers FileExists
+    │                                      AmbiguousTenant
     ├─ ServerError                      6  ServerUnreachable ServerFull TlsFailed AccessDenied StandbyServer
     ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
@@ -163,6 +164,10 @@ class MessageNotFound(NotFound):
     """No message has this id."""
 
 
+class MigrationNotFound(NotFound):
+    """No migration of this version is there to be abandoned."""
+
+
 class Conflict(PosduifError):
     """What exists stands against what was asked."""
 
@@ -183,6 +188,10 @@ class NotOurs(Conflict):
 
 class WrongState(Conflict):
     """The tenant is in a state that forbids this."""
+
+
+class SchemaBehind(Conflict):
+    """The tenant lacks migrations that the command needs."""
 
 
 class UserExists(Conflict):

@@ -75,7 +75,8 @@ class Failure(Value):
 class Tenant(Value):
     """One customer's database.
 
-    *pending* counts migrations; *size_bytes* is None unless it was asked for; *has_database* tells, of a lost
+    *pending* counts the migrations that it lacks, *ahead* those that it has and this machine has no files for, as far
+    as the record tells; *size_bytes* is None unless it was asked for; *has_database* tells, of a lost
     tenant only, whether its database is there, with another owner or without its record, or gone.
     """
 
@@ -91,6 +92,7 @@ class Tenant(Value):
     engine_connected: bool
     size_bytes: int | None = None
     has_database: bool | None = None
+    ahead: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,7 +137,7 @@ class Plan(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Migration(Value):
-    """One migration as one tenant sees it; *state* is applied, pending, missing or changed."""
+    """One migration as one tenant sees it; *state* is applied, pending, half, missing or changed."""
 
     version: str
     name: str
@@ -156,6 +158,7 @@ class SchemaStatus(Value):
     latest_version: str | None
     pending: int
     error: Failure | None
+    ahead: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -95,6 +95,13 @@ def prepare(
             return words[1:]
         if ("acme" in words and path != "tenant create") or "--all" in words:
             posduif("tenant", "create", "acme", "--url", "https://acme.example.com")
+        if path == "migrate down":  # of a tenant with a migration of its own; posduif's are not taken back so
+            (tmp_path / "migrations" / "1000_t.sql").write_text(
+                "-- migrate:up\nCREATE TABLE t (id int);\n-- migrate:down\nDROP TABLE t;\n"
+            )
+            (tmp_path / "own.yaml").write_text(f"migrations: {{paths: ['{tmp_path}/migrations']}}\n")
+            monkeypatch.setenv("POSDUIF_CONFIG", str(tmp_path / "own.yaml"))
+            posduif("migrate", "up", "acme")
         if path.split()[0] in ("user", "token", "enroll", "device", "message") and path not in (
             "user create",
             "token purge",

@@ -154,7 +154,8 @@ def test_a_tenant_that_dbmate_went_on_with(posduif: Posduif, server: PgServer, t
     [outcome] = posduif.json("migrate", "up", tenant, *options)
     assert (outcome["status"], outcome["to"]) == ("unchanged", "2000")
     posduif("migrate", "status", tenant, "--check", *options)
-    posduif("migrate", "status", tenant, "--check")
+    [row] = posduif.json("migrate", "status", tenant, "--check", code=1)
+    assert (row["pending"], row["ahead"]) == (0, 1), "its file is not among those of this configuration"
 
     # What dbmate made as a superuser is not ours, and does not stop the next migration.
     (extra / "2001_by_posduif.sql").write_text("-- migrate:up\nCREATE TABLE by_posduif (id int);\n")

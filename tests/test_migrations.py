@@ -731,3 +731,233 @@ def test_a_password_in_a_file_that_fails_is_not_shown(posduif: Posduif, tenant: 
     folder.put("1000_role.sql", "ALTER ROLE no_such_role PASSWORD 'hunter2secret';")
     failed = posduif("migrate", "up", tenant, *folder.option, code=7)
     assert "hunter2" not in failed.out + failed.err
+
+
+# --- faulty files
+
+FAULTY = "-- migrate:up\nSELECT 'never ends;\n"
+
+
+def test_a_faulty_file_fails_the_commands_that_would_run_it_and_no_others(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    bad = folder.raw("1001_bad.sql", FAULTY)
+    place = f"{bad}:2: a string begins here and never ends"
+    folder.put("1000_good.sql", "CREATE TABLE good ();")
+    before = record(server, tenant)
+
+    listed = posduif("migrate", "list", tenant, *folder.option, "-o", "tsv")
+    assert place in listed.err
+    rows = posduif.json("migrate", "list", tenant, *folder.option)
+    assert {row["version"]: row["state"] for row in rows}["1001"] == "pending"
+    assert {row["version"]: row["name"] for row in rows}["1001"] == "bad"
+    findings = posduif.json("migrate", "verify", tenant, *folder.option, code=1)
+    assert [finding["message"] for finding in findings if finding["level"] == "critical"] == [place]
+    assert [finding["subject"] for finding in findings if finding["check"] == "files"] == ["1001", tenant]
+    for argv in (("up", tenant), ("up", tenant, "--dry-run")):
+        refused = posduif("migrate", *argv, *folder.option, "-o", "json", code=3).error
+        assert refused["message"] == place
+    assert record(server, tenant) == before
+    assert "good" not in tables(server, tenant)
+    for argv in (("user", "list", tenant), ("token", "list", tenant), ("migrate", "status", tenant)):
+        posduif(*argv, *folder.option)
+    posduif("migrate", "down", tenant, "--steps", "1", "--bundled", "--dry-run", *folder.option)
+
+    # What is applied here needs the file no more.
+    server.sql("INSERT INTO schema_migrations (version) VALUES ('1000'), ('1001')", database=tenant)
+    [done] = posduif.json("migrate", "up", tenant, *folder.option)
+    assert (done["status"], done["to"]) == ("unchanged", "1001")
+    folder.put("1002_next.sql", "CREATE TABLE next ();", "DROP TABLE next;")
+    done_with_word = posduif("migrate", "up", tenant, *folder.option, "-o", "tsv")
+    assert f"warning: {place}" in done_with_word.err
+    assert "next" in tables(server, tenant)
+    refused = posduif("migrate", "down", tenant, "--to", "1000", "--confirm", tenant, *folder.option, code=3)
+    assert "next" in tables(server, tenant)
+    assert place in refused.err
+
+
+def test_a_new_tenant_waits_for_whole_files_before_anything_is_made(
+    posduif: Posduif, server: PgServer, name: str, folder: Folder, tmp_path: Path
+) -> None:
+    bad = folder.raw("1000_bad.sql", FAULTY)
+    entries = tmp_path / "names.csv"
+    entries.write_text(f"name\n{name}\n")
+    for argv in ((name,), (name, "--dry-run"), ("--from", str(entries))):
+        refused = posduif("tenant", "create", *argv, *folder.option, "-o", "json", code=3).error
+        assert str(bad) in refused["message"], argv
+        found = server.sql(
+            "SELECT 1 FROM pg_database WHERE datname = %s UNION ALL SELECT 1 FROM pg_roles WHERE rolname = %s",
+            name,
+            f"{name}_engine",
+        )
+        assert found == [], argv
+
+
+def test_a_file_without_a_version_is_named_and_stops_only_what_is_pending(
+    posduif: Posduif, tenant: str, folder: Folder
+) -> None:
+    folder.put("notes.sql", "SELECT 1;")
+    assert "notes.sql: the name is not of the form" in posduif("migrate", "list", tenant, *folder.option).err
+    assert posduif.json("migrate", "up", tenant, *folder.option)[0]["status"] == "unchanged"
+    posduif("tenant", "list", *folder.option)
+    folder.put("1000_t.sql", "CREATE TABLE t ();")
+    assert "notes.sql" in posduif("migrate", "up", tenant, *folder.option, code=3).err
+
+
+# --- down
+
+
+def test_posduifs_own_migrations_are_not_taken_back_by_accident(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.put("1000_t.sql", "CREATE TABLE t ();", "DROP TABLE t;")
+    posduif("migrate", "up", tenant, *folder.option)
+    had = versions(server, tenant)
+    for far in (("--steps", "2"), ("--steps", "9"), ("--to", "0"), ("--to", "0001")):
+        for more in (("--confirm", tenant), ("--dry-run",), ()):
+            refused = posduif("migrate", "down", tenant, *far, *more, *folder.option, "-o", "json", code=9).error
+            assert f"migration {LATEST} of {tenant} is posduif's own" in refused["message"]
+            assert "--bundled" in refused["message"]
+            assert versions(server, tenant) == had
+    posduif("migrate", "down", tenant, "--steps", "1", "--confirm", tenant, *folder.option)
+    assert versions(server, tenant) == had[:-1]
+
+
+def test_the_question_counts_what_is_lost(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
+    folder.put("1000_t.sql", "CREATE TABLE t (id int); CREATE TABLE u (id int);", "DROP TABLE t; TRUNCATE public.u;")
+    folder.put("1001_c.sql", "ALTER TABLE t ADD c int;", "ALTER TABLE t DROP COLUMN c;")
+    folder.put("1002_i.sql", "CREATE INDEX i ON t (id);", "DROP INDEX i;")
+    posduif("migrate", "up", tenant, *folder.option)
+    server.sql("INSERT INTO t SELECT generate_series(1, 5); INSERT INTO u VALUES (1)", database=tenant)
+    server.sql("INSERT INTO users (username, user_type, device_id) VALUES ('ann', 'mobile', 'd1')", database=tenant)
+    posduif("message", "send", tenant, "--from", "desk", "--to", "ann", "hello")
+    posduif("token", "create", tenant)
+
+    def asked(*far: str) -> str:
+        refused = posduif("migrate", "down", tenant, *far, *folder.option, "-o", "json", code=9).error
+        assert refused["try"][0].startswith(f"add --confirm {tenant}")
+        return str(refused["message"]).partition("which loses ")[2]
+
+    assert asked("--steps", "1") == "no rows"
+    assert asked("--steps", "2") == "rows not counted: rows in 1001_c.sql"
+    assert asked("--steps", "3") == "5 rows of t, 1 row of public.u; rows not counted: rows in 1001_c.sql"
+    assert asked("--to", LATEST) == asked("--steps", "3")
+    with_people = asked("--to", "0", "--bundled")
+    assert with_people.startswith("2 users, 1 device, 1 message, 1 token, ")
+    with held(server, tenant, "LOCK TABLE t"):
+        assert (
+            "rows of t"
+            in posduif("migrate", "down", tenant, "--steps", "3", *folder.option, "-o", "json", code=9)
+            .error["message"]
+            .partition("not counted")[2]
+        )
+    dry = posduif("migrate", "down", tenant, "--steps", "3", "--dry-run", *folder.option, "-o", "tsv")
+    assert "5 rows of t" in dry.err
+    posduif("migrate", "down", tenant, "--to", "0", "--bundled", "--confirm", tenant, *folder.option)
+    assert versions(server, tenant) == []
+
+
+def test_the_way_out_of_a_changed_bundled_file_says_bundled(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    server.sql("UPDATE schema_migrations SET checksum = 'x' WHERE version = '0002'", database=tenant)
+    refused = posduif("migrate", "up", tenant, "-o", "json", code=5).error
+    assert refused["try"][2] == f"posduif migrate down {tenant} --to 0001 --bundled"
+
+
+# --- behind and ahead
+
+
+@pytest.fixture
+def at_0002(posduif: Posduif, tenant: str) -> str:
+    posduif("migrate", "down", tenant, "--to", "0002", "--bundled", "--confirm", tenant)
+    return tenant
+
+
+def test_a_tenant_that_is_behind_is_told_so_before_anything_is_sent(posduif: Posduif, at_0002: str) -> None:
+    nobody = "00000000-0000-4000-8000-000000000000"
+    for argv in (
+        ("token", "create", at_0002),
+        ("token", "list", at_0002),
+        ("token", "show", at_0002, nobody),
+        ("token", "revoke", at_0002, nobody),
+        ("enroll", "complete", at_0002, nobody, "--device", "d1", "--username", "ann"),
+        ("token", "purge", at_0002),
+    ):
+        error = posduif(*argv, "-o", "json", code=5).error
+        assert error["message"] == f"tenant {at_0002} is at schema 0002, and this needs 0003", argv
+        assert error["code"] == "schema_behind"
+        assert error["try"] == [f"posduif migrate up {at_0002}"]
+    posduif("user", "list", at_0002)
+    posduif("migrate", "up", at_0002)
+    posduif("token", "list", at_0002)
+
+
+def test_a_tenant_with_own_migrations_is_behind_all_the_same(
+    posduif: Posduif, tenant: str, folder: Folder, at_0002: str, server: PgServer
+) -> None:
+    """The normal case after an upgrade: its newest version is one of its own, and says nothing of the bundled ones."""
+    server.sql("INSERT INTO schema_migrations (version) VALUES ('1000')", database=tenant)
+    folder.put("1000_t.sql", "SELECT 1;")
+    posduif("tenant", "verify", tenant, "--repair", *folder.option)
+    [row] = posduif.json("migrate", "status", tenant, *folder.option)
+    assert (row["schema_version"], row["pending"], row["ahead"]) == ("1000", len(BUNDLED) - 2, 0)
+    for option in (folder.option, ()):  # on the desk's machine, too, which has not the folder
+        error = posduif("token", "create", tenant, *option, "-o", "json", code=5).error
+        assert error["message"] == f"tenant {tenant} is at schema 0002, and this needs 0003"
+
+
+def test_a_tenant_at_no_schema_is_told_so_and_health_says_what_to_type(posduif: Posduif, tenant: str) -> None:
+    posduif("migrate", "down", tenant, "--to", "0", "--bundled", "--confirm", tenant)
+    error = posduif("user", "list", tenant, "-o", "json", code=5).error
+    assert error["message"] == f"tenant {tenant} is at no schema, and this needs 0001"
+    report = posduif.json("health", tenant, code=1)
+    [found] = [finding for finding in report["findings"] if finding["level"] == "critical"]
+    assert "at no schema" in found["message"]
+    assert found["fix"] == f"posduif migrate up {tenant}"
+    posduif("migrate", "up", tenant)
+    posduif("user", "list", tenant)
+
+
+def test_a_tenant_that_is_ahead_is_shown_so_and_commands_go_on(posduif: Posduif, tenant: str, folder: Folder) -> None:
+    folder.put("20260101000000_a.sql", "CREATE TABLE a ();")
+    folder.put("20260101000001_b.sql", "CREATE TABLE b ();")
+    posduif("migrate", "up", tenant, *folder.option)
+    [there] = posduif.json("migrate", "status", tenant, "--check", *folder.option)
+    assert (there["pending"], there["ahead"]) == (0, 0)
+    [here] = posduif.json("migrate", "status", tenant, "--check", code=1)
+    assert (here["pending"], here["ahead"]) == (0, 2)
+    assert posduif.json("tenant", "show", tenant)["ahead"] == 2
+    assert tenant in posduif("migrate", "status", "--all", "-o", "table").out
+    report = posduif.json("health", tenant, code=None)
+    [finding] = [finding for finding in report["findings"] if finding["check"] == "schema"]
+    assert (finding["level"], finding["value"]) == ("warning", 2)
+    assert "no file for 2 applied migrations" in finding["message"]
+    posduif("token", "create", tenant)
+    posduif("user", "list", tenant)
+    assert posduif.json("migrate", "up", tenant)[0]["status"] == "unchanged"
+    assert states(posduif, tenant)["20260101000000"] == "missing"
+
+
+def test_a_record_that_promises_too_much_is_looked_into(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    server.sql("ALTER TABLE enrollment_tokens DROP COLUMN label", database=tenant)
+    error = posduif("token", "list", tenant, "-o", "json", code=7).error
+    assert error["try"] == [f"posduif tenant verify {tenant}"]
+
+
+def test_hints_are_commands_or_text_and_never_both(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "PATIENCE", timedelta(seconds=1))
+    folder.put("1000_t.sql", "ALTER TABLE users ADD x int;")
+    for table, command in (("users", "up"), ("schema_migrations", "up")):
+        with held(server, tenant, f"LOCK TABLE {table}"):
+            error = posduif("migrate", command, tenant, *folder.option, "-o", "json", code=10).error
+        assert error["try"] == [f"posduif migrate up {tenant} --config {folder.config}"]
+        assert "run the command again when that is done" in error["why"]
+
+
+def test_health_names_the_line_of_a_failed_migration(posduif: Posduif, tenant: str, folder: Folder) -> None:
+    folder.put("1000_t.sql", "SELECT 1;\nSELECT 1/0;")
+    posduif("migrate", "up", tenant, *folder.option, code=7)
+    report = posduif.json("health", tenant, *folder.option, code=1)
+    [finding] = [finding for finding in report["findings"] if finding["check"] == "schema"]
+    assert "1000_t.sql:3" in finding["message"]

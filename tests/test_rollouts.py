@@ -27,8 +27,10 @@ from test_kill_points import kill
 
 from posduif_cli.core import migrations
 from posduif_cli.core.folders import digest
+from posduif_cli.core.statuses import causes as statuses_of
 from posduif_cli.db import embedded
 from posduif_cli.db.connect import LOCK_CLASS
+from posduif_cli.models import Outcome, OutcomeError
 
 BUNDLED = [path.name[:4] for path in sorted((REPO / "sql" / "migrations").glob("*.sql"))]
 LATEST = BUNDLED[-1]
@@ -418,10 +420,10 @@ def test_the_brake_lets_waves_go_on_below_it(posduif: Posduif, ground: PgServer,
     folder.put("1000")
     ground.sql("CREATE TABLE t1000 (id int)", database=names[0])
     ran = posduif(
-        "migrate", "up", "--all", "--wave", "1,100%", "--max-failures", "1", *folder.option, "-o", "json", code=8
+        "migrate", "up", "--all", "--wave", "2,100%", "--max-failures", "1", *folder.option, "-o", "json", code=8
     )
     assert statuses(ran.json) == {names[0]: "failed"} | dict.fromkeys(names[1:], "ok")
-    assert "mend the tenants, not 1000_x.sql, which others have by now" in ran.error["try"][0]
+    assert "fix the tenants, not 1000_x.sql, which other tenants have by now" in ran.error["try"][0]
 
 
 def test_a_file_that_was_mended_too_late_is_refused_with_the_two_ways_out(
@@ -436,7 +438,7 @@ def test_a_file_that_was_mended_too_late_is_refused_with_the_two_ways_out(
     assert statuses(posduif.json("migrate", "up", *names, *folder.option, code=8))[names[0]] == "failed"
     assert f"changed after it was applied to {names[0]}" in ran.err
     refused = posduif("migrate", "up", names[0], *folder.option, "-o", "json", code=5).error
-    assert f"apply it anew: posduif migrate down {names[0]} --to {LATEST}" in refused["try"][1]
+    assert refused["try"][2].startswith(f"posduif migrate down {names[0]} --to {LATEST} --config ")
     posduif("migrate", "down", names[0], "--to", LATEST, "--confirm", names[0], *folder.option)
     posduif("migrate", "up", names[0], *folder.option)
     assert having(ground, names, "1001") == names
@@ -451,7 +453,7 @@ def test_a_wave_that_does_not_begin_is_not_announced(
     assert "wave 1 of 3: 1 tenant" in ran.err
     assert "wave 2" not in ran.err
     assert f"{names[0]}" in ran.err
-    assert "mend the cause" in ran.err
+    assert "fix the cause" in ran.err
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -1227,3 +1229,163 @@ def test_the_live_line_leaves_nothing_behind(
         assert any(re.match(rf" ?{names[1]} +\S+ +ok", line) for line in last), last
     else:
         assert any(line.startswith("error: interrupted; 3 tenants") for line in last), last
+
+
+def spoil(ground: PgServer, *names: str, version: str = "1000") -> None:
+    """Have a migration fail in these tenants: its table is there already."""
+    for name in names:
+        ground.sql(f"CREATE TABLE t{version} (id int)", database=name)
+
+
+@pytest.mark.parametrize(
+    ("wave", "brake", "bad", "expected"),
+    [
+        ("1,10%,100%", "1%", [0], "fsssssssss"),  # the canary's wave has failed as a whole
+        ("1,100%", "5", [0], "fsssssssss"),  # in numbers, too
+        ("2,100%", "100%", [0, 1], "ffssssssss"),
+        ("50%,100%", "25%", [0, 1, 2], "ffssssssss"),  # of the wave of 5, which allows 1, not of all ten
+        ("5,100%", "20%", [0], "fooooooooo"),  # 20 % of 5 is 1
+        ("4,100%", "20%", [0], "fsssssssss"),  # 20 % of 4, rounded down, is none
+        ("5,100%", "20%", [0, 5], "foooofoooo"),  # each wave has an allowance of its own
+        ("5,100%", "1", [0, 5], "foooofssss"),  # a number is for all waves
+        ("5,100%", "2", [0, 5], "foooofoooo"),
+    ],
+)
+def test_a_canary_stops(
+    posduif: Posduif,
+    ground: PgServer,
+    many: Make,
+    folder: Folder,
+    wave: str,
+    brake: str,
+    bad: list[int],
+    expected: str,
+) -> None:
+    names = many(10)
+    folder.put("1000")
+    spoil(ground, *(names[number] for number in bad))
+    argv = ("migrate", "up", "--all", "--jobs", "1", "--wave", wave, "--max-failures", brake, *folder.option)
+    ran = posduif(*argv, "-o", "json", code=8)
+    assert "".join(state[0] for state in statuses(ran.json).values()) == expected
+    fine = [name for number, name in enumerate(names) if number not in bad]
+    assert having(ground, fine, "1000") == [names[number] for number, state in enumerate(expected) if state == "o"]
+
+
+def test_a_wave_is_the_last_if_all_that_had_work_failed_in_it(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(4)
+    folder.put("1000")
+    posduif("migrate", "up", names[0], *folder.option)
+    spoil(ground, names[1])
+    argv = ("migrate", "up", *names, "--wave", "2,100%", "--max-failures", "50%", *folder.option)
+    ran = posduif(*argv, "-o", "json", code=8)
+    assert statuses(ran.json) == dict(zip(names, ("unchanged", "failed", "skipped", "skipped"), strict=True))
+    assert "every tenant of wave 1 that had work failed" in ran.error["why"]
+    assert "already exists" in ran.error["why"], "the reason is why, not the brake"
+
+
+def test_help_says_what_the_percentage_is_of(posduif: Posduif) -> None:
+    said = " ".join(posduif("migrate", "up", "--help").out.split())
+    assert "N % of the running wave" in said
+    assert "more than 5 % of the tenants in it" in said
+
+
+def test_every_failed_outcome_has_its_reason_and_failures_are_told_by_cause(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(4)
+    folder.put("1000")
+    for name in names[:3]:
+        ground.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    ran = posduif("migrate", "up", "--all", *folder.option, "-o", "json", code=8)
+    assert statuses(ran.json) == dict.fromkeys(names[:3], "failed") | {names[3]: "ok"}
+    for outcome in ran.json[:3]:
+        assert "not currently accepting connections" in outcome["error"]["message"]
+    plain = posduif("migrate", "up", "--all", *folder.option, "-o", "tsv", code=8)
+    assert "3 tenants failed (a00, a01, a02): " in plain.err
+
+
+def test_causes_that_differ_by_line_only_are_one_group() -> None:
+    def outcome(number: int, line: int) -> Outcome:
+        message = f"migration 1000_x.sql:{line} failed in a{number}: out of shared memory"
+        error = OutcomeError(message, "53200", "1000_x.sql", line, f"CREATE TABLE t{line}")
+        return Outcome(f"a{number}", "s", "failed", False, None, None, 0.0, error)
+
+    [(cause, tenants)] = statuses_of([outcome(number, 10 + number) for number in range(5)])
+    assert tenants == [f"a{number}" for number in range(5)]
+    assert cause == "migration 1000_x.sql failed: out of shared memory (SQLSTATE 53200)"
+    [(cause, _)] = statuses_of([outcome(1, 7), outcome(2, 7)])
+    assert cause == "migration 1000_x.sql:7 failed: out of shared memory (SQLSTATE 53200) [CREATE TABLE t7]"
+
+
+def test_two_tenants_of_one_name_are_two(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, own_server: PgServer
+) -> None:
+    names = many(2)
+    folder.put("1000", more="SELECT 1/0;")
+    folder.configure(f"servers: {{eu1: {{dsn: '{ground.dsn}'}}, eu2: {{dsn: '{own_server.dsn}'}}}}\n")
+    os.environ.pop("POSDUIF_DSN")
+    for name in names:
+        bare = ("--config", str(folder.config.with_name("bare.yaml")))
+        Path(bare[1]).write_text(f"servers: {{eu2: {{dsn: '{own_server.dsn}'}}}}\n")
+        posduif("tenant", "create", name, *bare)
+        own_server.sql("SET ROLE posduif_admin; CREATE TABLE public.runs (version text)", database=name)
+    ran = posduif("migrate", "up", "--all", *folder.option, "-o", "tsv", code=8)
+    assert "4 failed" in ran.err
+    assert "error: 4 tenants failed" in ran.err
+    # Each is taken back as it was planned for it, whatever the other of its name has.
+    folder.put("1000")
+    posduif("migrate", "up", "--all", *folder.option)
+    folder.put("1001")
+    posduif("migrate", "up", "--all", "--server", "eu1", *folder.option)
+    posduif("migrate", "down", "--all", "--steps", "1", "--confirm", "eu1,eu2", *folder.option)
+    rows = posduif.json("migrate", "status", "--all", *folder.option)
+    assert {row["server"]: row["schema_version"] for row in rows} == {"eu1": "1000", "eu2": LATEST}
+
+
+def test_a_tenant_that_is_ahead_goes_through_the_waves(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    file = folder.put("1000")
+    posduif("migrate", "up", "--all", *folder.option)
+    file.unlink()
+    folder.put("1001")
+    rows = posduif.json("migrate", "status", "--all", "--check", *folder.option, code=1)
+    assert [(row["pending"], row["ahead"]) for row in rows] == [(1, 1)] * 3
+    done = posduif.json("migrate", "up", "--all", "--wave", "1,100%", *folder.option)
+    assert statuses(done) == dict.fromkeys(names, "ok")
+
+
+def test_a_faulty_file_fails_the_tenants_that_need_it_and_no_others(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    bad = folder.put("1000")
+    posduif("migrate", "up", *names[:2], *folder.option)
+    bad.write_text("-- migrate:up\nSELECT 'x;\n")
+    good = folder.put("1001")
+    ran = posduif("migrate", "up", "--all", *folder.option, "-o", "json", code=8)
+    assert statuses(ran.json) == dict.fromkeys(names[:2], "ok") | {names[2]: "failed"}
+    assert f"{bad}:2: a string begins here" in ran.json[2]["error"]["message"]
+    assert having(ground, names, "1001") == names[:2]
+    refused = posduif("migrate", "up", names[2], *folder.option, "-o", "json", code=3).error
+    assert f"{bad}:2: a string begins here" in refused["message"]
+    done = posduif("migrate", "up", *names[:2], *folder.option, "-o", "tsv")
+    assert f"warning: {bad}:2:" in done.err
+    assert good.exists()
+
+
+def test_taking_back_asks_for_each_server_by_count(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder
+) -> None:
+    names = many(3)
+    folder.put("1000")
+    posduif("migrate", "up", "--all", *folder.option)
+    for name in names:
+        ground.sql("INSERT INTO t1000 VALUES (1), (2)", database=name)
+    refused = posduif("migrate", "down", "--all", "--steps", "1", *folder.option, "-o", "json", code=9).error
+    assert refused["message"] == "refused: take back 1000_x of 3 tenants, which loses 6 rows of t1000"
+    posduif("migrate", "down", "--all", "--steps", "2", "--confirm", "dsn", *folder.option, code=9)
+    assert having(ground, names, "1000") == names

@@ -1,5 +1,8 @@
 """Migration files: splitting as psql does, what is refused, what is warned of."""
 
+import ast
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +14,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import PgServer
+from conftest import REPO, PgServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posduif_cli.core import risks, scripts
-from posduif_cli.core.folders import Folders, digest
+from posduif_cli.core.folders import Folders, Standing, digest
 from posduif_cli.core.scripts import Name, Section, Target
 from posduif_cli.errors import ConfigurationError
 
@@ -416,8 +419,13 @@ def test_names_versions_and_order(tmp_path: Path) -> None:
         ("b/0500_q.sql", "warning", "out-of-order"),
     }
     assert any(str(tmp_path / "a" / "1000_x.sql") in p.message for p in problems if p.path.name == "1000_z.sql")
+    assert {key: str(error).removeprefix(f"{tmp_path}/") for key, error in folders.faults.items()} == {
+        "note.sql": "a/note.sql: the name is not of the form NNNN_name.sql",
+        "1000": f"b/1000_z.sql: version 1000 is also {tmp_path}/a/1000_x.sql",
+        "0002": f"b/0002_z.sql: version 0002 is also {folders.paths['0002']}",
+    }
     with pytest.raises(ConfigurationError, match="NNNN_name"):
-        _ = folders.paths
+        _ = folders.files
     with pytest.raises(ConfigurationError, match="nowhere"):
         risks.check_all(Folders((tmp_path / "nowhere",)))
 
@@ -443,7 +451,7 @@ def test_pending_is_counted_from_the_record(tmp_path: Path) -> None:
     for count in range(len(versions) + 1):
         applied = versions[:count]
         assert folders.pending(max(applied, default=None), digest(applied)) == len(versions) - count
-    assert folders.pending("1001", digest(["1001"])) == 1
+    assert folders.standing("1001", digest(["1001"])) == Standing(len(versions) - 1, 0)
 
 
 def test_a_position_becomes_a_line_and_an_excerpt(make: Make) -> None:
@@ -484,3 +492,88 @@ def _seconds(action: Callable[[], object]) -> float:
     started = time.process_time()
     action()
     return time.process_time() - started
+
+
+# --- every Python that people have
+
+E_STRINGS = [
+    r"SELECT E'tab\there'",
+    r"SELECT E'it\'s; x'",
+    r"SELECT E'back\\slash'",
+    r"SELECT e'a\'b' || 'c;d'",
+    "SELECT E'a'\n  'b\\';c'",
+    "SELECT E'a' -- it's\n-- and 'this';\n  'b\\';c'\n\t'd\\'; e'",
+    "SELECT E'a\\\nb'",
+    "SELECT E'' ';'",
+    "SELECT E'a' /* ; */ || 'b\\'",
+]
+LEXER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from posduif_cli.core import scripts
+assert not set(sys.modules) & {"psycopg", "typer", "rich", "yaml"}
+json.dump([[s.text for s in scripts.split(text)] for text in json.load(sys.stdin)], sys.stdout)
+"""
+
+
+def pythons() -> list[str]:
+    """Every Python 3.11 or later on this machine, one of each version."""
+    folders = [Path(folder) for folder in [*os.get_exec_path(), "/usr/bin", "/usr/local/bin"]]
+    folders += [*Path.home().glob(".pyenv/versions/*/bin"), *Path.home().glob(".local/share/uv/python/*/bin")]
+    found = {sys.version: sys.executable}
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.glob("python3*"))):
+        if re.fullmatch(r"python3(\.\d+)?", path.name):
+            ask = "import sys; print(sys.version_info >= (3, 11)); print(sys.version, end='')"
+            asked = subprocess.run([path, "-S", "-E", "-c", ask], capture_output=True, text=True)
+            new, _, version = asked.stdout.partition("\n")
+            if asked.returncode == 0 and new == "True":
+                found.setdefault(version, str(path))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_the_lexer_is_right_on_every_python_of_this_machine(python: str) -> None:
+    statements = [*WHOLE, *E_STRINGS]
+    asked = [*statements, ";\n".join([*statements, ""])]
+    run = subprocess.run(
+        [python, "-S", "-E", "-W", "error", "-c", LEXER, str(REPO)],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [*([each] for each in statements), statements]
+
+
+def test_no_pattern_needs_what_older_pythons_get_wrong() -> None:
+    for path in (REPO / "posduif_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = re.sub(r"\\.|\[[^\]\n]*\]", "x", node.value)
+                assert not re.search(r"[*+?}]\+|\+\+|\(\?>", text), f"{path}:{node.lineno}: {node.value}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'" * 200_000,
+        "E'" + "\\'" * 200_000,
+        "E'a'\n" * 100_000,
+        "E'a'" + "\n'b'" * 100_000,
+        "E'a' --x" + "-- y" * 100_000 + "\n'b'",
+        "E''" + " \n" * 200_000 + "x",
+        "(" * 200_000,
+        "/*" * 200_000,
+        "--" * 200_000,
+        "$a" * 200_000,
+        "".join(f"$a{number}$" for number in range(100_000)),
+        "$" + "a" * 200_000,
+        '"' * 200_000,
+    ],
+    ids=lambda text: str(text)[:8],
+)
+def test_no_text_takes_more_than_linear_time(text: str) -> None:
+    started = time.monotonic()
+    scripts.split(text)
+    assert time.monotonic() - started < 20, "a quadratic lexer takes minutes for this"

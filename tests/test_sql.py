@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import REPO, PgServer
+from conftest import REPO, PgServer, Posduif
 
 from posduif_cli.db import queries
 
@@ -38,7 +38,7 @@ def test_a_file_is_nothing_but_described_queries(path: Path) -> None:
     loaded = queries.load(path.stem)
     assert list(loaded) == [name for module, name in NAMED if module == path.stem], "a block lacks its description"
     text = path.read_text()
-    assert text.startswith("-- name: ")
+    assert re.match(r"-- needs: (nothing|\d{4})\n\n-- name: ", text)
     for name, query in loaded.items():
         assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name), f"{name} is not verb_noun"
         assert query.endswith(";"), name
@@ -103,3 +103,23 @@ def test_migrations_are_numbered_without_gaps_and_hide_no_difference() -> None:
         assert re.fullmatch(r"\d{4}_[a-z_]+\.sql", path.name)
         assert "-- migrate:down\n" in text
         assert not re.search(r"IF (NOT )?EXISTS|OR REPLACE|CASCADE;", text, re.I), path.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_says_what_schema_its_queries_need(posduif: Posduif, server: PgServer, tenant: str, path: Path) -> None:
+    """Each prepares at that schema, and one of them does not at the one before."""
+    found = {query.needs for query in queries.load(path.stem).values() if isinstance(query, queries.Named)}
+    [needs] = found
+    if not needs:
+        return
+    posduif("migrate", "down", tenant, "--to", needs, "--bundled", "--confirm", tenant)
+
+    def refused() -> list[str]:
+        with server.connect(tenant) as conn:
+            asked = {name: numbered(str(query)).encode() for name, query in queries.load(path.stem).items()}
+            done = {name: conn.pgconn.prepare(b"", text).status for name, text in asked.items()}
+        return [name for name, status in done.items() if status != psycopg.pq.ExecStatus.COMMAND_OK]
+
+    assert refused() == []
+    posduif("migrate", "down", tenant, "--steps", "1", "--bundled", "--confirm", tenant)
+    assert refused()

@@ -547,3 +547,114 @@ def test_what_a_file_sets_is_set_again_after_a_kill(
     process.communicate()
     posduif("migrate", "up", tenant, *folder.option)
     assert server.sql("SELECT v FROM cfg", database=tenant) == [("gold",)]
+
+
+def half(posduif: Posduif, tenant: str, folder: Folder) -> Any:
+    file = folder.raw("1000_half.sql", UP + "CREATE TABLE half (id int);\nSELECT 1/0;\n")
+    posduif("migrate", "up", tenant, *folder.option, code=7)
+    return file
+
+
+def state_of(posduif: Posduif, tenant: str, version: str, folder: Folder) -> str | None:
+    rows = posduif.json("migrate", "list", tenant, *folder.option)
+    return next((row["state"] for row in rows if row["version"] == version), None)
+
+
+def test_half_a_file_is_half_and_can_be_finished(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    file = half(posduif, tenant, folder)
+    assert state_of(posduif, tenant, "1000", folder) == "half"
+    [found] = [f for f in posduif.json("tenant", "verify", tenant, *folder.option, code=1) if f["check"] == "files"]
+    assert found["fix"] == f"posduif migrate up {tenant}"
+    plan = posduif.json("migrate", "up", tenant, "--dry-run", *folder.option)
+    assert [step["subject"] for step in plan["steps"]] == ["1000_half"]
+    file.write_text(file.read_text().replace("1/0", "1"))
+    posduif("migrate", "up", tenant, *folder.option)
+    assert state_of(posduif, tenant, "1000", folder) == "applied"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_half_a_file_can_be_abandoned(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder, gone: bool
+) -> None:
+    file = half(posduif, tenant, folder)
+    again = ("migrate", "abandon", tenant, "1000", *folder.option)
+    if gone:
+        file.unlink()
+        assert state_of(posduif, tenant, "1000", folder) == "half"
+        # It is not "unchanged", as if nothing were the matter, and what is advised helps.
+        folder.put("1001_later.sql", "CREATE TABLE later ();")
+        for argv in (("up", tenant), ("up", tenant, "--dry-run"), ("down", tenant, "--steps", "1", "--bundled")):
+            if argv[0] == "up":
+                error = posduif("migrate", *argv, *folder.option, "-o", "json", code=5).error
+                assert "its file is gone" in error["why"]
+                assert error["try"][-1].startswith(f"posduif migrate abandon {tenant} 1000 --confirm {tenant}")
+        for command in (("migrate", "verify"), ("tenant", "verify")):
+            found = [f for f in posduif.json(*command, tenant, *folder.option, code=1) if f["check"] == "files"]
+            assert [f["fix"] for f in found if "half" in f["message"]] == [
+                f"posduif migrate abandon {tenant} 1000 --confirm {tenant}"
+            ]
+    refused = posduif(*again, "-o", "json", code=9).error
+    assert "statement 1" in refused["message"]
+    assert ("CREATE TABLE half" in refused["message"]) is not gone
+    posduif("migrate", "abandon", tenant, "1000", "--confirm", "other", *folder.option, code=9)
+    posduif("migrate", "abandon", tenant, "1001", "--confirm", tenant, *folder.option, code=4)
+    plan = posduif.json(*again, "--dry-run")
+    assert [step["action"] for step in plan["steps"]] == ["abandon"]
+    assert progress(server, tenant) == [("1000", 1, True)]
+    assert posduif.json(*again, "--confirm", tenant)["changed"] is True
+    assert progress(server, tenant) == []
+    assert "half" in tables(server, tenant), "nothing of the file is run, and nothing undone"
+    assert "failed" not in record(server, tenant)
+    assert state_of(posduif, tenant, "1000", folder) == (None if gone else "pending")
+    assert posduif.json(*again, "--confirm", tenant)["changed"] is False
+    posduif("tenant", "verify", tenant, *folder.option)
+    if gone:
+        posduif("migrate", "up", tenant, *folder.option)
+        assert "later" in tables(server, tenant)
+
+
+def test_abandoning_waits_for_who_works_on_the_tenant(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    file = half(posduif, tenant, folder)
+    file.write_text(file.read_text().replace("1/0", "pg_sleep(20)"))
+    process = posduif.popen("migrate", "up", tenant, *folder.option)
+    try:
+        until(lambda: sleepers(server, tenant), "it sleeps")
+        posduif("migrate", "abandon", tenant, "1000", "--confirm", tenant, *folder.option, code=10)
+    finally:
+        process.kill()
+        process.communicate()
+    assert progress(server, tenant) == [("1000", 1, True)]
+
+
+def test_the_session_s_own_time_limits_are_back_after_a_statement_outside_a_transaction(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    folder.raw(
+        "1000_limits.sql",
+        UP + "CREATE TABLE w (id int);\nCREATE INDEX CONCURRENTLY w_a ON w (id);\n",
+    )
+    with connect.connect(Server("s", server.dsn), tenant, command="test", path="public") as conn:
+        conn.limit(lock_timeout=timedelta(seconds=7), statement_timeout=timedelta(seconds=77))
+        migrations.up(conn, folders=Folders((folder.path,)))
+        limits = conn.tuples("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+        assert limits == [("7s", "77s")]
+
+
+def test_a_statement_outside_a_transaction_waits_without_a_lock_timeout(
+    posduif: Posduif, server: PgServer, tenant: str, folder: Folder
+) -> None:
+    """A lock_timeout there would leave an invalid index: the session's is 1 s, the lock is held for 3."""
+    folder.put("1000_w.sql", "CREATE TABLE w (id int);")
+    posduif("migrate", "up", tenant, *folder.option)
+    folder.raw("1001_i.sql", UP + "CREATE INDEX CONCURRENTLY w_a ON w (id);\n")
+    with held(server, tenant, "LOCK TABLE w IN ROW EXCLUSIVE MODE"):
+        process = posduif.popen("migrate", "up", tenant, *folder.option, PGOPTIONS="-c lock_timeout=1000")
+        until(lambda: "w_a" in indexes(server, tenant, "w"), "it builds", 60)
+        time.sleep(3)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, err)
+    assert indexes(server, tenant, "w") == {"w_a": True}

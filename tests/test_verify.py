@@ -16,6 +16,7 @@ from conftest import REPO, PgServer, Posduif, forget
 from test_kill_points import kill
 from test_migrations import Folder, folder, held, record, until, versions
 
+from posduif_cli.core import fleet as fleet_module
 from posduif_cli.core import statuses, verifications
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet
@@ -125,7 +126,7 @@ def test_several_by_name_report_every_one(posduif: Posduif, server: PgServer, te
         posduif("tenant", "verify", nobody, code=4)
         posduif("tenant", "verify", code=2)
         done = posduif("tenant", "verify", tenant, nobody, half, "-o", "tsv", code=8)
-        assert done.out.count("critical") == 1
+        assert done.out.count("critical") == 2, "its record, and the state of the half one"
         assert f'tenant "{nobody}" not found' in done.err
         assert f"tenant {half} is provisioning" in done.err
         posduif("migrate", "verify", tenant, nobody, code=8)
@@ -326,3 +327,34 @@ def test_a_hundred_thousand_records_are_judged_in_a_moment() -> None:
     )  # fmt: skip
     assert tenants[7].created_at is not None
     assert spent < 10
+
+
+def test_what_is_no_whole_tenant_is_told_from_one_answer(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    """The servers are asked once: one that goes away in between takes no answer with it."""
+    note(server, tenant, state="provisioning")
+    asked = 0
+
+    class Counting(Fleet):
+        def ask(self, question: Any, **limits: Any) -> dict[str, Any]:
+            nonlocal asked
+            asked += 1
+            assert asked == 1, "the server went away after its first answer"
+            return super().ask(question, **limits)
+
+    fleet = Counting((Server("s", server.dsn),), "test")
+    findings, errors = verifications.reality(fleet, tenants=None)
+    assert errors == {}
+    [found] = [finding for finding in findings if finding.subject == tenant]
+    assert (found.check, found.fix) == ("state", f"posduif tenant create {tenant}")
+
+
+@pytest.mark.parametrize("state", ["provisioning", "dropping", "moving", "restoring"])
+def test_a_half_made_tenant_by_name_has_the_finding_that_all_has(
+    posduif: Posduif, server: PgServer, tenant: str, state: str
+) -> None:
+    note(server, tenant, state=state)
+    [named] = posduif("tenant", "verify", tenant, "-o", "json", code=5).json
+    [among] = [f for f in posduif("tenant", "verify", "--all", "-o", "json", code=None).json if f["subject"] == tenant]
+    assert named == among
+    assert named["fix"] == fleet_module.NEXT_STEP[State(state)][0].format(name=tenant)
+    assert ("drop" in named["fix"]) is (state == "dropping")

@@ -1,5 +1,6 @@
 """`posduif migrate`: bring tenants to the newest schema, and see who is where."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,12 @@ Wave = Annotated[
     typer.Option("--wave", metavar="N,N%", help="Cumulative sizes of waves, such as 1,10%,100%; each is verified."),
 ]
 MaxFailures = Annotated[
-    str | None, typer.Option("--max-failures", metavar="N|N%", help="Stop once more than this many failed.")
+    str | None,
+    typer.Option(
+        "--max-failures",
+        metavar="N|N%",
+        help="Stop once more than N tenants in all, or N % of the running wave (rounded down), failed.",
+    ),
 ]
 Pause = Annotated[str | None, typer.Option("--pause", metavar="DURATION", help="Wait this long between waves.")]
 
@@ -27,17 +33,17 @@ def status(
     ctx: typer.Context,
     tenant: options.Tenants = None,
     everyone: options.All = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 if anyone is behind.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 if a tenant is behind, ahead, or failed.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Visit the tenants, and report wrong records.")] = False,
     sample: Annotated[
         int | None, typer.Option("--sample", min=1, metavar="N", help="Visit and verify N of them, at random.")
     ] = None,
     list_all: options.ListAll = False,
 ) -> None:
-    """Show where the schemas stand, from one query a server.
+    """Show which version every tenant is at, from one query per server.
 
-    A terminal gets a summary by version and server with the stragglers named; --list and every machine format
-    have a row a tenant.
+    A terminal gets a summary by version and server, and the tenants that are behind, or ahead of the files on this
+    machine; --list and every machine format have a row per tenant.
     """
     from posduif_cli.core import statuses
     from posduif_cli.models import Finding, Level, SchemaStatus
@@ -62,13 +68,13 @@ def status(
             app.out.warn(f"{finding.subject}: {finding.message}")
     app.report_missing(errors)
     app.report_failed(unvisited, among=names)
-    if wrong or (check and any(row.pending or row.error for row in found if row.state == "active")):
+    if wrong or (check and any(row.pending or row.ahead or row.error for row in found if row.state == "active")):
         raise typer.Exit(1)
 
 
 @app.verb("list", example="posduif migrate list acme")
 def list_(ctx: typer.Context, tenant: options.Tenant) -> None:
-    """List a tenant's migrations: applied, pending, missing (its file is gone) or changed since."""
+    """List a tenant's migrations: applied, pending, half (applied), missing (its file is gone) or changed since."""
     from posduif_cli.core import migrations
     from posduif_cli.models import Migration
 
@@ -76,9 +82,10 @@ def list_(ctx: typer.Context, tenant: options.Tenant) -> None:
     with app.tenant(tenant) as conn:
         found = migrations.history(conn, folders=app.fleet.folders)
     app.out.list(found, Migration, empty="no migrations")
+    name_faults(app)
 
 
-@app.verb("up", example="posduif migrate up --all --wave 1,10%,100% --max-failures 1%")
+@app.verb("up", example="posduif migrate up --all --wave 1,10%,100% --max-failures 5%")
 def up(
     ctx: typer.Context,
     tenant: options.Tenants = None,
@@ -93,8 +100,9 @@ def up(
 ) -> None:
     """Apply pending migrations: each in one transaction with its version row and the record.
 
-    A tenant that is up to date costs nothing, one that fails does not end the run. Run again, it goes on with
-    who is left.
+    Tenants that are up to date are not visited. Without --max-failures a failure ends the run after its wave; with
+    5% a wave goes on until more than 5 % of the tenants in it failed. A wave in which every tenant failed is the
+    last. Run the command again to continue with the rest.
     """
     from posduif_cli.core import rollouts
     from posduif_cli.models import Outcome
@@ -107,6 +115,7 @@ def up(
         for risk in remarks(app, {step.subject.partition("_")[0] for step in plan.steps}):
             app.out.warn(risk)
         app.show_plan(plan)
+        name_faults(app)
         app.report_failed(errors, among=names)
         return
     pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
@@ -120,6 +129,7 @@ def up(
         run, errors = rollouts.up(
             app.fleet, tenants=names, failed=failed, pace=pace, on_pending=tell_risks, **watcher.callbacks
         )
+    name_faults(app)
     runs.conclude(app, run, errors, names, every=bool(names) or list_all)
 
 
@@ -130,6 +140,7 @@ def down(
     everyone: options.All = False,
     to: Annotated[str | None, typer.Option("--to", metavar="VERSION", help="Take back all newer than this.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Take back this many from each tenant.")] = None,
+    bundled: Annotated[bool, typer.Option("--bundled", help="Take back posduif's own migrations, too.")] = False,
     confirm: options.Confirm = None,
     jobs: options.Jobs = 4,
     list_all: options.ListAll = False,
@@ -137,7 +148,7 @@ def down(
 ) -> None:
     """Take back the newest migrations by their down sections; data in what they made is lost.
 
-    One tenant is confirmed by its name, several by their server's.
+    It counts the rows that go. One tenant is confirmed by its name, several by their server's.
     """
     from posduif_cli.core import rollouts
     from posduif_cli.models import Outcome
@@ -147,26 +158,96 @@ def down(
     names = options.targets(tenant, everyone, "migrate down")
     if (to is None) == (steps is None):
         raise UsageError("say how far: either --to or --steps", hint="posduif migrate down acme --steps 1")
-    plan, errors = rollouts.plan_down(app.fleet, tenants=names, to=to, steps=steps)
+    found, errors = rollouts.plan_down(app.fleet, tenants=names, to=to, steps=steps, bundled=bundled)
+    plan = found.plan
     if dry_run:
         app.show_plan(plan)
+        if plan.steps:
+            app.out.say(f"it would lose {lost(found.lost)}")
     app.report_failed(errors, among=names)
     if dry_run:
         return
-    affected = sorted({name for step in plan.steps for name in step.tenants})
-    if not affected:
+    if not plan.steps:
         app.out.say("nothing to take back")
         app.out.list([], Outcome)
         return
     servers = sorted({server.name for server in app.fleet.servers})
     expected = names[0] if names and len(names) == 1 else ",".join(servers)
     versions = ", ".join(sorted({step.subject for step in plan.steps}))
-    app.confirm(expected, confirm, f"take back {versions} of {counted(len(affected), 'tenant')}, with the data in it")
+    count = counted(sum(map(bool, found.versions.values())), "tenant")
+    app.confirm(expected, confirm, f"take back {versions} of {count}, which loses {lost(found.lost)}")
     with runs.watched(app) as watcher:
         run, errors = rollouts.down(
-            app.fleet, tenants=names, to=to, steps=steps, plan=plan, pace=rollouts.Pace(jobs), **watcher.callbacks
+            app.fleet,
+            tenants=names,
+            to=to,
+            steps=steps,
+            bundled=bundled,
+            planned=found.versions,
+            pace=rollouts.Pace(jobs),
+            **watcher.callbacks,
         )
     runs.conclude(app, run, errors, names, every=bool(names) or list_all)
+
+
+def lost(counts: Mapping[str, int | None]) -> str:
+    """Say what taking migrations back loses.
+
+    >>> lost({"users": 2, "rows of archive": 1, "rows in 1001_x.sql": None}), lost({})
+    ('2 users, 1 row of archive; rows not counted: rows in 1001_x.sql', 'no rows')
+    """
+    parts = [counted(n, noun[:-1]) for noun, n in counts.items() if n is not None and " of " not in noun]
+    parts += [
+        f"{counted(n, 'row')}{noun.removeprefix('rows')}"
+        for noun, n in counts.items()
+        if n is not None and " of " in noun
+    ]
+    unknown = [noun for noun, n in counts.items() if n is None]
+    return (
+        "; ".join(filter(None, (", ".join(parts), f"rows not counted: {', '.join(unknown)}" if unknown else "")))
+        or "no rows"
+    )
+
+
+@app.verb("abandon", example="posduif migrate abandon acme 20260114093000 --confirm acme")
+def abandon(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The migration that is applied by half.")],
+    confirm: options.Confirm = None,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Forget how far a half-applied migration is, and run nothing of it; what its statements did stays.
+
+    Only files with transaction:false can be applied by half.
+    """
+    from posduif_cli.core import migrations
+    from posduif_cli.models import Plan, Step
+
+    app = app_of(ctx)
+    with app.tenant(tenant) as conn:
+        begun = migrations.abandoning(conn, version, folders=app.folders)
+        stays = [
+            f"statement {each.number}{'' if each.done else ' (begun, perhaps done)'}"
+            + (f": {each.text}" if each.text else "")
+            for each in begun
+        ]
+        if dry_run:
+            app.show_plan(
+                Plan(
+                    (Step("abandon", f"{version} of {tenant}; {'; '.join(stays) or 'nothing'} stays"),) if begun else ()
+                )
+            )
+            return
+        if begun:
+            listing = "".join(f"\n  {line}" for line in stays)
+            app.confirm(tenant, confirm, f"abandon migration {version} of {tenant}; this stays done:{listing}")
+        changed = migrations.abandon(conn, version, folders=app.folders, planned=begun)
+    if changed:
+        app.out.say(f"migration {version} of {tenant} is abandoned; what stays done: {len(begun)} of its statements")
+    else:
+        app.out.say(f"migration {version} of {tenant} is not half applied")
+    app.out.show({"tenant": tenant, "version": version, "statements": stays, "changed": changed})
 
 
 @app.verb("verify", example="posduif migrate verify --all")
@@ -211,6 +292,12 @@ def new(
 def split(text: str | None) -> tuple[str, ...]:
     """Read a comma-separated option."""
     return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def name_faults(app: App) -> None:
+    """Name the faulty files, which fail only what would run them."""
+    for fault in app.folders.faults.values():
+        app.out.warn(fault.sentence)
 
 
 def remarks(app: App, versions: set[str]) -> list[str]:

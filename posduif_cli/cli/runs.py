@@ -39,16 +39,19 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
     if names and all(isinstance(run.errors.get(name), ServerError) for name in names):
         raise run.errors[names[0]]
     if failures or run.stopped_by:
-        parts = [f"{counted(len(run.errors), 'tenant')} failed"] if run.errors else []
+        number = counts["failed"] + counts["differs"]
+        parts = [f"{counted(number, 'tenant')} failed"] if number else []
         parts += [f"{counted(len(errors), 'server')} could not be asked"] if errors else []
-        again = "then the same command again goes on with who is left"
+        reasons = [cause for cause, _ in statuses.causes(run.outcomes)[:1]]
+        again = "then run the same command again: it goes on with the rest"
         kept = _kept_files(run)
         raise PartialFailure(
             ", ".join(parts) or "the run was stopped",
-            why=run.stopped_by or "the outcome of every tenant that was asked is above",
-            hint=f"mend the tenants, not {', '.join(kept)}, which others have by now; {again}"
+            why="; ".join(filter(None, (*reasons, run.stopped_by)))
+            or "the outcome of every tenant that was asked is above",
+            hint=f"fix the tenants, not {', '.join(kept)}, which other tenants have by now; {again}"
             if kept
-            else f"mend the cause, {again}",
+            else f"fix the cause, {again}",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.crews import Crew
-from posduif_cli.core.folders import Folders
+from posduif_cli.core.folders import Folders, bundled_in
 from posduif_cli.db import connect, queries, record
 from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, QUESTION_TIMEOUT, Footing
 from posduif_cli.db.connect import Session as Session
@@ -61,6 +61,7 @@ class Fleet:
     neighbours: tuple[Server, ...] = ()
     ended: list[str] = field(default_factory=list, init=False, repr=False)
     _footings: dict[str, Footing | None] = field(default_factory=dict, init=False, repr=False)
+    _bundled: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def everyone(self) -> tuple[Server, ...]:
@@ -121,13 +122,16 @@ class Fleet:
         else:
             return None
         schema, applied = (noted.schema, noted.applied) if noted else (None, None)
+        standing = self.folders.standing(schema, applied)
+        self._bundled[server.name, name] = bundled_in(applied) if noted else None
         return Tenant(
             tenant=name,
             server=server.name,
             state=state,
             schema_version=schema,
             latest_version=self.folders.latest,
-            pending=self.folders.pending(schema, applied),
+            pending=standing.pending,
+            ahead=standing.ahead,
             url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
             created_at=noted.created if noted else None,
             error=noted.failed if noted else None,
@@ -270,6 +274,7 @@ class Fleet:
                     session.require_member()
             raise
         session.ended = self.ended
+        session.bundled = self._bundled.get((server.name, name))
         return session
 
 

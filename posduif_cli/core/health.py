@@ -154,19 +154,44 @@ def state(facts: TenantFacts) -> Iterator[Finding]:
 
 
 def schema(facts: TenantFacts) -> Iterator[Finding]:
-    """Pending migrations, and a last one that failed."""
+    """No schema, a last migration that failed, migrations without a file here, and pending ones."""
     tenant = facts.tenant
     if tenant.state is not State.ACTIVE:
         return
     if tenant.error is not None:
+        failed = tenant.error
+        where = f"{failed.file}:{failed.line}" if failed.file and failed.line else failed.file or failed.version
         yield Finding(
             "schema",
             "tenant",
             tenant.tenant,
             Level.CRITICAL,
-            f"migration {tenant.error.version} failed (SQLSTATE {tenant.error.sqlstate or 'unknown'})",
+            f"migration {failed.version} failed at {where} (SQLSTATE {failed.sqlstate or 'unknown'})",
             tenant.schema_version,
             fix=f"posduif migrate up {tenant.tenant}",
+        )
+    elif tenant.schema_version is None:
+        yield Finding(
+            "schema",
+            "tenant",
+            tenant.tenant,
+            Level.CRITICAL,
+            f"tenant {tenant.tenant} is at no schema: it has none of posduif's tables",
+            tenant.pending,
+            "migrations",
+            fix=f"posduif migrate up {tenant.tenant}",
+        )
+    elif tenant.ahead:
+        number = f"{tenant.ahead} applied migration{'' if tenant.ahead == 1 else 's'}"
+        yield Finding(
+            "schema",
+            "tenant",
+            tenant.tenant,
+            Level.WARNING,
+            f"the tenant is ahead: this machine has no file for {number}",
+            tenant.ahead,
+            "migrations",
+            fix=f"posduif migrate list {tenant.tenant}",
         )
     elif tenant.pending:
         yield Finding(
@@ -271,7 +296,7 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         findings += [fleet.locate(finding, server.name) for finding in found]
 
     away: dict[str, ServerUnreachable] = {}
-    results = _ask_tenants(fleet, [tenant for tenant in chosen if tenant.state in VISITED], away)
+    results = _ask_tenants(fleet, [t for t in chosen if t.state in VISITED and t.schema_version is not None], away)
     visited = gone = 0
     examined: list[TenantHealth] = []
     for tenant in chosen:

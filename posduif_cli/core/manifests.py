@@ -125,8 +125,10 @@ class Application:
     def run(self) -> None:
         """Create what is missing, finish what was begun, and judge what exists; an outcome an entry.
 
-        Raises Interrupted on ctrl-C; what was under way is finished by the same command.
+        Raises Interrupted on ctrl-C; what was under way is finished by the same command. Raises ConfigurationError,
+        having made nothing, while a migration file is faulty.
         """
+        _ = self.fleet.folders.files
         with self._placements() as placements:
             desks = self._sort(placements)
             for desk in desks:

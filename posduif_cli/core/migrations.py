@@ -4,14 +4,15 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
+from typing import TypeVar
 
 from posduif_cli.core import scripts
-from posduif_cli.core.folders import Folders, digest
+from posduif_cli.core.folders import Folders, digest, newest_bundled
 from posduif_cli.core.scripts import File, Name, Section, Statement, Target
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.connect import Row, Session, compose, identifier
@@ -22,15 +23,19 @@ from posduif_cli.errors import (
     Conflict,
     Interrupted,
     MigrationFailed,
+    MigrationNotFound,
     OperationFailed,
     QueryFailed,
+    Refused,
     StandbyServer,
     UsageError,
     WrongState,
 )
 from posduif_cli.models import Failure, Instant, Migration, State
 
+T = TypeVar("T")
 PATIENCE = timedelta(seconds=30)
+COUNTING = timedelta(seconds=10)  # for each count of what would be lost
 CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
 NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
 CANNOT_RUN_IN_TRANSACTION = "25001"
@@ -107,24 +112,31 @@ def half_done(conn: Session) -> dict[str, int]:
 
 def history(conn: Session, *, folders: Folders) -> tuple[Migration, ...]:
     """Return every migration of a tenant, applied or not, in the order of versions."""
-    return _history(applied(conn), folders)
+    return _history(applied(conn), half_done(conn), folders)
 
 
-def _history(rows: dict[str, _Row], folders: Folders) -> tuple[Migration, ...]:
-    known = {file.version: file for file in folders.files}
-    return tuple(_compare(version, known.get(version), rows.get(version)) for version in sorted({*known, *rows}))
+def _history(rows: Mapping[str, _Row], half: Mapping[str, int], folders: Folders) -> tuple[Migration, ...]:
+    begun = {key.removesuffix(DOWN) for key in half}
+    return tuple(
+        _compare(version, rows.get(version), folders, half=version in begun)
+        for version in sorted({*folders.paths, *rows, *begun})
+    )
 
 
-def _compare(version: str, file: File | None, row: _Row | None) -> Migration:
-    if file is None:
+def _compare(version: str, row: _Row | None, folders: Folders, *, half: bool) -> Migration:
+    """Compare a file with the tenant's row; a faulty file has no checksum, so it differs from what was applied."""
+    path, file = folders.paths.get(version), folders.sound.get(version)
+    if half:
+        state = "half"
+    elif path is None:
         state = "missing"
     elif row is None:
         state = "pending"
     else:
-        state = "changed" if row.checksum and row.checksum != file.checksum else "applied"
+        state = "changed" if file and row.checksum and row.checksum != file.checksum else "applied"
     return Migration(
         version=version,
-        name=file.name if file else "",
+        name=path.stem.partition("_")[2] if path else "",
         state=state,
         checksum=row.checksum if row else file.checksum if file else None,
         applied_at=row.applied_at if row else None,
@@ -154,8 +166,8 @@ def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequenc
                 who = "; ".join(who_is(*holder) for holder in holders)
                 raise Blocked(
                     f"the version table of {conn.database} is locked",
-                    why=f"blocked by {who}" if who else error.why,
-                    hint=f"posduif migrate up {conn.database}, when that is done",
+                    why=_wait_for(who, error),
+                    hint=f"posduif migrate up {conn.database}",
                 ) from error
         if conn.cancelled:
             raise Interrupted("interrupted")
@@ -163,11 +175,20 @@ def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequenc
         pause = min(pause * 2, 5)
 
 
+def _wait_for(who: str, error: Blocked) -> str:
+    """Say who holds a lock, or what the server said where nobody is seen, and when to try again."""
+    return f"{f'blocked by {who}' if who else error.why}; run the command again when that is done"
+
+
 @contextmanager
 def _locked(
     conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks, *, down: bool = False
-) -> Iterator[tuple[record.Record, dict[str, _Row], bool]]:
-    """Take the tenant's lock; the block gets its record, and what `_table` returns, from as few messages as can be."""
+) -> Iterator[tuple[record.Record, dict[str, _Row], dict[str, int], bool]]:
+    """Take the tenant's lock, and give the block what is known of the tenant, from as few messages as can be.
+
+    That is its record, the rows of its version table, what `half_done` returns, and whether the table has all of
+    our columns. Raises Conflict for a half-applied file that has to be finished or abandoned first.
+    """
     named = queries.load("migrations")
     new = State.PROVISIONING in states
     asking = [named["has_table" if new else "list_checksums"], named["has_progress"]]
@@ -182,15 +203,17 @@ def _locked(
         if current.state not in states:
             raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
         half = half_done(conn) if answers is None or answers[1] == [("t",)] else {}
-        if (other := next((key for key in half if key.endswith(DOWN) is not down), None)) is not None:
-            raise _by_half(conn.database, other, half[other], folders)
+        for key, done in half.items():
+            if key.endswith(DOWN) is not down or key.removesuffix(DOWN) not in folders.paths:
+                raise _by_half(conn.database, key, done, folders)
         if new and answers is not None and answers[0] == [("f",)]:
-            yield current, {}, False
+            yield current, {}, half, False
         elif new or answers is None:
-            yield current, *_table(conn)
+            rows, complete = _table(conn)
+            yield current, rows, half, complete
         else:
             rows = {str(version): _Row(str(version), checksum, None, None, None) for version, checksum in answers[0]}
-            yield current, rows, True
+            yield current, rows, half, True
 
 
 def up(
@@ -200,26 +223,42 @@ def up(
 
     The tenant's lock is kept until the session ends. Raises Busy when another session works on the tenant, Blocked
     after PATIENCE of waiting for locks, WrongState via the record, ChecksumDiffers when an applied file changed,
-    MigrationFailed with file and line when SQL fails; then a transactional migration left nothing, and of another
-    the statements that were done are kept and not run again.
+    ConfigurationError, before anything is changed, when a pending file is faulty, MigrationFailed with file and line
+    when SQL fails; then a transactional migration left nothing, and of another the statements that were done are
+    kept and not run again.
     """
     hooks = hooks or Hooks()
-    with _locked(conn, folders, states, hooks) as (current, rows, complete):
-        migrations = _history(rows, folders)
-        refuse_changed(conn.database, migrations, folders)
-        done = {m.version for m in migrations if m.state in ("applied", "missing")}
+    with _locked(conn, folders, states, hooks) as (current, rows, half, complete):
+        pending = _pending(conn.database, _history(rows, half, folders), folders)
+        done = set(rows)
         before = max(done, default=None)
-        pending = [file for file in folders.files if file.version not in done]
         for number, file in enumerate(pending):
             if number:
                 _next(conn)
             done.add(file.version)
             _Run(conn, file, file.up, folders, hooks, current, done, complete, taking_back=False).apply()
             complete, current = True, _after(current, done)
-        if not pending and (current.schema, current.applied, current.failed) != (before, digest(done), None):
+        if not pending and current != (right := _after(current, done)):
             with conn.transaction(lock_timeout=folders.lock_timeout):
-                record.write(conn, _after(current, done))
+                record.write(conn, right)
+        conn.bundled = newest_bundled(done)
         return Applied(before, max(done, default=None), tuple(file.version for file in pending))
+
+
+def to_apply(conn: Session, *, folders: Folders) -> list[File]:
+    """Return the files that `up` would apply, in their order; raises as it for changed, half and faulty files."""
+    for key, done in half_done(conn).items():
+        if key.endswith(DOWN) or key not in folders.paths:
+            raise _by_half(conn.database, key, done, folders)
+    return _pending(conn.database, history(conn, folders=folders), folders)
+
+
+def _pending(tenant: str, migrations: Sequence[Migration], folders: Folders) -> list[File]:
+    refuse_changed(tenant, migrations, folders)
+    pending = [m.version for m in migrations if m.state in ("pending", "half")]
+    if pending and folders.misnamed:  # which would have to be run, or come first, cannot be told
+        raise next(iter(folders.misnamed.values()))
+    return [folders.file(version) for version in pending]
 
 
 def down(
@@ -228,17 +267,18 @@ def down(
     folders: Folders,
     to: str | None = None,
     steps: int | None = None,
+    bundled: bool = False,
     planned: Sequence[str] | None = None,
     hooks: Hooks | None = None,
 ) -> Applied:
     """Take back a tenant's newest migrations, down to version *to* (which stays) or *steps* of them.
 
-    Raises as `up`, and Conflict, before anything is changed, when one of them has no down section or no file, or
-    when they are not those that were *planned*, and so confirmed.
+    Raises as `up` and, before anything is changed, as `to_take_back`; and Conflict when they are not those that
+    were *planned*, and so confirmed.
     """
     hooks = hooks or Hooks()
-    with _locked(conn, folders, (State.ACTIVE,), hooks, down=True) as (current, rows, complete):
-        files = to_take_back(conn, folders=folders, to=to, steps=steps)
+    with _locked(conn, folders, (State.ACTIVE,), hooks, down=True) as (current, rows, _, complete):
+        files = to_take_back(conn, folders=folders, to=to, steps=steps, bundled=bundled)
         versions = [file.version for file in files]
         if planned is not None and versions != list(planned):
             raise Conflict(
@@ -255,22 +295,32 @@ def down(
             assert file.down is not None
             _Run(conn, file, file.down, folders, hooks, current, done, complete, taking_back=True).apply()
             current = _after(current, done)
+        conn.bundled = newest_bundled(done)
         return Applied(before, max(done, default=None), tuple(file.version for file in files))
 
 
 def _by_half(tenant: str, key: str, done: int, folders: Folders) -> Conflict:
-    """Say that a file without a transaction, begun in the other direction, is to be finished first."""
-    version, down = key.removesuffix(DOWN), key.endswith(DOWN)
-    path = folders.paths.get(version, version)
+    """Say that a file without a transaction is to be finished or abandoned before anything else is run."""
+    version, path = key.removesuffix(DOWN), folders.paths.get(key.removesuffix(DOWN))
+    what = "taken back" if key.endswith(DOWN) else "applied"
     return Conflict(
-        f"migration {version} of {tenant} is {'taken back' if down else 'applied'} by half",
-        why=f"{done} of its statements were run, and the rest would be forgotten",
-        hint=[f"mend what stands against {path}", half_step(tenant, key)],
+        f"migration {version} of {tenant} is {what} by half",
+        why=f"{done} statement{'' if done == 1 else 's'} of it ran" + ("" if path else ", and its file is gone"),
+        hint=[
+            f"fix what stopped {path}, and finish it" if path else "bring its file back and finish it, or abandon it",
+            *half_steps(tenant, key, folders),
+        ],
     )
 
 
-def half_step(tenant: str, key: str) -> str:
-    """Return the command that finishes a file without a transaction, by its key in `half_done`."""
+def half_steps(tenant: str, key: str, folders: Folders) -> list[str]:
+    """Return the commands that finish or abandon a half-applied file, by its key in `half_done`."""
+    version = key.removesuffix(DOWN)
+    abandoning = f"posduif migrate abandon {tenant} {version} --confirm {tenant}"
+    return [*([_again(tenant, key)] if version in folders.paths else []), abandoning]
+
+
+def _again(tenant: str, key: str) -> str:
     return f"posduif migrate down {tenant} --steps 1" if key.endswith(DOWN) else f"posduif migrate up {tenant}"
 
 
@@ -281,43 +331,151 @@ def _next(conn: Session) -> None:
     conn.restore()
 
 
-def to_take_back(conn: Session, *, folders: Folders, to: str | None, steps: int | None) -> list[File]:
+def to_take_back(
+    conn: Session, *, folders: Folders, to: str | None, steps: int | None, bundled: bool = False
+) -> list[File]:
     """Return the files that `down` would take back, the newest first.
 
-    Raises Conflict where one cannot be, UsageError for a version *to* that nobody knows; 0 stands for all of them.
+    Raises Conflict where one has no down section or no file, ConfigurationError where its file is faulty, Refused
+    where one is posduif's own and *bundled* does not say so, UsageError for a version *to* that nobody knows; 0
+    stands for all of them.
     """
-    known = {file.version: file for file in folders.files}
     done = sorted(applied(conn), reverse=True)
-    if to is not None and to.strip("0") and to not in {*done, *known}:
+    if to is not None and to.strip("0") and to not in {*done, *folders.paths}:
         raise UsageError(
             f"there is no migration {to} to go back to",
             why="neither a file nor the tenant has it; versions are compared as they are written, zeros included",
             hint=f"posduif migrate list {conn.database}",
         )
     chosen = [version for version in done if to is None or version > to][: steps if to is None else None]
+    own = next((version for version in chosen if version in folders.bundled), None)
+    if own is not None and not bundled:
+        raise Refused(
+            f"migration {own} of {conn.database} is posduif's own and is not taken back without --bundled",
+            why="nothing was taken back; posduif's commands and the sync engine need its tables and columns",
+            hint=["take back fewer, with --steps or --to", "or add --bundled, and lose the data in them"],
+        )
     for version in chosen:
-        file = known.get(version)
-        if file is None or file.down is None:
+        if version in folders.paths and folders.file(version).down is not None:
+            continue
+        path = folders.paths.get(version)
+        raise Conflict(
+            f"migration {version} of {conn.database} cannot be taken back",
+            why=f"{path} has no `-- migrate:down` section" if path else "its file is gone",
+            hint=f"posduif migrate list {conn.database}",
+        )
+    return [folders.file(version) for version in chosen]
+
+
+def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dict[str, int | None]:
+    """Count what taking *files* back would destroy, by a name for each kind of thing; None where it is not counted.
+
+    Of bundled files those are users, devices, messages and tokens, of others the rows of the tables that a down
+    section drops or truncates by name; a section that does more is not counted.
+    """
+    counts: dict[str, int | None] = {}
+    if any(file.version in folders.bundled for file in files):
+        found = _counted(conn, lambda: conn.dicts(queries.load("migrations")["count_people"])[0])
+        counts |= found or dict.fromkeys(("users", "devices", "messages", "tokens"))
+    for file in files:
+        if file.version in folders.bundled or file.down is None:
+            continue
+        for statement in file.down.statements:
+            names = scripts.emptied(statement)
+            for name in names:
+                table = identifier(name.schema or "public", name.name)
+                query = compose("SELECT count(*) FROM {table}", table=table)
+                shown = f"rows of {'.'.join(filter(None, (name.schema, name.name)))}"
+                counts[shown] = _counted(conn, lambda query=query: int(conn.value(query)))  # type: ignore[misc]
+            if not names and not scripts.keeps_rows(statement):
+                counts[f"rows in {file.path.name}"] = None
+    return counts
+
+
+def _counted(conn: Session, count: Callable[[], T]) -> T | None:
+    """Count, but for no longer than COUNTING; None where a table is not there, locked, or too large for that."""
+    try:
+        with conn.transaction(lock_timeout=COUNTING, statement_timeout=COUNTING):
+            return count()
+    except (QueryFailed, Blocked, AccessDenied):
+        return None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A statement of a half-applied file: its number, whether it was run to its end, and its text where known."""
+
+    number: int
+    done: bool
+    text: str | None
+
+
+def abandoning(conn: Session, version: str, *, folders: Folders) -> tuple[Begun, ...]:
+    """Return the statements of a half-applied file that stay as they are when it is abandoned.
+
+    None where the tenant has no half-applied file at all, so that there is nothing to do. Raises
+    MigrationNotFound when it is not among those that the tenant has.
+    """
+    half = half_done(conn)
+    key = next((key for key in half if key.removesuffix(DOWN) == version), None)
+    if key is None:
+        if not half:
+            return ()
+        raise MigrationNotFound(
+            f"migration {version} of {conn.database} is not half applied",
+            why=f"what is: {', '.join(sorted({key.removesuffix(DOWN) for key in half}))}",
+            hint=f"posduif migrate list {conn.database}",
+        )
+    file = folders.sound.get(version)
+    section = (file.down if key.endswith(DOWN) else file.up) if file else None
+    texts = dict(enumerate(section.statements if section else (), 1))
+    return tuple(
+        Begun(number, done, texts[number].text if number in texts and _mark(texts[number]) == mark else None)
+        for number, done, mark in conn.tuples(queries.load("migrations")["list_begun"], version=key)
+    )
+
+
+def abandon(conn: Session, version: str, *, folders: Folders, planned: Sequence[Begun]) -> bool:
+    """Forget the progress of a half-applied file, running nothing of it; return whether there was any.
+
+    The record's note of its failure goes with it. Raises Busy, WrongState via the record, and Conflict when what
+    stays is not what was *planned*, and so confirmed.
+    """
+    conn.require_admin()
+    with conn.lock(conn.database):
+        current = record.read(conn)
+        if current.state is not State.ACTIVE:
+            raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
+        begun = abandoning(conn, version, folders=folders)
+        if not begun:
+            return False
+        if begun != tuple(planned):
             raise Conflict(
-                f"migration {version} of {conn.database} cannot be taken back",
-                why="its file is gone" if file is None else f"{file.path} has no `-- migrate:down` section",
+                f"migration {version} of {conn.database} went on since it was asked whether to abandon it",
                 hint=f"posduif migrate list {conn.database}",
             )
-    return [known[version] for version in chosen]
+        with conn.transaction(lock_timeout=folders.lock_timeout):
+            for key in (version, version + DOWN):
+                conn.execute(queries.load("migrations")["delete_progress"], version=key)
+            if current.failed is not None and current.failed.version == version:
+                record.write(conn, replace(current, failed=None))
+    return True
 
 
 def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folders) -> None:
     """Raise ChecksumDiffers when a file changed after it was applied."""
     for migration in migrations:
         if migration.state == "changed":
-            earlier = (m.version for m in migrations if m.state != "pending" and m.version < migration.version)
-            before = max(earlier, default="0")
+            done = [m.version for m in migrations if m.state != "pending"]
+            before = max((version for version in done if version < migration.version), default="0")
+            own = any(version > before and version in folders.bundled for version in done)
             raise ChecksumDiffers(
                 f"{folders.paths[migration.version]} changed after it was applied to {tenant}",
                 why="an applied migration is history: other tenants would get another schema from it",
                 hint=[
                     "restore the file and put the change into a new migration",
-                    f"or, losing what it made, apply it anew: posduif migrate down {tenant} --to {before}",
+                    "or apply it anew, which loses what it made; the next command takes it back",
+                    f"posduif migrate down {tenant} --to {before}{' --bundled' if own else ''}",
                 ],
             )
 
@@ -347,7 +505,7 @@ class _Run:
 
     @property
     def _again(self) -> str:
-        return half_step(self.conn.database, self._key)
+        return _again(self.conn.database, self._key)
 
     def apply(self) -> None:
         try:
@@ -449,8 +607,8 @@ class _Run:
                 if time.monotonic() + pause + limit > deadline:
                     raise Blocked(
                         f"migration {self.file.path.name} got no lock in {self.conn.database}",
-                        why=f"blocked by {'; '.join(blockers)}" if blockers else error.why,
-                        hint=f"{self._again}, when that is done",
+                        why=_wait_for("; ".join(blockers), error),
+                        hint=self._again,
                     ) from error
             finally:
                 watch.cancel()
@@ -474,7 +632,7 @@ class _Run:
         with self._transaction():
             conn.script(named["create_progress"])
             done = dict(conn.tuples(named["list_done"], version=key))
-        # Statement by statement: what failed can be mended in the file, what is done is history.
+        # Statement by statement: what failed can be fixed in the file, what is done is history.
         marks = {number: _mark(statement) for number, statement in enumerate(statements, 1)}
         if any(marks.get(number) != mark for number, mark in done.items()):
             raise ChecksumDiffers(
@@ -509,19 +667,15 @@ class _Run:
         what = scripts.target(statement)
         if what.kind == "other":
             raise self._unjudged(statement)
-        milliseconds = round(self.folders.statement_timeout.total_seconds() * 1000 * CONCURRENT_FACTOR)
-        # SET LOCAL does nothing outside a transaction, and a lock_timeout would leave an invalid index.
-        conn.script("SET ROLE posduif_admin; SET search_path = public; SET lock_timeout = 0")
-        conn.script(f"SET statement_timeout = {milliseconds}")
-        try:
+        conn.script("SET ROLE posduif_admin; SET search_path = public")
+        # A lock_timeout would leave an invalid index.
+        long = self.folders.statement_timeout * CONCURRENT_FACTOR
+        with conn.limited(lock_timeout=timedelta(0), statement_timeout=long):
             if not self._was_done(what, step):
                 self._tell_of_waiting()
                 with self._blamed(statement):
                     conn.script(statement.text)
             conn.execute(named["mark_done"], **step)
-        finally:
-            if not conn.raw.closed:
-                conn.script("SET statement_timeout = 0")
 
     def _tell_of_waiting(self) -> None:
         waiting = self.conn.tuples(queries.load("migrations")["find_open_transactions"])
@@ -616,7 +770,7 @@ class _Run:
                 f"migration {where} failed in {self.conn.database}: {error.message.partition(': ')[2] or error.why}",
                 why=f"SQLSTATE {sqlstate}; {kept}",
                 hint=[
-                    f"mend what stands against it, or, where no tenant has it yet, {self.file.path}",
+                    f"fix what stops it in the tenant or, where no tenant has it yet, in {self.file.path}",
                     self._again,
                 ],
                 sqlstate=sqlstate,
@@ -655,6 +809,6 @@ def _mark(statement: Statement) -> str:
     return hashlib.sha256(statement.text.encode()).hexdigest()
 
 
-def _after(current: record.Record, done: set[str]) -> record.Record:
-    """Return the record of a tenant that has these versions."""
+def _after(current: record.Record, done: Collection[str]) -> record.Record:
+    """Return the record of a tenant that has these versions, and no failure since."""
     return replace(current, schema=max(done, default=None), applied=digest(done), failed=None)

@@ -49,7 +49,8 @@ _WHOLE_TABLE = (
     ("lock-table", re.compile(r"lock (?:table )?"), "LOCK TABLE makes others wait until the migration ends", None),
 )
 _COLUMN = (
-    r"add (?:column (?:if not exists )?+|(?!column |constraint |check |foreign |unique |primary |exclude |not null))"
+    r"add (?:column (?:if not exists |(?!if not exists ))"
+    r"|(?!column |constraint |check |foreign |unique |primary |exclude |not null))"
 )
 # rule, what an action of ALTER TABLE looks like outside parentheses (for defaults inside them too), message, fix
 _DEFAULTS = "adding-field-with-default"
@@ -73,13 +74,13 @@ _ACTIONS = tuple(
         ),
         (
             "changing-column-type",
-            r"alter (?:column )?+\S+ (?:set data )?type\b",
+            r"alter (?:column |(?!column ))\S+ (?:set data )?type\b",
             "a new type may rewrite the table while readers wait, and breaks what expects the old one",
             "add a column of the new type, copy in batches, and drop the old one in a later migration",
         ),
         (
             "adding-not-nullable-field",
-            r"alter (?:column )?+\S+ set not null\b",
+            r"alter (?:column |(?!column ))\S+ set not null\b",
             "SET NOT NULL reads the whole table while readers and writers wait",
             "first ADD CONSTRAINT ... CHECK (... IS NOT NULL) NOT VALID and VALIDATE it in another migration",
         ),

@@ -1,11 +1,10 @@
 """Rollouts: migrations over many tenants, in waves and with a brake; one tenant's failure is an outcome, not an end."""
 
-import math
 import re
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,13 +17,14 @@ from posduif_cli.core.fleet import Fleet, Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.core.migrations import Applied, Hooks
 from posduif_cli.core.scripts import File
-from posduif_cli.core.statuses import behind
+from posduif_cli.core.statuses import behind, label
 from posduif_cli.db import queries, record
 from posduif_cli.errors import (
     Busy,
     Interrupted,
     MigrationFailed,
     PosduifError,
+    Refused,
     ServerFull,
     ServerUnreachable,
     TenantNotFound,
@@ -35,6 +35,7 @@ from posduif_cli.models import Outcome, OutcomeError, Plan, Server, State, Step,
 
 T = TypeVar("T")
 Work = Callable[[Session, Hooks], Applied]
+Key = tuple[str, str]  # server and tenant
 DEFAULT_JOBS = 4
 SPARE_CONNECTIONS = 3
 INTERRUPTED = "interrupted"
@@ -45,8 +46,9 @@ FIRST_PAUSE, LAST_PAUSE = 0.25, 5.0  # seconds between two tries
 class Pace:
     """How fast and how far: *jobs* at once a server, *waves* as cumulative sizes, and where to stop.
 
-    *max_failures* is a number or a share of all targets; without it nothing stops a wave, and the next one
-    begins only if none failed.
+    *max_failures* is how many may fail in all or, as a percentage, in the running wave; one more ends the run at
+    once. Without it nothing stops a wave, and the next one begins only if none failed. A wave in which every tenant
+    that had work failed is the last one in any case.
     """
 
     jobs: int = DEFAULT_JOBS
@@ -60,7 +62,7 @@ class Pace:
             if not size(text, 100):
                 raise UsageError("a wave of nobody is none", hint="--wave 1,10%,100%")
         if self.max_failures is not None:
-            size(self.max_failures, 100, hint="--max-failures 1%")
+            size(self.max_failures, 100, hint="--max-failures 5%")
 
 
 Errors = dict[str, PosduifError]
@@ -79,12 +81,10 @@ def up(
     """Bring the named tenants, or all, to the newest schema; *failed* narrows to those that failed last.
 
     Of all tenants only those are visited that are behind by their record; *on_pending* is called with the versions
-    that some of them are to get, before any does. Returns the run with an outcome a
-    tenant, and the servers that could not be asked. Raises ConfigurationError for a faulty file before
-    anything is done.
+    that some of them are to get, before any does. Returns the run with an outcome per
+    tenant, and the servers that could not be asked. A tenant that a faulty file is pending for fails.
     """
     folders = fleet.folders
-    _ = folders.files
     pace.check()
     run = Rollout(
         fleet,
@@ -111,26 +111,23 @@ def down(
     tenants: Sequence[str] | None,
     to: str | None,
     steps: int | None,
-    plan: Plan | None = None,
+    bundled: bool = False,
+    planned: Mapping[Key, Sequence[str]] | None = None,
     pace: Pace = Pace(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> "tuple[Rollout, Errors]":
     """Take back the newest migrations of the named tenants, or of all; see `migrations.down`.
 
-    With a *plan* nothing but what stands in it is taken back: someone else may have done so meanwhile.
+    With *planned* nothing but the versions in it are taken back: someone else may have done so meanwhile.
     """
     folders = fleet.folders
-    planned: defaultdict[str, list[str]] = defaultdict(list)
-    for step in plan.steps if plan else ():
-        for name in step.tenants:
-            version = step.subject.partition("_")[0]
-            if version not in planned[name]:  # two servers may have tenants of one name
-                planned[name].append(version)
 
     def work(conn: Session, hooks: Hooks) -> Applied:
-        expected = planned[conn.database] if plan else None
-        return migrations.down(conn, folders=folders, to=to, steps=steps, planned=expected, hooks=hooks)
+        expected = None if planned is None else planned.get((conn.server.name, conn.database), ())
+        return migrations.down(
+            conn, folders=folders, to=to, steps=steps, bundled=bundled, planned=expected, hooks=hooks
+        )
 
     run = Rollout(
         fleet,
@@ -181,68 +178,95 @@ def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False
 
     The tenants are visited in read-only transactions.
     """
-    folders = fleet.folders
-    _ = folders.files
-
-    def pending(conn: Session) -> tuple[File, ...]:
-        history = migrations.history(conn, folders=folders)
-        migrations.refuse_changed(conn.database, history, folders)
-        wanted = {migration.version for migration in history if migration.state == "pending"}
-        return tuple(file for file in folders.files if file.version in wanted)
-
     chosen, errors = choose(fleet, tenants)
     targets = [t for t in chosen if (tenants is not None or behind(t)) and (t.error or not failed)]
-    return _plan(fleet, targets, errors, pending, "migrate up", lambda file: file.up.text)
+    found = _ask(fleet, targets, errors, lambda conn: migrations.to_apply(conn, folders=fleet.folders))
+    return _plan(found, "migrate up", lambda file: file.up.text), errors
 
 
-def plan_down(fleet: Fleet, *, tenants: Sequence[str] | None, to: str | None, steps: int | None) -> tuple[Plan, Errors]:
-    """Say what `down` would run where, as `plan_up` does; a tenant where it cannot is among the errors."""
-    folders = fleet.folders
+@dataclass(frozen=True)
+class TakingBack:
+    """What `down` would do: the plan, the versions by server and tenant, and how much is lost with them.
 
-    def newest(conn: Session) -> tuple[File, ...]:
-        return tuple(migrations.to_take_back(conn, folders=folders, to=to, steps=steps))
+    *lost* counts by kind of thing, over all tenants; None where some of it was not counted.
+    """
+
+    plan: Plan
+    versions: Mapping[Key, Sequence[str]]
+    lost: Mapping[str, int | None]
+
+
+def plan_down(
+    fleet: Fleet, *, tenants: Sequence[str] | None, to: str | None, steps: int | None, bundled: bool = False
+) -> tuple[TakingBack, Errors]:
+    """Say what `down` would run where, as `plan_up` does; a tenant where it cannot is among the errors.
+
+    Raises Refused where one of the tenants would lose a bundled migration and *bundled* does not allow it.
+    """
+
+    def newest(conn: Session) -> tuple[list[File], dict[str, int | None]]:
+        files = migrations.to_take_back(conn, folders=fleet.folders, to=to, steps=steps, bundled=bundled)
+        return files, migrations.count_rows(conn, files, folders=fleet.folders)
 
     chosen, errors = choose(fleet, tenants)
-    return _plan(fleet, chosen, errors, newest, "migrate down", lambda file: file.down.text if file.down else "")
+    told = _ask(fleet, chosen, errors, newest)
+    if (refused := next((error for error in errors.values() if type(error) is Refused), None)) is not None:
+        raise refused
+    found = [(tenant, files) for tenant, (files, _) in told]
+    lost: dict[str, int | None] = {}
+    for _, (_, counts) in told:
+        for what, count in counts.items():
+            before = lost.get(what, 0)
+            lost[what] = None if count is None or before is None else before + count
+    plan = _plan(found, "migrate down", lambda file: file.down.text if file.down else "")
+    versions = {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, files in found}
+    return TakingBack(plan, versions, lost), errors
 
 
-def _plan(
-    fleet: Fleet,
-    targets: Sequence[Tenant],
-    errors: Errors,
-    question: "Callable[[Session], tuple[File, ...]]",
-    action: str,
-    text: "Callable[[File], str]",
-) -> tuple[Plan, Errors]:
-    def ask(conn: Session) -> tuple[File, ...]:
+def _ask(
+    fleet: Fleet, targets: Sequence[Tenant], errors: Errors, question: Callable[[Session], T]
+) -> list[tuple[Tenant, T]]:
+    """Put a question to each active tenant in a read-only transaction; what fails goes into *errors*."""
+
+    def ask(conn: Session) -> T:
         with conn.transaction(read_only=True, lock_timeout=fleet.folders.lock_timeout):
             return question(conn)
 
+    found = []
+    for tenant, answer in fleet.each([t for t in targets if t.state is State.ACTIVE], ask):
+        if isinstance(answer, PosduifError):
+            errors[label(tenant, errors)] = answer
+        else:
+            found.append((tenant, answer))
+    return found
+
+
+def _plan(found: Sequence[tuple[Tenant, Sequence[File]]], action: str, text: Callable[[File], str]) -> Plan:
+    """Make a step for each migration and group of tenants with the same files."""
     groups: dict[tuple[File, ...], list[str]] = {}
-    active = [tenant for tenant in targets if tenant.state is State.ACTIVE]
-    for tenant, files in fleet.each(active, ask):
-        if isinstance(files, PosduifError):
-            errors[tenant.tenant] = files
-        elif files:
-            groups.setdefault(files, []).append(tenant.tenant)
+    for tenant, files in found:
+        if files:
+            groups.setdefault(tuple(files), []).append(tenant.tenant)
     steps = [
         Step(action, f"{file.version}_{file.name}", text(file).strip(), tuple(sorted(names)))
         for files, names in sorted(groups.items(), key=lambda group: -len(group[1]))
         for file in files
     ]
-    return Plan(tuple(steps)), errors
+    return Plan(tuple(steps))
 
 
-def size(text: str, total: int, hint: str = "--wave 1,10%,100%") -> int:
-    """Read a number or a share of *total*, rounded up: `5`, `10%`. Raises UsageError.
+def size(text: str, total: int, hint: str = "--wave 1,10%,100%", *, down: bool = False) -> int:
+    """Read a number or a share of *total*, rounded up, or *down*: `5`, `10%`. Raises UsageError.
 
-    >>> size("10%", 25), size("3", 25)
-    (3, 3)
+    >>> size("10%", 25), size("10%", 25, down=True), size("3", 25)
+    (3, 2, 3)
     """
     match = re.fullmatch(r"([0-9]{1,6})(%?)", text.strip())
     if match is None or (match[2] and int(match[1]) > 100):
         raise UsageError(f'"{text}" is neither a number nor a percentage', hint=hint)
-    return math.ceil(total * int(match[1]) / 100) if match[2] else int(match[1])
+    if not match[2]:
+        return int(match[1])
+    return (total * int(match[1]) + (0 if down else 99)) // 100
 
 
 def cut(targets: Sequence[Tenant], waves: Sequence[str]) -> list[list[Tenant]]:
@@ -385,7 +409,10 @@ class Rollout:
         self._crew = Crew()
         self._failures = 0
         self._several = False
-        self._limit: int | None = None
+        self._wave_of: dict[Key, int] = {}
+        self._sizes: list[int] = []
+        self._failed_in: Counter[int] = Counter()
+        self._number = 0
 
     def leave(self, tenants: Sequence[Tenant]) -> None:
         """Note tenants that need nothing, by their records."""
@@ -413,11 +440,14 @@ class Rollout:
             return
         self._several = len(targets) > 1
         waves = cut(targets, self.pace.waves)
-        if self.pace.max_failures is not None:
-            self._limit = size(self.pace.max_failures, len(targets))
+        self._wave_of = {_key(tenant): number for number, wave in enumerate(waves, 1) for tenant in wave}
+        self._sizes = [len(wave) for wave in waves]
         with ExitStack() as stack:
             desks = self._desks(targets, stack)
             for number, wave in enumerate(waves, 1):
+                with self._lock:
+                    self._number = number
+                    self._brake()
                 if self._crew.stop.is_set():
                     break
                 if len(waves) > 1:
@@ -443,7 +473,7 @@ class Rollout:
                 if len(names) == 1:
                     raise
                 for tenant in (tenant for tenant in targets if tenant.server == name):
-                    self.errors[tenant.tenant] = error
+                    self._keep(tenant, error)
                     self._record(failed(tenant, error, 0.0))
             else:
                 stack.callback(desk.close)
@@ -511,34 +541,57 @@ class Rollout:
             if deferred is not None and isinstance(error, Busy | ServerUnreachable) and not self._crew.stop.is_set():
                 deferred.append(tenant)
                 return None
-            self.errors[tenant.tenant] = error
+            self._keep(tenant, error)
             return failed(tenant, error, time.monotonic() - started, reached)
         except Exception as error:
             bug = PosduifError(f"a bug in posduif: {type(error).__name__}", why=str(error)[:200])
-            self.errors[tenant.tenant] = bug
+            self._keep(tenant, bug)
             return failed(tenant, bug, time.monotonic() - started)
         changed = bool(done.versions)
         seconds = round(time.monotonic() - started, 3)
         state = "ok" if changed else "unchanged"
         return Outcome(tenant.tenant, tenant.server, state, changed, done.before, done.after, seconds)
 
+    def _keep(self, tenant: Tenant, error: PosduifError) -> None:
+        with self._lock:
+            self.errors[label(tenant, self.errors)] = error
+
     def _record(self, outcome: Outcome) -> None:
         with self._lock:
             self.outcomes.append(outcome)
-            self._failures += outcome.status == "failed"
-            if self._limit is not None and self._failures > self._limit and not self._crew.stop.is_set():
-                self.stopped_by = f"not reached: more failed than --max-failures {self.pace.max_failures} allows"
-                self._crew.stop.set()
+            if outcome.status == "failed":
+                self._failures += 1
+                self._failed_in[self._wave_of.get((outcome.server, outcome.tenant), 0)] += 1
+                self._brake()
             self.on_outcome(outcome)
+
+    def _brake(self) -> None:
+        """End the run once more tenants failed than --max-failures allows: in all, or of the running wave."""
+        text = self.pace.max_failures
+        if text is None or self._crew.stop.is_set():
+            return
+        if not text.strip().endswith("%"):
+            beyond = self._failures > size(text, 0)
+        elif self._number:
+            allowed = size(text, self._sizes[self._number - 1], down=True)
+            beyond = self._failed_in[self._number] > allowed
+        else:
+            beyond = False
+        if beyond:
+            self._stop(f"more failed than --max-failures {text} allows")
+
+    def _stop(self, reason: str) -> None:
+        self.stopped_by = f"not reached: {reason}"
+        self._crew.stop.set()
 
     def _between(self, wave: Sequence[Tenant], number: int, desks: dict[str, Desk]) -> None:
         """Verify a wave, and stop before the next one if anything is wrong with it; else pause."""
-        if self._failures and self._limit is None:
-            self.stopped_by = f"not reached: {self._failures} failed in wave {number}"
-            self._crew.stop.set()
-            return
-        worked = {(o.tenant, o.server) for o in self.outcomes if o.status == "ok"}
-        verified = [tenant for tenant in wave if (tenant.tenant, tenant.server) in worked]
+        worked = {(o.server, o.tenant) for o in self.outcomes if o.status == "ok"}
+        verified = [tenant for tenant in wave if _key(tenant) in worked]
+        if self._failures and self.pace.max_failures is None:
+            return self._stop(f"{self._failures} failed in wave {number}")
+        if self._failed_in[number] and not verified:
+            return self._stop(f"every tenant of wave {number} that had work failed")
         jobs = min([self.pace.jobs, *(desk.workers for desk in desks.values())])
 
         def enter(server: Server, name: str) -> Session:
@@ -547,11 +600,12 @@ class Rollout:
         for tenant, found in self.fleet.each(verified, self.check, jobs=jobs, enter=enter):
             wrong = found.message if isinstance(found, PosduifError) else found
             if wrong:
-                self.stopped_by = f"not reached: wave {number} did not verify: {tenant.tenant}: {wrong}"
-                self._crew.stop.set()
-                return
-        if self._crew.stop.wait(self.pace.pause.total_seconds()):
-            return
+                return self._stop(f"wave {number} did not verify: {tenant.tenant}: {wrong}")
+        self._crew.stop.wait(self.pace.pause.total_seconds())
+
+
+def _key(tenant: Tenant) -> Key:
+    return tenant.server, tenant.tenant
 
 
 def _tenants(number: int) -> str:
@@ -570,7 +624,7 @@ def failed(
     """Make the outcome of a tenant that failed; *reached* is its version by then and whether that is a change."""
     known = error if isinstance(error, MigrationFailed) else None
     detail = OutcomeError(
-        error.sentence if isinstance(error, Busy | ServerUnreachable) else error.message,
+        error.message if known else error.sentence,  # why a migration failed has fields of its own
         known.sqlstate if known else None,
         known.file if known else None,
         known.line if known else None,

@@ -17,25 +17,29 @@ from posduif_cli.errors import ConfigurationError
 
 _MARKER = re.compile(r"^--[ \t]*migrate:(up|down)(?![^ \t\n])([^\n]*)$", re.MULTILINE)
 _LOOKALIKE = re.compile(r"^[ \t]*--[ \t-]*migrate[ \t]?:(?:[ \t]*(?:up|down)\b|\w)", re.MULTILINE | re.IGNORECASE)
-# As PostgreSQL's own lexer has it: letters, _ and every character beyond ASCII begin a name, digits go on with it.
-# Said by what does not, because a set that runs to the end of Unicode takes long to compile.
+# As PostgreSQL's own lexer has it: letters, _ and every character beyond ASCII begin a name, digits and $ go on with
+# it. Said by what does not, because a set that runs to the end of Unicode takes long to compile.
 _BEGIN = r"[^\x00-\x40\x5b-\x5e\x60\x7b-\x7f]"
 _ON = r"[^\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
+_WORD_ON = r"[^\x00-\x23\x25-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
+# Only how a token begins. What has an end of its own is followed to it by `_end`, which takes linear time without
+# possessive quantifiers and atomic groups: Python 3.11.0 to 3.11.4 get those wrong.
 _TOKEN = re.compile(
-    rf"""(?P<blank> (?: [ \t\n\r\f\v]++ | --[^\n\r]*+ )++ )
+    rf"""(?P<blank> [ \t\n\r\f\v]+ | --[^\n\r]* )
       | (?P<comment> /\* )
-      | (?P<string> [eE]'(?: [^'\\] | \\. | ''
-                           | '(?: [ \t\f\v] | --[^\n\r]*+ )*+[\n\r](?: [ \t\n\r\f\v] | --[^\n\r]*+[\n\r] )*+' )*+'
-                  | '(?: [^'] | '' )*+'
-                  | \$(?P<tag> (?: {_BEGIN}{_ON}*+ )? )\$ .*? \$(?P=tag)\$ )
-      | (?P<name> (?: [uU]& )?"(?: [^"] | "" )*+" )
-      | (?P<open> (?: [eE]?' | " | \$(?: {_BEGIN}{_ON}*+ )?\$ ) .* )
-      | (?P<word> {_BEGIN}(?: {_ON}++ | \$ )*+ )
+      | (?P<string> [eE]?' )
+      | (?P<dollar> \$(?: {_BEGIN}{_ON}* )?\$ )
+      | (?P<name> (?: [uU]& )?" )
+      | (?P<word> {_BEGIN}{_WORD_ON}* )
       | [0-9]+ | .""",
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
-_PASSWORD = re.compile(r"(?i)(\bpassword\s+)(?:[eu]&?)?'(?:[^']|'')*(?:'|$)")
+_BLANKS = re.compile(r"(?:[ \t\n\r\f\v]+|--[^\n\r]*)*")
+_QUOTE = re.compile("''?")
+_ESCAPED_QUOTE = re.compile(r"\\.|''?", re.DOTALL)
+_DOUBLE_QUOTE = re.compile('""?')
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
+_PASSWORD = re.compile(r"(?i)(\bpassword\s+)(?:[eu]&?)?'(?:[^']|'')*(?:'|$)")
 _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 # Each is matched with a statement's shape.
@@ -60,6 +64,8 @@ _DATA = re.compile(
     r"(?:with|insert|update|delete|merge|copy|truncate|do|call|select)\b"
     r"|create .*?(?:table|view)\b.* as (?:with|select|values|table)\b"
 )
+_EMPTIES = re.compile(r"(?:drop table (?:if exists )?|truncate (?:table )?)")
+_KEEPS_ROWS = re.compile(r"(?:drop index|create (?:unique )?index|comment on|set|reset|analyze|vacuum|reindex)\b")
 _REPEATABLE = re.compile(r"(?:vacuum|analyze|analyse|reindex|cluster|checkpoint)\b")
 _Token = tuple[str, int, int]  # kind, start, end
 Found = tuple[int, str, str, str | None]  # line, rule, message, fix
@@ -174,16 +180,47 @@ def lex(text: str) -> Iterator[_Token]:
         match = _TOKEN.match(text, position)
         assert match is not None
         start, position, kind = position, match.end(), match.lastgroup or "other"
-        if kind == "comment":
-            nested = 1
-            while nested and (edge := _COMMENT_EDGE.search(text, position)):
-                position = edge.end()
-                nested += 1 if edge[0] == "/*" else -1
-            if nested:
-                position = len(text)
+        if kind in ("comment", "string", "dollar", "name"):
+            end = _end(text, start, match[0])
+            position = len(text) if end is None else end
+            if end is None:
                 yield "open", start, position
-        elif kind != "blank":
-            yield kind, start, position
+                return
+        if kind not in ("blank", "comment"):
+            yield "string" if kind == "dollar" else kind, start, position
+
+
+def _end(text: str, start: int, opening: str) -> int | None:
+    """Return where the comment or quote that begins at *start* with *opening* ends; None where it never does."""
+    at = start + len(opening)
+    if opening == "/*":
+        nested = 1
+        while nested and (edge := _COMMENT_EDGE.search(text, at)):
+            at = edge.end()
+            nested += 1 if edge[0] == "/*" else -1
+        return None if nested else at
+    if opening[0] == "$":
+        found = text.find(opening, at)
+        return None if found < 0 else found + len(opening)
+    escapes = opening[0] in "eE"
+    closing = _ESCAPED_QUOTE if escapes else _QUOTE if opening == "'" else _DOUBLE_QUOTE
+    while edge := closing.search(text, at):
+        at = edge.end()
+        if edge[0] in ("'", '"'):
+            # E'...' goes on in the next '...' of another line, with its escapes; of other strings that is a new token.
+            more = _continued(text, at) if escapes else None
+            if more is None:
+                return at
+            at = more
+    return None
+
+
+def _continued(text: str, end: int) -> int | None:
+    """Return where a string that was closed at *end* goes on on a later line, behind the quote; None if it does not."""
+    blanks = _BLANKS.match(text, end)
+    assert blanks is not None
+    goes_on = text.startswith("'", blanks.end()) and ("\n" in blanks[0] or "\r" in blanks[0])
+    return blanks.end() + 1 if goes_on else None
 
 
 def token_text(text: str, token: _Token) -> str:
@@ -338,7 +375,8 @@ def _marker_errors(text: str, markers: "Sequence[re.Match[str]]") -> Iterator[Fo
 def _section_errors(section: Section, kind: str) -> Iterator[Found]:
     for found, start, _ in section.odd:
         if found == "open":
-            what = {"/": "comment", "$": "dollar quote", '"': "quoted name"}.get(section.text[start], "string")
+            kinds = {"/": "comment", "$": "dollar quote", '"': "quoted name", "u": "quoted name", "U": "quoted name"}
+            what = kinds.get(section.text[start], "string")
             yield section.line_at(start), "unclosed", f"a {what} begins here and never ends", None
         else:
             message = "a backslash command is psql's own; the server does not know it"
@@ -386,6 +424,25 @@ def touches_data(statement: Statement) -> bool:
     [False, True, True]
     """
     return _DATA.match(statement.shape) is not None
+
+
+def emptied(statement: Statement) -> tuple[Name, ...]:
+    """Return the tables that a statement drops or truncates by name.
+
+    >>> [emptied(s) for s in split("DROP TABLE IF EXISTS a, s.b; TRUNCATE ONLY c; DELETE FROM d")]
+    [(Name(schema=None, name='a'), Name(schema='s', name='b')), (Name(schema=None, name='c'),), ()]
+    """
+    match = _EMPTIES.match(statement.shape)
+    return names_at(statement.tokens, match[0].count(" ")) if match else ()
+
+
+def keeps_rows(statement: Statement) -> bool:
+    """Whether a statement is known to lose no rows and nothing in them.
+
+    >>> [keeps_rows(s) for s in split("DROP INDEX i; ALTER TABLE a DROP COLUMN b; SELECT 1")]
+    [True, False, False]
+    """
+    return _KEEPS_ROWS.match(statement.shape) is not None
 
 
 def is_setting(statement: Statement) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from posduif_cli.core.fleet import Fleet
 from posduif_cli.errors import PosduifError
@@ -13,9 +13,14 @@ def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaS
     """Return where the schemas stand, from the records alone, and the servers that could not be asked."""
     chosen, errors = fleet.choose(tenants)
     return [
-        SchemaStatus(t.tenant, t.server, t.state, t.schema_version, t.latest_version, t.pending, t.error)
+        SchemaStatus(t.tenant, t.server, t.state, t.schema_version, t.latest_version, t.pending, t.error, t.ahead)
         for t in chosen
     ], errors
+
+
+def label(tenant: Tenant, errors: Mapping[str, object]) -> str:
+    """Name a tenant among *errors* by tenant, which another server may have one of the same name for."""
+    return tenant.tenant if tenant.tenant not in errors else f"{tenant.tenant} on server {tenant.server}"
 
 
 def behind(tenant: Tenant) -> bool:
@@ -29,19 +34,28 @@ def causes(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
     for outcome in outcomes:
         if outcome.status in ("failed", "differs") and outcome.error is not None:
             error = outcome.error
-            cause = error.message.replace(outcome.tenant, "")
-            groups.setdefault(f"{error.sqlstate} {error.file} {error.line} {cause}", []).append(outcome)
+            groups.setdefault(f"{error.sqlstate} {error.file} {_cause(outcome)}", []).append(outcome)
     found = []
     for group in groups.values():
         first = group[0].error
         assert first is not None
         cause = first.message
+        alike = {(outcome.error.line, outcome.error.statement) for outcome in group if outcome.error}
+        if len(alike) > 1:
+            cause = cause.replace(f"{first.file}:{first.line}", first.file or "")
         if len(group) > 1:
-            cause = re.sub(rf" (?:in|to|of) {re.escape(group[0].tenant)}(?!\w)", "", cause)
+            cause = re.sub(rf" (?:in|to|of)(?: database)? {re.escape(group[0].tenant)}(?!\w)", "", cause)
         cause += f" (SQLSTATE {first.sqlstate})" if first.sqlstate else ""
-        cause += f" [{first.statement}]" if first.statement else ""
+        cause += f" [{first.statement}]" if first.statement and len(alike) == 1 else ""
         found.append((cause, sorted(outcome.tenant for outcome in group)))
     return sorted(found, key=lambda group: (-len(group[1]), group[0]))
+
+
+def _cause(outcome: Outcome) -> str:
+    """Return an outcome's error without what differs from tenant to tenant: its name, and the line of the file."""
+    assert outcome.error is not None
+    message = re.sub(rf"(?<!\w){re.escape(outcome.tenant)}(?!\w)", "", outcome.error.message)
+    return message.replace(f"{outcome.error.file}:{outcome.error.line}", outcome.error.file or "")
 
 
 def tally(outcomes: Sequence[Outcome]) -> Counter[str]:

@@ -106,17 +106,11 @@ def plan_resume(fleet: Fleet, *, name: str) -> Plan:
     if tenant.state is not State.SUSPENDED:
         raise wrong_state(tenant)
     with fleet.enter(server, name) as conn, conn.transaction(read_only=True):
-        history = migrations.history(conn, folders=fleet.folders)
-    migrations.refuse_changed(name, history, fleet.folders)
-    wanted = {migration.version for migration in history if migration.state == "pending"}
+        wanted = migrations.to_apply(conn, folders=fleet.folders)
     role = admin.engine_role(name)
     return Plan(
         (
-            *(
-                Step("migrate", f"{file.version}_{file.name}", file.up.text.strip())
-                for file in fleet.folders.files
-                if file.version in wanted
-            ),
+            *(Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in wanted),
             Step("let in", role, f"ALTER ROLE {role} LOGIN"),
             Step("let in", name, f"GRANT CONNECT ON DATABASE {name} TO {role}"),
         )

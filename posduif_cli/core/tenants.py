@@ -95,10 +95,11 @@ def create(
     *keep* is called with the engine's new password and settings before the role gets that password; without
     it the role has none. Raises InvalidName, TenantExists, NotOurs, Busy, or the server's error; whatever was
     begun is finished by the same call. Another server that cannot be asked for the name is an error, too, unless
-    *ignore_unreachable*.
+    *ignore_unreachable*. Raises ConfigurationError, having made nothing, while a migration file is faulty.
     """
     wanted = Wanted(name, url, web_user)
     wanted.check()
+    _ = fleet.folders.files
     with (
         Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
         fleet.maintenance(placements.place(name)) as session,
@@ -224,6 +225,7 @@ def plan_create(
     """Say what `create` would do, having asked the server and changed nothing; raises as `create`."""
     wanted = Wanted(name, url, web_user)
     wanted.check()
+    _ = fleet.folders.files
     with (
         Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
         fleet.maintenance(placements.place(name)) as session,

@@ -8,7 +8,8 @@ from dataclasses import replace
 from posduif_cli.core import fingerprints, inspections, migrations
 from posduif_cli.core.fingerprints import Thing
 from posduif_cli.core.fleet import Fleet, Session, wrong_state
-from posduif_cli.core.folders import Folders, digest
+from posduif_cli.core.folders import Folders, digest, hash_in
+from posduif_cli.core.statuses import label
 from posduif_cli.db import record
 from posduif_cli.errors import PosduifError, listed
 from posduif_cli.models import Finding, Level, Migration, State, Tenant
@@ -20,11 +21,11 @@ Errors = dict[str, PosduifError]
 def run(
     fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None = None, repair: bool = False
 ) -> tuple[list[Finding], Errors]:
-    """Visit tenants and compare their records with their own version tables; *repair* mends the record.
+    """Visit tenants and compare their records with their own version tables; *repair* repairs the record.
 
-    The tenant's own table wins. Returns a finding a tenant, and the tenants and servers that failed.
+    The tenant's own table wins. Returns a finding per tenant, and the tenants and servers that failed.
     """
-    chosen, errors = _live(fleet, tenants)
+    chosen, errors = _live(*fleet.choose(tenants), tenants)
     if sample is not None and sample < len(chosen):
         chosen = random.sample(chosen, sample)
     return _visit(fleet, chosen, errors, lambda conn: [check_record(conn, repair=repair)])
@@ -33,18 +34,22 @@ def run(
 def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
     """Visit tenants and compare all that posduif says of them with what is: versions, rights, roles, settings.
 
-    *repair* mends what is posduif's to mend. Returns for each tenant a finding on its record and one for each
-    fault, then those that are no whole tenants, with what finishes them; and the tenants and servers that failed.
+    *repair* repairs what is posduif's to repair. Returns for each tenant a finding on its record, one for each
+    half-applied file and one for each fault, then those that are no whole tenants, with what finishes them; and the
+    tenants and servers that failed.
     """
-    chosen, errors = _live(fleet, tenants)
+    chosen, unasked = fleet.choose(tenants)
+    live, errors = _live(chosen, unasked, tenants)
+    folders = fleet.folders
 
     def look(conn: Session) -> list[Finding]:
-        return [check_record(conn, repair=repair), *inspections.inspect(conn, folders=fleet.folders, repair=repair)]
+        halves = _halves(conn.database, migrations.half_done(conn), folders)
+        checked = check_record(conn, repair=repair)
+        return [checked, *halves, *inspections.inspect(conn, folders=folders, repair=repair)]
 
-    findings, errors = _visit(fleet, chosen, errors, look)
-    if tenants is None:
-        halves = [t for t in fleet.tenants()[0] if t.state not in (State.ACTIVE, State.SUSPENDED, State.MOVED)]
-        for half in halves:
+    findings, errors = _visit(fleet, live, errors, look)
+    for half in chosen:
+        if half.state not in (State.ACTIVE, State.SUSPENDED, State.MOVED):
             error = wrong_state(half)
             fix = next(iter(error.hints), None)
             finding = Finding("state", "tenant", half.tenant, Level.CRITICAL, error.sentence, fix=fix)
@@ -58,18 +63,36 @@ def _visit(
     findings: list[Finding] = []
     for tenant, result in fleet.each(chosen, look):
         if isinstance(result, PosduifError):
-            errors[tenant.tenant] = result
+            errors[label(tenant, errors)] = result
         else:
             findings += [fleet.locate(finding, tenant.server) for finding in result]
     return findings, errors
 
 
-def _live(fleet: Fleet, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
-    chosen, errors = fleet.choose(tenants)
+def _live(chosen: Sequence[Tenant], errors: Errors, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
+    """Return those of the chosen tenants that can be visited, and the errors of servers and of named tenants."""
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
     if tenants is None:
         return live, {f"server {name}": error for name, error in errors.items()}
     return live, errors | {t.tenant: wrong_state(t) for t in chosen if t not in live}
+
+
+def _halves(name: str, half_done: Mapping[str, int], folders: Folders) -> list[Finding]:
+    """Return a finding for each half-applied file of a tenant, with the command that finishes or abandons it."""
+    return [
+        Finding(
+            "files",
+            "tenant",
+            name,
+            Level.WARNING,
+            f"migration {(version := key.removesuffix(migrations.DOWN))} is "
+            f"{'taken back' if key != version else 'applied'} by half, with {done} of its statements"
+            + ("" if version in folders.paths else "; its file is gone"),
+            version,
+            fix=migrations.half_steps(name, key, folders)[0],
+        )
+        for key, done in half_done.items()
+    ]
 
 
 def check_record(conn: Session, *, repair: bool = False) -> Finding:
@@ -91,7 +114,7 @@ def check_record(conn: Session, *, repair: bool = False) -> Finding:
 
 def _compare(conn: Session, current: record.Record, done: set[str]) -> Finding:
     name, found = conn.database, max(done, default=None)
-    if (current.schema, current.applied) == (found, digest(done)):
+    if (current.schema, hash_in(current.applied)) == (found, hash_in(digest(done))):
         return Finding("record", "tenant", name, Level.OK, f"the record says {found}, and so does the tenant")
     what = f"the record says {current.schema or 'none'}, the tenant {found or 'none'}"
     if current.schema == found:
@@ -104,7 +127,7 @@ def problem(conn: Session, folders: Folders) -> str | None:
     finding = check_record(conn)
     if finding.level is not Level.OK:
         return finding.message
-    wrong = [m for m in migrations.history(conn, folders=folders) if m.state != "applied"]
+    wrong = [m for m in migrations.history(conn, folders=folders) if m.state not in ("applied", "missing")]
     return f"migration {wrong[0].version} is {wrong[0].state}" if wrong else None
 
 
@@ -115,7 +138,7 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     is the majority, and the odd ones are shown with what sets them apart from it and from what the migrations
     make on that server.
     """
-    chosen, errors = _live(fleet, tenants)
+    chosen, errors = _live(*fleet.choose(tenants), tenants)
     folders = fleet.folders
 
     def look(conn: Session) -> tuple[tuple[Migration, ...], dict[str, int], tuple[Thing, ...]]:
@@ -123,42 +146,33 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
             history, half_done = migrations.history(conn, folders=folders), migrations.half_done(conn)
             return history, half_done, fingerprints.inventory(conn)
 
-    findings: list[Finding] = []
+    findings = [
+        Finding("files", "file", subject, Level.CRITICAL, fault.sentence, fix=next(iter(fault.hints), None))
+        for subject, fault in folders.faults.items()
+    ]
     prints: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[str, tuple[Thing, ...]] = {}
     current = digest(folders.paths)
     for tenant, result in fleet.each(chosen, look):
         if isinstance(result, PosduifError):
-            errors[tenant.tenant] = result
+            errors[label(tenant, errors)] = result
             continue
         history, half_done, things = result
-        findings += [fleet.locate(finding, tenant.server) for finding in _history(tenant, history, half_done)]
+        found_here = _halves(tenant.tenant, half_done, folders) or _history(tenant, history)
+        findings += [fleet.locate(finding, tenant.server) for finding in found_here]
         mark = fingerprints.digest(things)
         kept.setdefault(mark, things)
-        applied = digest(m.version for m in history if m.state != "pending")
+        applied = digest([m.version for m in history if m.state not in ("pending", "half")])
         prints[(tenant.server, applied)][mark].append(tenant.tenant)
     for (server, applied), clusters in sorted(prints.items()):
-        reference = fingerprints.reference(fleet, fleet.server(server)) if applied == current else None
+        whole = applied == current and not folders.faults
+        reference = fingerprints.reference(fleet, fleet.server(server)) if whole else None
         findings += _drift(server, clusters, kept, reference)
     return findings, errors
 
 
-def _history(tenant: Tenant, history: Sequence[Migration], half_done: Mapping[str, int]) -> list[Finding]:
+def _history(tenant: Tenant, history: Sequence[Migration]) -> list[Finding]:
     name = tenant.tenant
-    if half_done:
-        return [
-            Finding(
-                "files",
-                "tenant",
-                name,
-                Level.WARNING,
-                f"migration {key.removesuffix(':down')} is {'taken back' if ':' in key else 'applied'} by half, "
-                f"with {done} of its statements",
-                key.removesuffix(":down"),
-                fix=migrations.half_step(name, key),
-            )
-            for key, done in half_done.items()
-        ]
     newest = max((m.version for m in history if m.state != "pending"), default="")
     wrong = [
         *(
@@ -215,7 +229,7 @@ def _drift(
         findings.append(
             Finding(
                 "drift", "server", shown, Level.WARNING, "; ".join(part for part in parts if part),
-                len(names), "tenants", fix="mend by a migration, or by hand", affected=names,
+                len(names), "tenants", fix="repair it by a migration, or by hand", affected=names,
             )
         )  # fmt: skip
     return findings

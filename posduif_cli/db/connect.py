@@ -30,6 +30,7 @@ from posduif_cli.errors import (
     PoolerInBetween,
     PosduifError,
     QueryFailed,
+    SchemaBehind,
     ServerError,
     ServerFull,
     ServerUnreachable,
@@ -261,6 +262,7 @@ class Session:
         self.database = database
         self.cancelled = False
         self.ended: list[str] = []
+        self.bundled: str | None = None  # the newest bundled migration by the tenant's record, "" without any
         self.warnings: set[str | None] = set()
         self._gathered: list[str] | None = None
         self._opening: list[str] = []
@@ -535,8 +537,19 @@ class Session:
         with self.transaction():
             yield
 
+    def _require_schema(self, query: Query) -> None:
+        """Raise SchemaBehind for a query of ours that needs a newer schema than the tenant has by its record."""
+        needs = getattr(query, "needs", "")
+        if self.bundled is not None and self.bundled < needs:
+            raise SchemaBehind(
+                f"tenant {self.database} is at {f'schema {self.bundled}' if self.bundled else 'no schema'}, "
+                f"and this needs {needs}",
+                hint=f"posduif migrate up {self.database}",
+            )
+
     def execute(self, query: Query, **params: Any) -> int:
         """Run one statement and return how many rows it touched; none while `together` gathers them."""
+        self._require_schema(query)
         if self._gathered is not None:
             self._gathered.append(self.text(query, **params))
             return 0
@@ -604,6 +617,7 @@ class Session:
 
     def text(self, query: Query, **params: Any) -> str:
         """Return a statement as text for `batch`, with its parameters as literals in it."""
+        self._require_schema(query)
         if isinstance(query, sql.Composable):
             query = query.as_string(self.raw)
         return self._writer.mogrify(query, params) if params else query
@@ -614,21 +628,25 @@ class Session:
 
     def rows(self, model: type[T], query: Query, **params: Any) -> list[T]:
         """Return every row as *model*, columns by name."""
+        self._require_schema(query)
         with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
     def row(self, model: type[T], query: Query, **params: Any) -> T | None:
         """Return the first row as *model*, or None."""
+        self._require_schema(query)
         with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
             return cursor.execute(query, params or None).fetchone()
 
     def dicts(self, query: Query, **params: Any) -> list[dict[str, Any]]:
         """Return every row as a dictionary."""
+        self._require_schema(query)
         with translated(self), self.raw.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
     def tuples(self, query: Query, **params: Any) -> list[tuple[Any, ...]]:
         """Return every row as a tuple."""
+        self._require_schema(query)
         with translated(self), self.raw.cursor(row_factory=args_row(lambda *row: row)) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
@@ -903,8 +921,11 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
         if isinstance(blocked, Blocked):
             blocked.anonymous = True
         return blocked
+    # What a record promises and the database does not have: the record was not written by who changed the schema.
+    lacking = state in ("42P01", "42703") and session.bundled is not None
     return QueryFailed(
         f"{where}: {message}",
+        hint=f"posduif tenant verify {session.database}" if lacking else (),
         why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),
         sqlstate=state,
         constraint=error.diag.constraint_name,

@@ -30,14 +30,14 @@ def skew(out: Output, rows: Sequence[SchemaStatus]) -> None:
             for version in versions
         ],
     )
-    behind = [row for row in rows if row.pending or row.error or row.state is not State.ACTIVE]
+    behind = [row for row in rows if row.pending or row.ahead or row.error or row.state is not State.ACTIVE]
     if behind:
         out.text("")
-        out.table(("tenant", "server", "state", "schema_version", "pending", "error"), behind[:STRAGGLERS])
+        out.table(("tenant", "server", "state", "schema_version", "pending", "ahead", "error"), behind[:STRAGGLERS])
         if len(behind) > STRAGGLERS:
             out.text(f"and {len(behind) - STRAGGLERS} more: --list")
     else:
-        out.text("\nno tenant is behind")
+        out.text("\nno tenant is behind or ahead")
 
 
 def show(out: Output, health: Health) -> None:

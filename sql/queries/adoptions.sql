@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: find_database
 -- A database that may be taken in: whose it is, what people noted on it, and whether this login could take it over.
 -- *path* is a search_path that would put other people's functions before PostgreSQL's in every new session.

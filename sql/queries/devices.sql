@@ -1,3 +1,5 @@
+-- needs: 0001
+
 -- name: list_devices
 -- Devices of a tenant by user: one by its id or its user's name, or all. The engine never writes last_seen, so the last activity
 -- is when messages were last fetched or read.

@@ -1,3 +1,5 @@
+-- needs: 0003
+
 -- name: lock_token
 -- The token under a row lock, so that it is spent once; its state is judged on the server's clock.
 SELECT id, used_at AT TIME ZONE 'UTC' AS used_at, revoked_at AT TIME ZONE 'UTC' AS revoked_at,

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: list_things
 -- Every object of a database, one row each, with the SQL that makes it where one statement does; members of
 -- extensions and posduif's own bookkeeping are left out. Run with search_path = pg_catalog, so that every name comes

@@ -1,3 +1,5 @@
+-- needs: 0001
+
 -- name: describe_server
 -- Version and replication of one server.
 SELECT current_setting('server_version') AS version,

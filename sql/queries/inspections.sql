@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: inspect_tenant
 -- A tenant's database and its engine's role as the server has them.
 SELECT d.datconnlimit AS database_limit,

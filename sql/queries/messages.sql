@@ -1,3 +1,5 @@
+-- needs: 0002
+
 -- name: add_message
 -- Sends a message.
 INSERT INTO public.messages (sender_id, recipient_id, content, created_at, updated_at)

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: create_table
 -- The version table, in a shape that dbmate can insert into and read; a table that dbmate made gains our columns.
 CREATE TABLE IF NOT EXISTS public.schema_migrations (version text PRIMARY KEY);
@@ -59,6 +61,11 @@ CREATE TABLE IF NOT EXISTS public.posduif_migration_progress (
 SELECT statement, checksum FROM public.posduif_migration_progress
 WHERE version = %(version)s AND done_at IS NOT NULL;
 
+-- name: list_begun
+-- The statements of a file that were begun, in their order: number, whether it was run to its end, and checksum.
+SELECT statement, done_at IS NOT NULL, checksum FROM public.posduif_migration_progress
+WHERE version = %(version)s ORDER BY statement;
+
 -- name: list_half_done
 -- Files without a transaction that were begun and are not through: `:down` behind the version of one being taken back.
 SELECT version, count(done_at)::int FROM public.posduif_migration_progress GROUP BY version ORDER BY version;
@@ -83,6 +90,13 @@ ON CONFLICT (version, statement) DO UPDATE SET checksum = excluded.checksum, don
 -- name: delete_progress
 -- Forgets the progress of a file that is through; part of the transaction that records it.
 DELETE FROM public.posduif_migration_progress WHERE version = %(version)s;
+
+-- name: count_people
+-- What is lost with the bundled tables.
+SELECT (SELECT count(*) FROM public.users) AS users,
+       (SELECT count(*) FROM public.users WHERE device_id IS NOT NULL) AS devices,
+       (SELECT count(*) FROM public.messages) AS messages,
+       (SELECT count(*) FROM public.enrollment_tokens) AS tokens;
 
 -- name: find_index_state
 -- valid, invalid or building; no row for no such index. A partitioned table's own index is never a wreck.

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: list_members
 -- Who may use the rights of posduif's roles, and who may give them to others.
 SELECT g.rolname::text AS role,

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: find_blockers
 -- Who holds what a session waits for; state and age are NULL where this role may not see them.
 SELECT a.pid, a.usename::text, a.application_name, a.state,

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: measure_connections
 -- How many connections the server allows, keeps back from ordinary roles, leaves to these, and has in use. Those in use
 -- are counted where every role sees all of them.

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: list_carriers
 -- Everything by which a statement on some tables could run code, or that could pass for PostgreSQL's own code, one row
 -- each: its name, what it uses as OIDs and as the text of expression trees, why it is refused whatever it uses, and the

@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: list_templates
 -- The databases that tenants are copied from, of this and of other versions of posduif, with their comments.
 SELECT datname::text AS name, shobj_description(oid, 'pg_database') AS record

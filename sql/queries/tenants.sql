@@ -1,3 +1,5 @@
+-- needs: nothing
+
 -- name: list_tenants
 -- Everything that bears our mark on this server: databases of posduif_admin, and engine roles whose database
 -- is missing. One row a name; what the marks mean is decided by the caller, row by row.

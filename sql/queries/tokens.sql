@@ -1,3 +1,5 @@
+-- needs: 0003
+
 -- name: list_tokens
 -- Tokens of a tenant, the newest first, without their secrets; one by its id, or all.
 SELECT t.id, t.tenant_id::text AS tenant, t.label,

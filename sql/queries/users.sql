@@ -1,3 +1,5 @@
+-- needs: 0001
+
 -- name: list_users
 -- Users of a tenant by name; of one type, or all.
 SELECT id, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
