@@ -415,14 +415,19 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
         if objection.fix:
             hints.append(f"{who} types, in {name}: {objection.fix};")
     again = f"posduif tenant adopt {name}"
+    accepting: list[str] = []
     names_of = [objection.accept for objection in objections if objection.accept]
     if names_of:
         options = " ".join(f"--accept {shlex.quote(accept)}" for accept in names_of)
-        hints.append(f"or, where their owners may have an administrator's rights: {again} {options}")
+        accepting = [f"{again} {options}"]
     return Conflict(
         f"database {name} cannot be adopted as it is, for {count} reason{'s' if count > 1 else ''}",
-        why=[*(objection.what for objection in objections), "nothing was changed"],
-        hint=[*dict.fromkeys(hints), again],
+        why=[
+            *(objection.what for objection in objections),
+            *["--accept takes in what may have an administrator's rights"] * len(accepting),
+            "nothing was changed",
+        ],
+        hint=[*dict.fromkeys(hints), again, *accepting],
     )
 
 
