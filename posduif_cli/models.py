@@ -76,8 +76,10 @@ class Tenant(Value):
     """One customer's database.
 
     *pending* counts the migrations that it lacks, *ahead* those that it has and this machine has no files for, as far
-    as the record tells; *size_bytes* is None unless it was asked for; *has_database* tells, of a lost
-    tenant only, whether its database is there, with another owner or without its record, or gone.
+    as the record tells; *engine_sessions* counts those of the engine's role, and 0 do not mean that the engine is off:
+    an idle one keeps none; *engine_may_log_in* is None without that role; *size_bytes* is None unless it was asked for;
+    *has_database* tells, of a lost tenant only, whether its database is there, with another owner or without its
+    record, or gone.
     """
 
     tenant: str
@@ -89,10 +91,11 @@ class Tenant(Value):
     url: str | None
     created_at: datetime | None
     error: Failure | None
-    engine_connected: bool
+    engine_sessions: int
     size_bytes: int | None = None
     has_database: bool | None = None
     ahead: int = 0
+    engine_may_log_in: bool | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -41,7 +41,7 @@ def test_suspend_shuts_the_engine_out_and_leaves_the_data(
     posduif: Posduif, server: PgServer, tenant: str, engine: psycopg.Connection[Any]
 ) -> None:
     done = posduif.json("tenant", "suspend", tenant)
-    assert (done["state"], done["changed"], done["engine_connected"]) == ("suspended", True, False)
+    assert (done["state"], done["changed"], done["engine_sessions"]) == ("suspended", True, 0)
     with pytest.raises(psycopg.OperationalError):
         engine.execute("SELECT 1")
     with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):

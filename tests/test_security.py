@@ -271,6 +271,8 @@ def test_a_suspend_that_leaves_others_connected_says_so(posduif: Posduif, server
 
 def test_resume_finishes_a_suspend_that_only_closed_the_role(posduif: Posduif, server: PgServer, tenant: str) -> None:
     server.sql(f"ALTER ROLE {tenant}_engine NOLOGIN")
+    [found] = [row for row in posduif.json("health", tenant, code=1)["findings"] if row["check"] == "state"]
+    assert (found["level"], found["fix"]) == ("critical", f"posduif tenant resume {tenant}")
     assert posduif.json("tenant", "resume", tenant)["changed"] is True
     assert server.sql("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", f"{tenant}_engine") == [(True,)]
     assert posduif.json("tenant", "resume", tenant)["changed"] is False

@@ -135,7 +135,8 @@ class Fleet:
             url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
             created_at=noted.created if noted else None,
             error=noted.failed if noted else None,
-            engine_connected=row["engine_connected"],
+            engine_sessions=row["engine_sessions"],
+            engine_may_log_in=row["may_log_in"],
             size_bytes=row["size_bytes"],
             has_database=row["has_database"] if state is State.LOST else None,
         )

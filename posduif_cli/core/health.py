@@ -137,8 +137,19 @@ def replication(facts: ServerFacts) -> Iterator[Finding]:
 
 
 def state(facts: TenantFacts) -> Iterator[Finding]:
-    """A tenant that is neither active nor suspended: warning; lost: critical."""
+    """A tenant that is neither active nor suspended: warning; lost, or active with its engine shut out: critical."""
     tenant = facts.tenant
+    if tenant.state is State.ACTIVE and tenant.engine_may_log_in is False:
+        name = tenant.tenant
+        yield Finding(
+            "state",
+            "tenant",
+            name,
+            Level.CRITICAL,
+            f"tenant {name} is active, but its engine may not log in: a suspend was interrupted",
+            tenant.state.value,
+            fix=f"posduif tenant resume {name}",
+        )
     if tenant.state in VISITED:
         return
     error = wrong_state(tenant)

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 # The columns that a terminal shows; every other format has all fields.
 COLUMNS: Mapping[type, tuple[str, ...]] = {
-    models.Tenant: ("tenant", "server", "state", "schema_version", "pending", "url", "engine_connected"),
+    models.Tenant: ("tenant", "server", "state", "schema_version", "pending", "url", "engine_sessions"),
     models.Migration: ("version", "name", "state", "applied_at", "duration_ms"),
     models.Outcome: ("tenant", "server", "status", "from", "to", "seconds", "error"),
     models.User: ("username", "user_type", "device_id", "enrolled_at", "id"),

@@ -11,13 +11,14 @@ SELECT coalesce(d.datname, left(r.rolname, -7))::text AS tenant,
        d.datconnlimit AS connection_limit,
        r.oid IS NOT NULL AS has_role,
        shobj_description(r.oid, 'pg_authid') AS intent,
-       coalesce(e.connected, false) AS engine_connected,
+       coalesce(e.sessions, 0)::int AS engine_sessions,
+       r.rolcanlogin AS may_log_in,
        CASE WHEN %(sizes)s AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size_bytes
 FROM (SELECT * FROM pg_database
       WHERE (%(name)s::text IS NULL OR datname = %(name)s)
         AND (datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') OR datname = %(name)s)
         AND NOT starts_with(datname, 'posduif')) d -- reserved: templates and scratch databases
-FULL JOIN (SELECT r.oid, r.rolname FROM pg_roles r
+FULL JOIN (SELECT r.oid, r.rolname, r.rolcanlogin FROM pg_roles r
            WHERE r.rolname LIKE '%%\_engine' AND (%(name)s::text IS NULL OR r.rolname = %(name)s || '_engine')
              AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%'
              -- Since PostgreSQL 16 who makes a role has ADMIN OPTION on it for good: a stranger's is no tenant's.
@@ -25,7 +26,7 @@ FULL JOIN (SELECT r.oid, r.rolname FROM pg_roles r
                              WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin'
                                AND current_setting('server_version_num')::int >= 160000)) r
        ON r.rolname = d.datname || '_engine'
-LEFT JOIN (SELECT usename, true AS connected FROM pg_stat_activity
+LEFT JOIN (SELECT usename, count(*) AS sessions FROM pg_stat_activity
            WHERE usename IS NOT NULL AND (%(name)s::text IS NULL OR usename = %(name)s || '_engine') GROUP BY usename) e
        ON e.usename = coalesce(d.datname, left(r.rolname, -7)) || '_engine'
 WHERE %(name)s::text IS NULL OR coalesce(d.datname, left(r.rolname, -7)) = %(name)s

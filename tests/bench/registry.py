@@ -44,7 +44,8 @@ def _row(name: str, applied: list[str]) -> dict[str, Any]:
         "connection_limit": -1,
         "has_role": True,
         "intent": "posduif " + json.dumps(intent, separators=(",", ":")),
-        "engine_connected": False,
+        "engine_sessions": 0,
+        "may_log_in": True,
         "size_bytes": None,
     }
 
