@@ -16,10 +16,11 @@ UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = timedelta(days=3650)
 
 
-def duration(text: str) -> timedelta:
+def duration(text: str, *, zero: bool = False) -> timedelta:
     """Read a duration such as `300ms 90s 30m 1h 7d 2w`.
 
-    Raises InvalidDuration unless it is one number and one unit, above zero and at most ten years.
+    Raises InvalidDuration unless it is one number and one unit, above zero (or zero, with *zero*) and at most ten
+    years.
 
     >>> duration("90s")
     datetime.timedelta(seconds=90)
@@ -32,8 +33,9 @@ def duration(text: str) -> timedelta:
             hint="300ms 90s 30m 1h 7d 2w",
         )
     seconds = int(match[1]) * UNITS[match[2]]
-    if not 0 < seconds <= LONGEST.total_seconds():
-        raise InvalidDuration(f'the duration "{text}" is out of range', why="it must be above 0 and at most 3650d")
+    if seconds > LONGEST.total_seconds() or (not seconds and not zero):
+        least = "it must be" if zero else "it must be above 0 and"
+        raise InvalidDuration(f'the duration "{text}" is out of range', why=f"{least} at most 3650d")
     return timedelta(seconds=seconds)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import PgServer, Posduif
+from conftest import LATEST, PgServer, Posduif
 
 from posduif_cli.core import health
 from posduif_cli.core.fleet import Fleet
@@ -64,7 +64,7 @@ def test_a_fresh_tenant_is_fine(posduif: Posduif, server: PgServer, tenant: str)
     assert (row["tenant"], row["state"], row["schema_version"], row["pending_migrations"]) == (
         tenant,
         "active",
-        "0003",
+        LATEST,
         0,
     )
     assert row["size_bytes"] > 1_000_000

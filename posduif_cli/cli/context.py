@@ -257,9 +257,9 @@ class App:
                 hint=f"add --confirm {expected}",
             )
 
-    def duration(self, text: str | None, fallback: timedelta) -> timedelta:
-        """Read a duration option; raises InvalidDuration."""
-        return fallback if text is None else configuration.duration(text)
+    def duration(self, text: str | None, fallback: timedelta, *, zero: bool = False) -> timedelta:
+        """Read a duration option, 0 only with *zero*; raises InvalidDuration."""
+        return fallback if text is None else configuration.duration(text, zero=zero)
 
 
 def _server(settings: ServerSettings) -> "Server":

@@ -177,7 +177,7 @@ def purge(
     everyone: options.All = False,
     older_than: Annotated[
         str,
-        typer.Option("--older-than", metavar="DURATION", help="Expired or revoked at least this long ago."),
+        typer.Option("--older-than", metavar="DURATION", help="Expired or revoked at least this long ago; 0s: all."),
     ] = "7d",
     dry_run: options.DryRun = False,
 ) -> None:
@@ -189,7 +189,7 @@ def purge(
     if not dry_run:
         app.out.expect(Purged)
     names = options.targets(tenant, everyone, "token purge")
-    age = app.duration(older_than, timedelta(days=7))
+    age = app.duration(older_than, timedelta(days=7), zero=True)
     results, errors = tokens.purge_fleet(app.fleet, tenants=names, older_than=age, dry_run=dry_run)
     if dry_run:
         app.show_plan(Plan(tuple(Step(f"delete {row.deleted} tokens", row.tenant) for row in results)))

@@ -490,7 +490,7 @@ class _Run:
                     raise
                 self._bare(statement, step)
         with self._transaction():
-            self._finish(started, [conn.text(named["delete_progress"], version=key)])
+            self._finish(started, [conn.text(named["delete_progress"], version=key), named["drop_progress"]])
 
     def _one(self, statement: Statement, step: dict[str, object]) -> None:
         with self._transaction():

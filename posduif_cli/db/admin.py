@@ -15,13 +15,16 @@ from posduif_cli.models import Server
 ENGINE_GROUP = "posduif_engine"
 SUPPORT_GROUP = "posduif_support"
 HEALTH_GROUP = "posduif_health"
+CRON_GROUP = "posduif_cron"
+PEOPLE = (SUPPORT_GROUP, HEALTH_GROUP, CRON_GROUP)  # logins of people and programs, in every tenant's database
 ROLE_COMMENTS = {
     ADMIN_ROLE: "posduif: owns every tenant database and its objects",
     ENGINE_GROUP: "posduif: what a sync engine may do inside its tenant's database",
     SUPPORT_GROUP: "posduif: what people at the support desk may do inside every tenant's database",
     HEALTH_GROUP: "posduif: what monitoring may read inside every tenant's database",
+    CRON_GROUP: "posduif: what nightly jobs may do inside every tenant's database: health, and the purge of tokens",
 }
-GROUPS = (ENGINE_GROUP, SUPPORT_GROUP, HEALTH_GROUP)
+GROUPS = (ENGINE_GROUP, *PEOPLE)
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
 SPARE = 3
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
@@ -72,7 +75,7 @@ def role_statements(session: Session, missing: Sequence[str]) -> list[str]:
 
 def closing_statements() -> list[str]:
     """Return the statements that close the maintenance database to all but those who work with tenants."""
-    people = f"{ADMIN_ROLE}, {SUPPORT_GROUP}, {HEALTH_GROUP}"
+    people = ", ".join((ADMIN_ROLE, *PEOPLE))
     return [
         f"GRANT CONNECT ON DATABASE {MAINTENANCE} TO {people}",
         f"REVOKE CONNECT ON DATABASE {MAINTENANCE} FROM PUBLIC",
@@ -194,10 +197,9 @@ def open_database(session: Session, tenant: str) -> None:
     """
     name, role = identifier(tenant), identifier(engine_role(tenant))
     session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=name))
-    people = {"support": identifier(SUPPORT_GROUP), "health": identifier(HEALTH_GROUP)}
-    session.execute(
-        compose("GRANT CONNECT ON DATABASE {name} TO {role}, {support}, {health}", name=name, role=role, **people)
-    )
+    people = {group: identifier(group) for group in PEOPLE}
+    names: LiteralString = ", ".join("{" + group + "}" for group in PEOPLE)
+    session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}, " + names, name=name, role=role, **people))
     session.execute(compose("ALTER DATABASE {name} SET timezone = 'UTC'", name=name))
     session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
 

@@ -84,6 +84,16 @@ ON CONFLICT (version, statement) DO UPDATE SET checksum = excluded.checksum, don
 -- Forgets the progress of a file that is through; part of the transaction that records it.
 DELETE FROM public.posduif_migration_progress WHERE version = %(version)s;
 
+-- name: drop_progress
+-- Leaves no table behind in which nothing is half done; part of the transaction that records a file.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM public.posduif_migration_progress) THEN
+        DROP TABLE public.posduif_migration_progress;
+    END IF;
+END
+$$;
+
 -- name: find_index_state
 -- valid, invalid or building; no row for no such index. A partitioned table's own index is never a wreck.
 -- Who builds is told by locks, because index_relid of the progress is hidden from other roles, and late.
