@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from posduif_cli.errors import Hint
+
 
 class Value:
     """What the dataclasses below share; made anew for each, it would cost every command 0.3 ms a class."""
@@ -301,7 +303,7 @@ class Finding(Value):
     value: float | int | str | None = None
     unit: str | None = None
     threshold: str | None = None
-    fix: str | None = None
+    fix: Hint | None = None
     affected: tuple[str, ...] = ()
 
 

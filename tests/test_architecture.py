@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "db": {"models", "errors", "db"},
     "render": {"models", "errors", "render"},
     "config": {"errors"},
-    "models": set(),
+    "models": {"errors"},
     "errors": set(),
     "__main__": {"main"},
     "__init__": set(),

@@ -189,7 +189,7 @@ def test_pending_and_failed_migrations(posduif: Posduif, server: PgServer, tenan
     report = posduif.json("health", tenant, *options)
     [finding] = about(report, "schema", tenant)
     assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
-    assert finding["fix"] == f"posduif migrate up {tenant}"
+    assert finding["fix"] == f"posduif migrate up {tenant} --config {config}"
     posduif("migrate", "up", tenant, *options, code=7)
     report = posduif.json("health", tenant, *options, code=1)
     [finding] = about(report, "schema", tenant)
