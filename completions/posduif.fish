@@ -120,7 +120,7 @@ complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subco
 complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subcommand_from list' -l limit -x -d "At most this many"
 complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subcommand_from list' -l offset -x -d "Skip this many"
 complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subcommand_from purge' -l all -d "Every tenant of the configured servers"
-complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subcommand_from purge' -l older-than -x -d "Expired or revoked at least this long ago"
+complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subcommand_from purge' -l older-than -x -d "Expired or revoked at least this long ago; 0s: all"
 complete -c posduif -n '__fish_seen_subcommand_from token; and __fish_seen_subcommand_from purge' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__fish_seen_subcommand_from enroll; and not __fish_seen_subcommand_from complete' -a complete -d "Spend a token and make the mobile user, all or nothing; never takes a user or a device over"
 complete -c posduif -n '__fish_seen_subcommand_from enroll; and __fish_seen_subcommand_from complete' -l device -x -d "Id of the phone"

@@ -14,12 +14,15 @@ from posduif_cli.errors import ConfigurationError, InvalidDsn, InvalidDuration, 
 
 UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = timedelta(days=3650)
+FORMATS = ("table", "tsv", "json", "jsonl")
+SYSTEM_FILE = Path("/etc/posduif/config.yaml")
 
 
-def duration(text: str) -> timedelta:
+def duration(text: str, *, zero: bool = False) -> timedelta:
     """Read a duration such as `300ms 90s 30m 1h 7d 2w`.
 
-    Raises InvalidDuration unless it is one number and one unit, above zero and at most ten years.
+    Raises InvalidDuration unless it is one number and one unit, above zero (or zero, with *zero*) and at most ten
+    years.
 
     >>> duration("90s")
     datetime.timedelta(seconds=90)
@@ -32,8 +35,9 @@ def duration(text: str) -> timedelta:
             hint="300ms 90s 30m 1h 7d 2w",
         )
     seconds = int(match[1]) * UNITS[match[2]]
-    if not 0 < seconds <= LONGEST.total_seconds():
-        raise InvalidDuration(f'the duration "{text}" is out of range', why="it must be above 0 and at most 3650d")
+    if seconds > LONGEST.total_seconds() or (not seconds and not zero):
+        least = "it must be" if zero else "it must be above 0 and"
+        raise InvalidDuration(f'the duration "{text}" is out of range', why=f"{least} at most 3650d")
     return timedelta(seconds=seconds)
 
 
@@ -227,10 +231,11 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
         values["migrations.paths"] = tuple(folder / path for path in values["migrations.paths"])
 
 
-def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, search: bool = True) -> Config:
     """Build the Config for one command.
 
-    *flags* holds the global options that were given, by their names. Raises ConfigurationError for a
+    *flags* holds the global options that were given, by their names; without *search* no file is looked for in the
+    usual places. Raises ConfigurationError for a
     malformed or missing file, NoServer for a server that is not configured, UsageError for options that
     fight.
     """
@@ -244,10 +249,10 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         name = f"POSDUIF_{key.upper()}"
         if key not in given and env.get(name):
             given[key] = (env[name], name)
-    _check_choice(given, "output", ("table", "tsv", "json", "jsonl"))
+    _check_choice(given, "output", FORMATS)
     _check_choice(given, "color", ("auto", "always", "never"))
 
-    path = _file(given, env)
+    path = _file(given, env) if search or "config" in given else None
     values, lines = read(path) if path else ({}, {})
     if path:
         _anchor(values, path.parent)
@@ -287,8 +292,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
 
 def without_file(terminal: Terminal, output: str | None) -> Config:
     """Make the Config of a command that has to tell of a file that cannot be used."""
-    path = Path(os.devnull)
-    return replace(load({"config": None, "output": output}, {"XDG_CONFIG_HOME": str(path)}), terminal=terminal)
+    return replace(load({"output": output}, {}, search=False), terminal=terminal)
 
 
 def terminal(color: str, environ: Mapping[str, str] | None = None) -> Terminal:
@@ -346,7 +350,7 @@ def _file(given: Mapping[str, tuple[Any, str]], env: Mapping[str, str]) -> Path 
                 hint=f"posduif config init --config {path}",
             )
         return path
-    places = (user_file(env), Path("/etc/posduif/config.yaml"))
+    places = (user_file(env), SYSTEM_FILE)
     return next((place for place in places if place.is_file()), None)
 
 
@@ -416,6 +420,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         reason = getattr(error, "problem", None) or getattr(error, "reason", None)
         raise ConfigurationError(f"{path}:{line + 1}: not valid YAML", why=reason or "it cannot be parsed") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: not a configuration", why="it is nested too deeply") from None
     return values, lines
 
 
@@ -545,7 +551,10 @@ def _entries(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | N
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Row:
-    """One entry of a list in a file, with the line that it begins on; a value that is left empty is None."""
+    """One entry of a list in a file, with the line that it begins on; a value that is left empty is None.
+
+    Keys are in lower case, with _ for a blank or a hyphen: `Web User` is `web_user`.
+    """
 
     line: int
     values: Mapping[str, str | None]
@@ -579,11 +588,11 @@ def _csv_rows(text: str, source: str, required: str) -> Iterator[Row]:
             if not any(cells) or cells[0].startswith("#"):
                 pass
             elif not header:
-                header = cells
+                header = [_key(cell) for cell in cells]
                 if len(set(header)) < len(header):
-                    raise UsageError(f"{source}:{begin}: a column stands there twice")
+                    raise UsageError(f"{source}:{begin}: a column appears twice", why=",".join(cells))
                 if required not in header:
-                    raise UsageError(f"{source}:{begin}: the column {required} is missing", why=",".join(header))
+                    raise UsageError(f"{source}:{begin}: the column {required} is missing", why=",".join(cells))
             elif len(cells) > len(header):
                 raise UsageError(f"{source}:{begin}: there are more values than columns", why=",".join(header))
             else:
@@ -602,6 +611,8 @@ def _yaml_rows(text: str, source: str) -> Iterator[Row]:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         raise UsageError(f"{where}: not valid YAML", why=getattr(error, "problem", None)) from None
+    except RecursionError:
+        raise UsageError(f"{source}: not a list", why="it is nested too deeply", hint="- name: acme") from None
     if root is None:
         return
     if not isinstance(root, yaml.SequenceNode):
@@ -610,10 +621,14 @@ def _yaml_rows(text: str, source: str) -> Iterator[Row]:
         line = node.start_mark.line + 1
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         plain = all(isinstance(part, yaml.ScalarNode) for pair in pairs for part in pair)
-        if not pairs or not plain or len({key.value for key, _ in pairs}) < len(pairs):
+        if not pairs or not plain or len({_key(key.value) for key, _ in pairs}) < len(pairs):
             raise UsageError(f"{source}:{line}: an entry holds `key: value`, each key once", hint="- name: acme")
         empty = "tag:yaml.org,2002:null"
-        yield Row(line, {key.value: None if value.tag == empty else value.value for key, value in pairs})
+        yield Row(line, {_key(key.value): None if value.tag == empty else value.value for key, value in pairs})
+
+
+def _key(text: str) -> str:
+    return re.sub("[ -]", "_", text.lower())
 
 
 TEMPLATE = """\

@@ -20,16 +20,18 @@ Exit code 1 is no error: it is the answer "no" to a question.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 _SECRETS = re.compile(
     r"""(?isx)
-      ( (?:password|secret|scram_\w+_key) \s* = \s* )                  # a key of a connection string or URI
+      ( (?:password|secret|scram_\w{1,20}_key) \s* = \s* )             # a key of a connection string or URI
       ( '(?:[^'\\]|\\.)*'? | (?:[^\s\\]|\\.?)+ )
-    | ( :// [^\s:/@]* : ) ( [^\n]+ ) (?= @ )                           # user:password@host
     | ( SCRAM-SHA-256\$ ) ( \S+ )                                     # a verifier
     """
 )
+_USER = re.compile(r"://[^\s:/@]*:")  # what stands before the password in a URI
 
 
 def scrub(text: str) -> str:
@@ -38,7 +40,15 @@ def scrub(text: str) -> str:
     >>> scrub("postgresql://alice:s3cret@db1/x password=hunter2")
     'postgresql://alice:****@db1/x password=****'
     """
-    return _SECRETS.sub(lambda m: (m[1] or m[3] or m[5]) + "****", text)
+    lines = (_without_password(line) for line in text.split("\n")) if "://" in text else (text,)
+    return _SECRETS.sub(lambda m: (m[1] or m[3]) + "****", "\n".join(lines))
+
+
+def _without_password(line: str) -> str:
+    """Mask what a URI holds from its user to the last @ of the line: a password may hold any character."""
+    at = line.rfind("@")
+    user = _USER.search(line, 0, max(at - 1, 0))
+    return f"{line[: user.end()]}****{line[at:]}" if user else line
 
 
 def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
@@ -59,21 +69,48 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+@dataclass(frozen=True, init=False)
+class Run:
+    """A command of posduif that would help, as data: whoever shows it adds the program's path and the server.
+
+    A word in capitals stands for what only the reader knows.
+    """
+
+    words: tuple[str, ...]
+
+    def __init__(self, *words: str) -> None:
+        object.__setattr__(self, "words", words)
+
+    def __str__(self) -> str:
+        """Spell the command for a shell, as it is typed where nothing has to be added.
+
+        >>> str(Run("user", "show", "acme", "Joe the Mobile User"))
+        "posduif user show acme 'Joe the Mobile User'"
+        """
+        return scrub(shlex.join(("posduif", *self.words)))
+
+
+Hint = str | Run
+
+
 class PosduifError(Exception):
     """What happened, why, and what to type next.
 
     *message* states the fact in one line; *why* is the reason, if it adds something, or several, which a terminal
-    shows a line each; *hint* is a command or an action, or several, that would help.
+    shows one per line; *hint* is what would help, or several: a command as `Run`, or an action in words.
     """
 
     exit_code = 70
 
-    def __init__(self, message: str, *, why: str | Sequence[str] | None = None, hint: str | Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, why: str | Sequence[str] | None = None, hint: Hint | Sequence[Hint] = ()
+    ) -> None:
         super().__init__(message)
         self.message = scrub(message)
         self.reasons = tuple(scrub(w) for w in ((why,) if isinstance(why, str) else why or ()) if w)
         self.why = "; ".join(self.reasons) or None
-        self.hints = tuple(scrub(h) for h in ((hint,) if isinstance(hint, str) else hint))
+        hints = (hint,) if isinstance(hint, Hint) else hint
+        self.hints = tuple(scrub(one) if isinstance(one, str) else one for one in hints)
 
     @property
     def sentence(self) -> str:
@@ -266,7 +303,7 @@ class QueryFailed(OperationFailed):
         message: str,
         *,
         why: str | None = None,
-        hint: str | Sequence[str] = (),
+        hint: Hint | Sequence[Hint] = (),
         sqlstate: str | None = None,
         constraint: str | None = None,
         position: int | None = None,
@@ -285,7 +322,7 @@ class MigrationFailed(OperationFailed):
         message: str,
         *,
         why: str | None = None,
-        hint: str | Sequence[str] = (),
+        hint: Hint | Sequence[Hint] = (),
         sqlstate: str | None = None,
         file: str | None = None,
         line: int | None = None,

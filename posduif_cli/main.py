@@ -38,12 +38,11 @@ def run(argv: list[str]) -> int:
     if argv in (["version"], ["--version"], ["-V"]):
         from posduif_cli import __version__
 
-        try:
+        with suppress(OSError, AttributeError):  # a full disk, a closed pipe: the command itself knows what to do
             sys.stdout.write(f"posduif {__version__}\n")
             sys.stdout.flush()
-        except (OSError, AttributeError):  # a full disk, or no standard output at all
-            return 7
-        return 0
+            return 0
+        argv = ["version"]
     from posduif_cli.cli import tree
 
     return tree.run(argv)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from posduif_cli.errors import Hint
+
 # A time of the database: its text where RFC 3339 has no words for it, such as infinity or a year before Christ.
 Instant = datetime | str
 
@@ -311,7 +313,7 @@ class Finding(Value):
     value: float | int | str | None = None
     unit: str | None = None
     threshold: str | None = None
-    fix: str | None = None
+    fix: Hint | None = None
     affected: tuple[str, ...] = ()
 
 

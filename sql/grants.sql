@@ -11,6 +11,10 @@ ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 DO $$
 DECLARE
     command text;
+    people CONSTANT text[] := '{posduif_support, posduif_health, posduif_cron}';
+    -- What people may do to a whole table: PostgreSQL knows no DELETE of single columns. The purge of tokens that
+    -- nobody used is for cron; taking a lost phone from its user is for the support desk.
+    whole CONSTANT text[] := '{posduif_cron DELETE enrollment_tokens, posduif_support DELETE sync_metadata}';
 BEGIN
     -- First, because what PUBLIC has would pass for everybody's own below, and people get single columns.
     FOR command IN
@@ -18,18 +22,19 @@ BEGIN
                                CASE WHEN held.grantee = 0 THEN 'PUBLIC' ELSE held.grantee::regrole::text END)
         FROM pg_class
         LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL
-        CROSS JOIN LATERAL (SELECT grantee, true AS single FROM aclexplode(attacl)
-                            UNION ALL SELECT grantee, false FROM aclexplode(relacl)) AS held
+        CROSS JOIN LATERAL (SELECT grantee, privilege_type, true AS single FROM aclexplode(attacl)
+                            UNION ALL SELECT grantee, privilege_type, false FROM aclexplode(relacl)) AS held
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
           AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens')
           AND (held.grantee = 0
-               OR NOT single AND held.grantee IN (to_regrole('posduif_support'), to_regrole('posduif_health')))
+               OR NOT single AND held.grantee::regrole::text = ANY (people)
+                  AND concat_ws(' ', held.grantee::regrole, held.privilege_type, relname) <> ALL (whole))
     LOOP
         EXECUTE command;
     END LOOP;
 
     FOR command IN
-        WITH rights (role, kind, tables, columns) AS (VALUES
+        WITH rights (roles, kind, tables, columns) AS (VALUES
             -- The sync engine never deletes.
             ('posduif_engine', 'SELECT', 'users messages sync_metadata enrollment_tokens', '*'),
             ('posduif_engine', 'INSERT', 'users messages sync_metadata enrollment_tokens', '*'),
@@ -51,19 +56,22 @@ BEGIN
             ('posduif_support', 'INSERT', 'sync_metadata', 'device_id created_at updated_at'),
             ('posduif_support', 'INSERT', 'enrollment_tokens', 'created_by tenant_id expires_at created_at updated_at'
                 || ' label replaces'),
-            ('posduif_support', 'UPDATE', 'users', 'last_message_sent'),
+            ('posduif_support', 'UPDATE', 'users', 'last_message_sent device_id enrolled_at enrollment_token_id'),
             ('posduif_support', 'UPDATE', 'enrollment_tokens', 'expires_at used_at device_id revoked_at'),
 
-            -- Monitoring counts, and reads no text and no secret.
-            ('posduif_health', 'SELECT', 'users', 'id user_type device_id enrolled_at created_at'),
-            ('posduif_health', 'SELECT', 'messages', 'id recipient_id status created_at synced_at read_at'),
-            ('posduif_health', 'SELECT', 'sync_metadata', 'id device_id last_sync_timestamp pending_outgoing_count'
+            -- Monitoring and nightly jobs count, and read no text, no secret and no name.
+            ('posduif_health posduif_cron', 'SELECT', 'users', 'id user_type device_id enrolled_at created_at'),
+            ('posduif_health posduif_cron', 'SELECT', 'messages', 'id recipient_id status created_at synced_at read_at'),
+            ('posduif_health posduif_cron', 'SELECT', 'sync_metadata', 'id device_id last_sync_timestamp pending_outgoing_count'
                 || ' sync_status created_at updated_at last_synced_lsn'),
-            ('posduif_health', 'SELECT', 'enrollment_tokens', 'id expires_at used_at created_at revoked_at')
+            ('posduif_health posduif_cron', 'SELECT', 'enrollment_tokens', 'id expires_at used_at created_at revoked_at')
         ),
         wanted AS (
             SELECT role, kind, columns, c.oid AS class, c.relname
-            FROM rights
+            FROM (SELECT * FROM rights
+                  UNION ALL SELECT split_part(w, ' ', 1), split_part(w, ' ', 2), split_part(w, ' ', 3), '*'
+                  FROM unnest(whole) AS w) AS r
+            CROSS JOIN LATERAL string_to_table(roles, ' ') AS role
             CROSS JOIN LATERAL string_to_array(tables, ' ') AS names
             JOIN pg_class c ON c.relname = ANY (names) AND c.relnamespace = 'public'::regnamespace
             WHERE to_regrole(role) IS NOT NULL
@@ -74,16 +82,17 @@ BEGIN
         SELECT format('GRANT %s (%s) ON public.%I TO %I', kind, string_agg(quote_ident(attname), ', '), relname, role)
         FROM wanted
         JOIN pg_attribute ON attrelid = class AND attname = ANY (string_to_array(columns, ' '))
-        WHERE NOT has_column_privilege(role, class, attnum, kind)
+        -- In this order: a DELETE of columns is not even a question.
+        WHERE CASE WHEN columns = '*' THEN false ELSE NOT has_column_privilege(role, class, attnum, kind) END
         GROUP BY role, kind, relname
         UNION ALL
         SELECT format('GRANT USAGE ON SCHEMA public TO %I', role)
-        FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
+        FROM unnest(people) AS role
         WHERE to_regrole(role) IS NOT NULL AND NOT has_schema_privilege(to_regrole(role), 'public', 'USAGE')
         UNION ALL
         -- Not on a template: what people wrote into it would be in every tenant.
         SELECT format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role)
-        FROM unnest(ARRAY['posduif_support', 'posduif_health']) AS role
+        FROM unnest(people) AS role
         WHERE to_regrole(role) IS NOT NULL AND NOT starts_with(current_database(), 'posduif')
           AND NOT has_database_privilege(to_regrole(role), current_database(), 'CONNECT')
         UNION ALL

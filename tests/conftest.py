@@ -20,6 +20,9 @@ from posduif_cli import main
 from posduif_cli.db import embedded
 
 REPO = Path(__file__).parent.parent
+# The versions of the bundled migrations; a new one must not break a test that is about something else.
+BUNDLED = sorted(path.name.partition("_")[0] for path in (REPO / "sql" / "migrations").glob("*.sql"))
+LATEST = BUNDLED[-1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

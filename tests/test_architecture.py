@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "render": {"models", "notation", "errors", "render"},
     "config": {"models", "notation", "errors"},
     "notation": {"errors"},
-    "models": set(),
+    "models": {"errors"},
     "errors": set(),
     "__main__": {"main"},
     "__init__": set(),

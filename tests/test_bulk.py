@@ -350,14 +350,15 @@ def test_people_do_not_get_into_a_template(
         server.sql(
             """SELECT datname::text, array[has_database_privilege('posduif_support', oid, 'CONNECT'),
                                            has_database_privilege('posduif_health', oid, 'CONNECT'),
+                                           has_database_privilege('posduif_cron', oid, 'CONNECT'),
                                            has_database_privilege('public', oid, 'CONNECT')]
                FROM pg_database WHERE starts_with(datname, 'posduif_template') OR datname = ANY (%s)""",
             names,
         )
     )
     (template,) = held.keys() - set(names)
-    assert held.pop(template) == [False, False, False]
-    assert held == {name: [True, True, False] for name in names}
+    assert held.pop(template) == [False, False, False, False]
+    assert held == {name: [True, True, True, False] for name in names}
 
 
 def test_a_template_in_use_only_costs_time(posduif: Posduif, server: PgServer, names: list[str], listed: Any) -> None:

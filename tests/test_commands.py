@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PgServer, Posduif, forget, scratch, start
+from conftest import BUNDLED, PgServer, Posduif, forget, scratch, start
 
 from posduif_cli.cli import tree
 from posduif_cli.db import embedded
@@ -251,7 +251,7 @@ LISTINGS = {
     "token list acme": ("id", 0),
     "device list acme": ("device_id", 0),
     "message inbox acme desk": ("id", 0),
-    "migrate list acme": ("version", 3),
+    "migrate list acme": ("version", len(BUNDLED)),
     "migrate status --all": ("tenant", 1),
 }
 

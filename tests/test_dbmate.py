@@ -10,11 +10,10 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from conftest import REPO, PgServer, Posduif, forget
+from conftest import BUNDLED, REPO, PgServer, Posduif, forget
 from psycopg.conninfo import conninfo_to_dict
 
 MIGRATIONS = REPO / "sql" / "migrations"
-BUNDLED = sorted(path.name[:4] for path in MIGRATIONS.glob("*.sql"))
 
 
 def find_dbmate() -> str | None:

@@ -283,7 +283,7 @@ def test_data_of_another_major_version_is_refused(base: Path) -> None:
     (place / "data" / "PG_VERSION").write_text("11\n")
     with pytest.raises(ConfigurationError, match=r"PostgreSQL 11, the programs are \d") as caught:
         embedded.start(place)
-    assert "embedded.bin_dir" in caught.value.hints[0]
+    assert "embedded.bin_dir" in str(caught.value.hints[0])
 
 
 def test_a_lock_that_is_held_for_long_is_reported(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import PgServer, Posduif
+from conftest import LATEST, PgServer, Posduif
 
 from posduif_cli.core import health
 from posduif_cli.core.fleet import Fleet
@@ -64,7 +64,7 @@ def test_a_fresh_tenant_is_fine(posduif: Posduif, server: PgServer, tenant: str)
     assert (row["tenant"], row["state"], row["schema_version"], row["pending_migrations"]) == (
         tenant,
         "active",
-        "0003",
+        LATEST,
         0,
     )
     assert row["size_bytes"] > 1_000_000
@@ -190,7 +190,7 @@ def test_pending_and_failed_migrations(posduif: Posduif, server: PgServer, tenan
     [finding] = about(report, "schema", tenant)
     assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
     assert finding["message"] == "1 migration pending"
-    assert finding["fix"] == f"posduif migrate up {tenant}"
+    assert finding["fix"] == f"posduif migrate up {tenant} --config {config}"
     posduif("migrate", "up", tenant, *options, code=7)
     report = posduif.json("health", tenant, *options, code=1)
     [finding] = about(report, "schema", tenant)

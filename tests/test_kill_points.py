@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from conftest import PgServer, Posduif, server_of
+from conftest import BUNDLED, LATEST, PgServer, Posduif, server_of
 
 from posduif_cli.db import record
 from posduif_cli.db.connect import LOCK_CLASS
@@ -100,8 +100,8 @@ def state(posduif: Posduif, name: str) -> str | None:
 def assert_whole(posduif: Posduif, server: PgServer, name: str, file: Path) -> None:
     """An active tenant in which nothing is missing and nothing is there twice."""
     shown = posduif.json("tenant", "show", name)
-    assert (shown["state"], shown["schema_version"], shown["pending"]) == ("active", "0003", 0)
-    assert [row["state"] for row in posduif.json("migrate", "list", name)] == ["applied"] * 3
+    assert (shown["state"], shown["schema_version"], shown["pending"]) == ("active", LATEST, 0)
+    assert [row["state"] for row in posduif.json("migrate", "list", name)] == ["applied"] * len(BUNDLED)
     assert [user["username"] for user in posduif.json("user", "list", name)] == ["desk"]
     assert server.sql(
         """SELECT pg_get_userbyid(datdba)::text, datallowconn, datconnlimit,

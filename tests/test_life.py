@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from conftest import PgServer, Posduif, forget
+from conftest import LATEST, PgServer, Posduif, forget
 from test_migrations import Folder, folder, record
 from test_untransactional import killed
 
@@ -65,7 +65,7 @@ def test_resume_migrates_first(own_server: PgServer, run_on: Callable[..., Posdu
     posduif("tenant", "suspend", tenant)
     folder.put("9000_more.sql", "CREATE TABLE more ();", "DROP TABLE more;")
     assert posduif.json("migrate", "up", "--all", "--list", *folder.option)
-    assert record(server, tenant)["schema"] == "0003", "a suspended tenant is skipped by the fleet"
+    assert record(server, tenant)["schema"] == LATEST, "a suspended tenant is skipped by the fleet"
     steps = posduif.json("tenant", "resume", tenant, "--dry-run", *folder.option)["steps"]
     assert [step["action"] for step in steps] == ["migrate", "let in", "let in"]
     assert record(server, tenant)["state"] == "suspended"

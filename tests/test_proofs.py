@@ -111,6 +111,8 @@ def test_without_a_password_none_is_made(fresh: PgServer, as_: As, tmp_path: Pat
 def test_monitoring_is_let_in_where_the_login_may(fresh: PgServer, as_: As) -> None:
     alice = as_("alice")
     findings = {row["check"]: row for row in alice.json("server", "init")}
+    fresh.sql("CREATE ROLE watcher IN ROLE posduif_health")
+    findings |= {row["check"]: row for row in alice.json("server", "init")}
     if fresh.version >= 16:
         fresh.sql(findings["monitoring"]["fix"].partition("types: ")[2])
     assert fresh.sql(
@@ -133,7 +135,7 @@ def test_the_embedded_server_is_administered_without_a_superuser(
     posduif = Posduif(run_on(own_server).capfd, {})
     clean_environ.delenv("POSDUIF_DSN")
     # As an older posduif left it: no login, and a tenant.
-    (place / "posduif-login").unlink()
+    (place / "posduif-login").unlink(missing_ok=True)
     copied = own_server.dsn
     posduif("tenant", "create", "old", "--dsn", copied)
     posduif("tenant", "list")

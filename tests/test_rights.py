@@ -1,4 +1,4 @@
-"""People's rights: what a member of posduif_support or posduif_health can do by the commands, and cannot at all."""
+"""People's rights: what a member of support, health or cron can do by the commands, and cannot at all."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from posduif_cli.core import migrations
 
 RunOn = Callable[..., Posduif]
 TEXTS = "what the customer wrote"
-ROLES = ("posduif_support", "posduif_health")
+ROLES = ("posduif_support", "posduif_health", "posduif_cron")
 # Every column of the four tables that a role may read; a column that is not named here is closed.
 READABLE = {
     "posduif_support": {
@@ -34,12 +34,15 @@ READABLE = {
         "enrollment_tokens": "id expires_at used_at created_at revoked_at",
     },
 }
+READABLE["posduif_cron"] = READABLE["posduif_health"]
 WRITABLE: dict[str, dict[str, set[str]]] = {
     "posduif_support": {
         "INSERT": {"users", "messages", "sync_metadata", "enrollment_tokens"},
         "UPDATE": {"users", "enrollment_tokens"},
+        "DELETE": {"sync_metadata"},
     },
-    "posduif_health": {"INSERT": set(), "UPDATE": set()},
+    "posduif_health": {"INSERT": set(), "UPDATE": set(), "DELETE": set()},
+    "posduif_cron": {"INSERT": set(), "UPDATE": set(), "DELETE": {"enrollment_tokens"}},
 }
 
 
@@ -49,7 +52,7 @@ def member(server: PgServer, tenant: str) -> Iterator[Callable[[str], str]]:
     made: list[str] = []
 
     def make(group: str) -> str:
-        login = f"{tenant}_{group[-7:]}"
+        login = f"{tenant}_{group.removeprefix('posduif_')}"
         server.sql(f"CREATE ROLE {login} LOGIN IN ROLE {group}")
         made.append(login)
         return login
@@ -101,6 +104,46 @@ def test_monitoring_can_do_its_work(
     assert TEXTS not in str(report)
 
 
+@pytest.mark.one_server
+def test_cron_can_do_its_work(own_server: PgServer, run_on: RunOn) -> None:
+    """By a login that is in no other group, on a server that is closed to PUBLIC."""
+    cli = run_on(own_server)
+    cli("server", "init", "--close")
+    own_server.sql("CREATE ROLE nightly LOGIN IN ROLE posduif_cron")
+    for tenant in ("acme", "globex"):
+        cli("tenant", "create", tenant, "--web-user", "desk", "--url", f"https://{tenant}.example.com")
+        for _ in range(3):
+            made = cli.json("token", "create", tenant)
+        cli("enroll", "complete", tenant, made["token"], "--device", "phone-1", "--username", "Mia")
+        own_server.sql("UPDATE enrollment_tokens SET expires_at = created_at - interval '8 days' WHERE id <> "
+                       "(SELECT id FROM enrollment_tokens WHERE used_at IS NULL LIMIT 1)", database=tenant)  # fmt: skip
+    cron = run_on(own_server, user="nightly")
+    report = cron.json("health")
+    assert report["coverage"]["visited"] == report["coverage"]["tenants"] == 2
+    planned = cron.json("token", "purge", "--all", "--dry-run")["steps"]
+    assert [(step["action"], step["subject"]) for step in planned] == [
+        ("delete 1 tokens", "acme"),
+        ("delete 1 tokens", "globex"),
+    ]
+    assert [(row["tenant"], row["deleted"]) for row in cron.json("token", "purge", "--all")] == [
+        ("acme", 1),
+        ("globex", 1),
+    ]
+    nothing = cron("token", "purge", "--all")
+    assert (nothing.out, nothing.err) == ("", "")
+    assert {token["status"] for token in run_on(own_server).json("token", "list", "acme")} == {"active", "used"}
+    run_on(own_server)("tenant", "verify", "--all")
+
+
+def test_health_finds_the_same_as_cron(
+    talkative: str, server: PgServer, run_on: RunOn, member: Callable[[str], str]
+) -> None:
+    reports = [run_on(server, user=member(role)).json("health", talkative, code=None) for role in ROLES[1:]]
+    assert reports[0]["tenants"][0]["messages"] == reports[1]["tenants"][0]["messages"] == 1
+    found = [[(f["check"], f["subject"], f["level"]) for f in report["findings"]] for report in reports]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_texts_and_changes_are_refused_in_words(
     talkative: str, server: PgServer, run_on: RunOn, member: Callable[[str], str], role: str
@@ -110,14 +153,15 @@ def test_texts_and_changes_are_refused_in_words(
         ("message", "inbox", talkative, "Mia"),
         ("message", "pending", talkative, "--device", "phone-1"),
         ("user", "delete", talkative, "Mia", "--confirm", "Mia"),
-        ("token", "purge", talkative, "--older-than", "1s"),
         ("tenant", "drop", talkative, "--confirm", talkative),
         ("tenant", "set", talkative, "--url", "https://other.example.com"),
         ("tenant", "create", f"{talkative}_b"),
         ("migrate", "up", talkative),
         ("migrate", "down", talkative, "--steps", "1", "--confirm", talkative),
     ]
-    if role == "posduif_health":
+    if role != "posduif_cron":
+        refused += [("token", "purge", talkative, "--older-than", "1s")]
+    if role != "posduif_support":
         refused += [
             ("token", "create", talkative, "--by", "desk"),
             ("message", "send", talkative, "--from", "desk", "--to", "Mia", "x"),
@@ -183,7 +227,8 @@ def test_nothing_else_may_be_changed(talkative: str, server: PgServer, member: C
     for table in ("users", "messages", "sync_metadata", "enrollment_tokens", "schema_migrations"):
         for kind in ("DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"):
             held = "SELECT has_table_privilege(%s, %s, %s)"
-            assert server.sql(held, login, f"public.{table}", kind, database=talkative) == [(False,)], (table, kind)
+            may = [(table in WRITABLE[role].get(kind, ()),)]
+            assert server.sql(held, login, f"public.{table}", kind, database=talkative) == may, (table, kind)
         for kind in ("INSERT", "UPDATE"):
             may = server.sql("SELECT has_any_column_privilege(%s, %s, %s)", login, f"public.{table}", kind,
                              database=talkative)  # fmt: skip
@@ -201,6 +246,8 @@ def test_nothing_else_may_be_changed(talkative: str, server: PgServer, member: C
     ) == [(False,) * 6]
     with _login(server, talkative, login) as conn:
         for statement in FORBIDDEN:
+            if statement.removeprefix("DELETE FROM ") in WRITABLE[role]["DELETE"]:
+                continue
             try:
                 conn.execute(statement.encode())
             except (InsufficientPrivilege, psycopg.errors.InvalidGrantOperation):
@@ -208,7 +255,7 @@ def test_nothing_else_may_be_changed(talkative: str, server: PgServer, member: C
             pytest.fail(f"{role} may {statement}")
 
 
-def test_engines_support_and_health_reach_nothing_that_is_not_theirs(
+def test_engines_and_people_reach_nothing_that_is_not_theirs(
     talkative: str, posduif: Posduif, server: PgServer, member: Callable[[str], str]
 ) -> None:
     """Two tenants; each engine tries the other's database and rights, the groups each other's."""
@@ -216,14 +263,14 @@ def test_engines_support_and_health_reach_nothing_that_is_not_theirs(
     posduif("tenant", "create", other)
     server.sql(f"CREATE DATABASE {stranger}")
     server.sql(f"REVOKE ALL ON DATABASE {stranger} FROM PUBLIC")
-    support, health = member("posduif_support"), member("posduif_health")
+    people = {member(role): role for role in ROLES}
     engines = {talkative: f"{talkative}_engine", other: f"{other}_engine"}
     try:
-        for login in (support, health, *engines.values()):
+        for login in (*people, *engines.values()):
             with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
                 server.connect(stranger, user=login)
             reached = ["posduif_admin", "posduif_engine", *ROLES, *engines.values()]
-            own = {support: "posduif_support", health: "posduif_health"}.get(login, "posduif_engine")
+            own = people.get(login, "posduif_engine")
             with server.connect(talkative if login != engines[other] else other, user=login) as conn:
                 for role in reached:
                     if role in (own, login):
@@ -282,6 +329,9 @@ AFTERMATH = {
     "ALTER TABLE anew RENAME TO sync_metadata;",
     "taken from the engine": "REVOKE INSERT ON messages FROM posduif_engine;",
     "taken from the desk": "REVOKE SELECT (label) ON enrollment_tokens FROM posduif_support;",
+    "taken from cron": "REVOKE DELETE ON enrollment_tokens FROM posduif_cron;",
+    "given to cron": "GRANT SELECT, DELETE ON enrollment_tokens TO posduif_cron; "
+    "GRANT DELETE ON users TO posduif_cron;",
     "given to everyone": "GRANT SELECT ON users TO PUBLIC;",
     "a table again, for everyone": "CREATE TABLE anew (LIKE sync_metadata INCLUDING ALL); DROP TABLE sync_metadata; "
     "ALTER TABLE anew RENAME TO sync_metadata; GRANT SELECT, INSERT, UPDATE ON sync_metadata TO PUBLIC;",
@@ -301,9 +351,10 @@ def test_after_any_migration_rights_are_those_of_a_new_tenant(
         rows = server.sql(
             """SELECT relname::text, attname::text, role, has_column_privilege(role, c.oid, attnum, 'SELECT'),
                       has_column_privilege(role, c.oid, attnum, 'INSERT'),
-                      has_column_privilege(role, c.oid, attnum, 'UPDATE')
+                      has_column_privilege(role, c.oid, attnum, 'UPDATE'),
+                      has_table_privilege(role, c.oid, 'DELETE')
                FROM pg_class c JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-               CROSS JOIN unnest('{posduif_engine,posduif_support,posduif_health,public}'::text[]) AS role
+               CROSS JOIN unnest('{posduif_engine,posduif_support,posduif_health,posduif_cron,public}'::text[]) AS role
                WHERE relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens') AND relkind = 'r'""",
             database=tenant,
         )
@@ -349,9 +400,53 @@ def test_a_server_without_the_groups_gets_them(own_server: PgServer, run_on: Run
         own_server.sql(f"REVOKE ALL ON DATABASE acme FROM {role}; DROP ROLE {role}")
     own_server.sql(f"SET ROLE posduif_admin; {migrations.grants()}", database="acme")
     cli("tenant", "create", "globex")
-    assert own_server.sql("SELECT count(*) FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health')") == [
-        (2,)
-    ]
+    assert own_server.sql("SELECT count(*) FROM pg_roles WHERE rolname = ANY (%s)", list(ROLES)) == [(3,)]
+
+
+def _as_at_0003(cli: Posduif, server: PgServer, *tenants: str) -> None:
+    """Take a server back to where it was before there was a posduif_cron."""
+    for tenant in tenants:
+        cli("migrate", "down", tenant, "--to", "0003", "--bundled", "--confirm", tenant)
+        server.sql("DROP OWNED BY posduif_cron; REVOKE DELETE ON sync_metadata FROM posduif_support; "
+                   "REVOKE UPDATE (device_id, enrolled_at, enrollment_token_id) ON users FROM posduif_support",
+                   database=tenant)  # fmt: skip
+    server.sql("DROP ROLE posduif_cron")
+
+
+@pytest.mark.one_server
+def test_a_tenant_at_0003_gets_the_newer_rights_by_migrate_up(own_server: PgServer, run_on: RunOn) -> None:
+    cli = run_on(own_server)
+    for tenant in ("acme", "globex"):
+        cli("tenant", "create", tenant, "--web-user", "desk", "--url", f"https://{tenant}.example.com")
+    _as_at_0003(cli, own_server, "acme", "globex")
+    for command in (("server", "init", "--print-sql"), ("doctor", "-o", "json")):
+        assert "posduif_cron" in cli(*command, code=None).out
+    cli("migrate", "status", "--all", "--check", code=1)
+    cli("migrate", "up", "acme")
+    cli("tenant", "suspend", "globex")
+    own_server.sql("DROP OWNED BY posduif_cron", database="acme")
+    own_server.sql("DROP ROLE posduif_cron")
+    cli("tenant", "resume", "globex")  # which makes the group, too
+    cli("tenant", "verify", "globex")
+    assert "posduif_cron" in cli("tenant", "verify", "acme", code=1).out
+    cli("tenant", "verify", "acme", "--repair")
+    own_server.sql("CREATE ROLE nightly LOGIN IN ROLE posduif_cron; CREATE ROLE sam LOGIN IN ROLE posduif_support")
+    cron = run_on(own_server, user="nightly")
+    cron("token", "purge", "--all", "--older-than", "0s")
+    assert cron.json("health")["coverage"]["visited"] == 2
+    for tenant in ("acme", "globex"):
+        with own_server.connect(tenant, user="sam") as conn:
+            conn.execute("UPDATE users SET device_id = NULL, enrolled_at = NULL, enrollment_token_id = NULL")
+            conn.execute("DELETE FROM sync_metadata WHERE device_id = 'phone-1'")
+
+
+def test_an_inbox_has_an_index_of_its_own(posduif: Posduif, server: PgServer, talkative: str) -> None:
+    found = "SELECT indexname::text FROM pg_indexes WHERE indexname IN ('idx_messages_inbox', 'idx_messages_recipient')"
+    assert server.sql(found, database=talkative) == [("idx_messages_inbox",)]
+    posduif("migrate", "down", talkative, "--to", "0003", "--bundled", "--confirm", talkative)
+    assert server.sql(found, database=talkative) == [("idx_messages_recipient",)]
+    posduif("migrate", "up", talkative)
+    assert server.sql(found, database=talkative) == [("idx_messages_inbox",)]
 
 
 @pytest.mark.one_server

@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import REPO, PgServer, Posduif, scratch, start
+from conftest import BUNDLED, LATEST, PgServer, Posduif, scratch, start
 from psycopg import sql
 from test_kill_points import kill
 
@@ -32,8 +32,6 @@ from posduif_cli.db import embedded
 from posduif_cli.db.connect import LOCK_CLASS
 from posduif_cli.models import Outcome, OutcomeError
 
-BUNDLED = [path.name[:4] for path in sorted((REPO / "sql" / "migrations").glob("*.sql"))]
-LATEST = BUNDLED[-1]
 CONNECTIONS = 40
 SETTINGS = {
     "max_connections": str(CONNECTIONS),
@@ -91,7 +89,7 @@ def clone(server: PgServer, *names: str) -> None:
                 f"COMMENT ON ROLE {role} IS '{intent}'",
                 f"CREATE DATABASE {name} OWNER posduif_admin TEMPLATE pristine STRATEGY FILE_COPY",
                 f"REVOKE ALL ON DATABASE {name} FROM PUBLIC",
-                f"GRANT CONNECT ON DATABASE {name} TO {role}, posduif_support, posduif_health",
+                f"GRANT CONNECT ON DATABASE {name} TO {role}, posduif_support, posduif_health, posduif_cron",
                 f"ALTER DATABASE {name} SET timezone = 'UTC'",
                 f"COMMENT ON DATABASE {name} IS '{comment}'",
             ):
@@ -392,7 +390,7 @@ def test_a_wave_that_does_not_verify_stops_the_run(
     posduif: Posduif, ground: PgServer, many: Make, folder: Folder
 ) -> None:
     names = many(3)
-    folder.put("1000", more="DELETE FROM schema_migrations WHERE version = '0003';")
+    folder.put("1000", more=f"DELETE FROM schema_migrations WHERE version = '{LATEST}';")
     ran = posduif("migrate", "up", "--all", "--wave", "1,100%", *folder.option, "-o", "json", code=8)
     assert statuses(ran.json) == {names[0]: "ok", names[1]: "skipped", names[2]: "skipped"}
     assert f"wave 1 did not verify: {names[0]}" in ran.json[1]["error"]["message"]
@@ -533,23 +531,23 @@ def test_kill_9_at_any_moment_leaves_each_tenant_wholly_old_or_new(
 
 # Of two tenants with two files each: what has happened in each by then, as their newest versions.
 STEPS = [
-    ("before core.rollouts:Desk.share 1", "0003", "0003"),
-    ("before core.fleet:Fleet.enter 1", "0003", "0003"),
-    ("before core.rollouts:Desk._recall 1", "0003", "0003"),
-    ("after core.rollouts:Desk._recall 1", "0003", "0003"),
-    ("before db.connect:Session.batch 1", "0003", "0003"),
-    ("after db.connect:Session.batch 1", "0003", "0003"),  # the file was run, nothing is committed
-    ("before db.record.storing 1", "0003", "0003"),
-    ("after db.connect:Session.batch 2", "0003", "0003"),  # the version row and the record were written, too
-    ("before db.record.require_stored 1", "0003", "0003"),
-    ("after db.record.require_stored 1", "0003", "0003"),
-    ("before db.record.storing 2", "1000", "0003"),
-    ("after db.record.require_stored 2", "1000", "0003"),
-    ("after core.migrations.up 1", "1001", "0003"),
-    ("before core.rollouts:Rollout._record 1", "1001", "0003"),
-    ("after core.rollouts:Rollout._record 1", "1001", "0003"),
-    ("before core.fleet:Fleet.enter 2", "1001", "0003"),
-    ("after db.record.require_stored 3", "1001", "0003"),
+    ("before core.rollouts:Desk.share 1", LATEST, LATEST),
+    ("before core.fleet:Fleet.enter 1", LATEST, LATEST),
+    ("before core.rollouts:Desk._recall 1", LATEST, LATEST),
+    ("after core.rollouts:Desk._recall 1", LATEST, LATEST),
+    ("before db.connect:Session.batch 1", LATEST, LATEST),
+    ("after db.connect:Session.batch 1", LATEST, LATEST),  # the file was run, nothing is committed
+    ("before db.record.storing 1", LATEST, LATEST),
+    ("after db.connect:Session.batch 2", LATEST, LATEST),  # the version row and the record were written, too
+    ("before db.record.require_stored 1", LATEST, LATEST),
+    ("after db.record.require_stored 1", LATEST, LATEST),
+    ("before db.record.storing 2", "1000", LATEST),
+    ("after db.record.require_stored 2", "1000", LATEST),
+    ("after core.migrations.up 1", "1001", LATEST),
+    ("before core.rollouts:Rollout._record 1", "1001", LATEST),
+    ("after core.rollouts:Rollout._record 1", "1001", LATEST),
+    ("before core.fleet:Fleet.enter 2", "1001", LATEST),
+    ("after db.record.require_stored 3", "1001", LATEST),
     ("before db.record.storing 4", "1001", "1000"),
     ("after core.migrations.up 2", "1001", "1001"),
     ("before core.rollouts:Rollout._record 2", "1001", "1001"),

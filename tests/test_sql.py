@@ -101,7 +101,7 @@ def test_migrations_are_numbered_without_gaps_and_hide_no_difference() -> None:
     for path in files:
         text = path.read_text()
         assert re.fullmatch(r"\d{4}_[a-z_]+\.sql", path.name)
-        assert "-- migrate:down\n" in text
+        assert re.search(r"^-- migrate:down( transaction:false)?$", text, re.M), path.name
         assert not re.search(r"IF (NOT )?EXISTS|OR REPLACE|CASCADE;", text, re.I), path.name
 
 

@@ -399,6 +399,37 @@ def test_purge_deletes_only_old_unused_tokens(posduif: Posduif, server: PgServer
     assert posduif.json(*purge) == []
 
 
+def test_purge_of_all_that_are_expired(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    tokens = {what: posduif.json("token", "create", tenant) for what in ("live", "used", "old", "new", "ended")}
+    posduif("enroll", "complete", tenant, tokens["used"]["token"], "--device", "p", "--username", "Mia")
+    shift(server, tenant, tokens["used"]["id"], "expires_at", "-30 days")
+    shift(server, tenant, tokens["old"]["id"], "expires_at", "-7 days")
+    shift(server, tenant, tokens["new"]["id"], "expires_at", "0 s")
+    posduif("token", "revoke", tenant, tokens["ended"]["id"])
+    for zero in ("0s", "0d"):
+        planned = posduif.json("token", "purge", tenant, "--older-than", zero, "-n")
+        assert [step["action"] for step in planned["steps"]] == ["delete 3 tokens"]
+    assert [row["deleted"] for row in posduif.json("token", "purge", tenant, "--older-than", "0s")] == [3]
+    left = {token["id"] for token in posduif.json("token", "list", tenant)}
+    assert left == {tokens[what]["id"] for what in ("live", "used")}
+    posduif("token", "create", tenant, "--ttl", "0s", code=2)
+
+
+def test_a_token_that_is_used_while_it_is_purged_stays(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    made = posduif.json("token", "create", tenant)
+    shift(server, tenant, made["id"], "expires_at", "-8 days")
+    with server.connect(tenant) as conn, conn.transaction():
+        conn.execute("UPDATE enrollment_tokens SET used_at = now() WHERE id = %s", (made["id"],))
+        purge = posduif.popen("token", "purge", tenant)
+        waits = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+        until = time.monotonic() + 30
+        while purge.poll() is None and not server.sql(waits, tenant) and time.monotonic() < until:
+            time.sleep(0.05)
+    out, err = purge.communicate(timeout=60)
+    assert (purge.returncode, out, err) == (0, b"", b"")
+    assert [token["status"] for token in posduif.json("token", "list", tenant)] == ["used"]
+
+
 def test_purge_has_nothing_to_say_to_cron(posduif: Posduif, tenant: str) -> None:
     posduif("token", "create", tenant)
     for options in ([], ["-q"], ["-o", "tsv"], ["-o", "jsonl"], ["-o", "table"]):
@@ -410,7 +441,7 @@ def test_purge_has_nothing_to_say_to_cron(posduif: Posduif, tenant: str) -> None
 def test_purge_wants_targets(posduif: Posduif, tenant: str) -> None:
     assert posduif("token", "purge", "-o", "json", code=2).error["code"] == "no_targets"
     posduif("token", "purge", tenant, "--all", code=2)
-    for age in ("", "x", "0d", "-7d"):
+    for age in ("", "x", "0", "-7d", "-0s"):
         posduif("token", "purge", tenant, f"--older-than={age}", code=2)
 
 

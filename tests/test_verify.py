@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import REPO, PgServer, Posduif, forget
+from conftest import BUNDLED, LATEST, REPO, PgServer, Posduif, forget
 from test_kill_points import kill
 from test_migrations import Folder, folder, held, record, until, versions
 
@@ -28,7 +28,7 @@ __all__ = ["folder"]
 sys.path.insert(0, str(REPO / "tests" / "bench"))
 
 OLDER = {"schema": "0001", "set": digest(["0001"])}
-NEWER = {"schema": "9000", "set": digest(["0001", "0002", "0003", "9000"])}
+NEWER = {"schema": "9000", "set": digest([*BUNDLED, "9000"])}
 OTHER = {"set": digest(["0001", "0003"])}
 NONE = {"schema": None, "set": None}
 SPOILT: list[dict[str, Any]] = [OLDER, NEWER, OTHER, NONE]
@@ -83,13 +83,13 @@ def test_a_record_edited_by_hand_is_found_and_mended_only_by_repair(
 
 def test_rows_that_others_took_or_gave_win_over_the_record(posduif: Posduif, server: PgServer, tenant: str) -> None:
     for sql in (
-        "DELETE FROM schema_migrations WHERE version = '0003'",
-        "INSERT INTO schema_migrations (version) VALUES ('0003'), ('0004')",  # as dbmate does
+        f"DELETE FROM schema_migrations WHERE version = '{LATEST}'",
+        f"INSERT INTO schema_migrations (version) VALUES ('{LATEST}'), ('0900')",  # as dbmate does
         "DELETE FROM schema_migrations WHERE version = '0002'",
         "DELETE FROM schema_migrations",
         "DROP TABLE schema_migrations",
         "SET ROLE posduif_admin; CREATE TABLE schema_migrations (version varchar PRIMARY KEY);"
-        " INSERT INTO schema_migrations VALUES ('0007')",
+        " INSERT INTO schema_migrations VALUES ('0907')",
     ):
         server.sql(sql, database=tenant)
         told = sql.startswith("DROP")  # no table says what an empty one says
@@ -140,7 +140,7 @@ def test_status_needs_no_connection_to_the_tenant_but_verify_does(
     server.sql(f"ALTER DATABASE {tenant} ALLOW_CONNECTIONS false")
     try:
         [row] = posduif.json("migrate", "status", tenant, "--check")
-        assert (row["schema_version"], row["pending"]) == ("0003", 0)
+        assert (row["schema_version"], row["pending"]) == (LATEST, 0)
         for command in (("migrate", "status", tenant, "--verify"), ("migrate", "verify", tenant)):
             assert posduif(*command, code=6).err
         assert posduif("tenant", "verify", tenant, "--repair", code=6).err
@@ -282,14 +282,14 @@ def test_a_terminal_shows_versions_by_server_and_the_stragglers(own_server: PgSe
         posduif("tenant", "create", name)
     shown = terminal("migrate", "status", "--all")
     assert "no tenant is behind" in shown
-    own_server.sql("DELETE FROM schema_migrations WHERE version = '0003'", database="bert")
+    own_server.sql(f"DELETE FROM schema_migrations WHERE version = '{LATEST}'", database="bert")
     posduif("tenant", "verify", "bert", "--repair")
     shown = terminal("migrate", "status", "--all")
     assert posduif("migrate", "status", "--all", "-o", "table").out.split() == shown.split()
     lines = [line.split() for line in shown.splitlines()]
     assert lines[0][0] == "VERSION"
     assert lines[0][-1] == "ALL"
-    assert [line for line in lines[1:] if line and line[0][:1] == "0"] == [["0003", "2", "2"], ["0002", "1", "1"]]
+    assert [line for line in lines[1:] if line and line[0][:1] == "0"] == [[LATEST, "2", "2"], [BUNDLED[-2], "1", "1"]]
     stragglers = shown.partition("TENANT")[2]
     assert "bert" in stragglers
     assert "anna" not in stragglers
@@ -322,7 +322,7 @@ def test_a_hundred_thousand_records_are_judged_in_a_moment() -> None:
     assert len(behind) == sum(1 for n in range(100_000) if n % 100 == 0)
     assert {tenant.pending for tenant in behind} == {1}
     assert tenants[7] == Tenant(
-        "tenant000007", "eu1", State.ACTIVE, "0003", "0003", 0, "https://tenant000007.example.com",
+        "tenant000007", "eu1", State.ACTIVE, LATEST, LATEST, 0, "https://tenant000007.example.com",
         tenants[7].created_at, None, False,
     )  # fmt: skip
     assert tenants[7].created_at is not None

@@ -138,13 +138,13 @@ class App:
         chosen = self.config.output or ("table" if sys.stdout.isatty() else "tsv")
         fields = tuple(name.strip() for name in self.options.get("fields", "").split(",") if name.strip())
         quiet, color = bool(self.options.get("quiet")), self.config.terminal.color
-        return Output(chosen, fields, quiet, color, program(), self.suffix)
+        return Output(chosen, fields, quiet, color, program(), self.following)
 
     @property
-    def suffix(self) -> str:
+    def following(self) -> dict[str, str]:
         """The options, as typed, that must follow another command so that it asks the same server."""
-        named = {key: self.options[key] for key in ("server", "dsn", "config", "data_dir") if key in self.options}
-        return "".join(f" --{key.replace('_', '-')} {shlex.quote(value)}" for key, value in named.items())
+        keys = ("server", "dsn", "config", "data_dir")
+        return {key.replace("_", "-"): self.options[key] for key in keys if key in self.options}
 
     @property
     def interactive(self) -> bool:
@@ -258,12 +258,7 @@ class App:
         Asked for on a terminal; raises ConfirmationMissing where nobody can be asked or the name differs.
         """
         if given is None and self.interactive and not self.out.machine:
-            sys.stderr.write(f"{danger}\nType {expected} to go on: ")
-            sys.stderr.flush()
-            answer = sys.stdin.readline()
-            if not answer:
-                sys.stderr.write("\n")
-            given = answer.rstrip("\r\n")
+            given = self.out.ask(danger, f"Type {expected} to go on:")
         if given != expected:
             raise ConfirmationMissing(
                 f"refused: {danger}",
@@ -271,9 +266,9 @@ class App:
                 hint=f"add --confirm {expected}",
             )
 
-    def duration(self, text: str | None, fallback: timedelta) -> timedelta:
-        """Read a duration option; raises InvalidDuration."""
-        return fallback if text is None else configuration.duration(text)
+    def duration(self, text: str | None, fallback: timedelta, *, zero: bool = False) -> timedelta:
+        """Read a duration option, 0 only with *zero*; raises InvalidDuration."""
+        return fallback if text is None else configuration.duration(text, zero=zero)
 
 
 def _server(settings: ServerSettings) -> "Server":

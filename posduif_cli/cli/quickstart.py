@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from posduif_cli.cli.context import App, Noun, app_of, program
-from posduif_cli.errors import DeviceNotFound, TenantNotFound, UsageError
+from posduif_cli.cli.context import App, Noun, app_of
+from posduif_cli.errors import DeviceNotFound, Run, TenantNotFound, UsageError
 
 app = Noun()
 
@@ -26,12 +26,12 @@ class Walk:
         self.app = app
         self.steps: list[dict[str, Any]] = []
         # Another server is configured: without its name the pasted commands would go there.
-        elsewhere = " --server embedded" if app.config.servers else ""
-        self.suffix = app.suffix + elsewhere
+        elsewhere = {"server": "embedded"} if app.config.servers else {}
+        self.out = replace(app.out, options={**app.following, **elsewhere})
 
     def line(self, command: str) -> str:
         """Spell a command as it runs when pasted."""
-        return f"{program()} {command}{self.suffix}"
+        return self.out.spell(Run(*shlex.split(command)))
 
     def step(self, command: str, *, changed: bool, told: str) -> None:
         """Tell one step."""

@@ -1,5 +1,6 @@
 """`posduif tenant`: create, list, show, change and drop tenants."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -401,7 +402,7 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
     app = app_of(ctx)
     settings = tenants.engine_config(app.fleet, name=name)
     if out is not None:
-        if out.exists():
+        if os.path.lexists(out) and not out.is_char_device():
             raise UsageError(f"{out} exists", hint=f"posduif tenant rotate-password {name} --engine-config {out}")
         render.write(out, settings)
         app.out.say(f"written: {out}")

@@ -10,12 +10,15 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import ConfigurationError, UsageError
+from posduif_cli.errors import Run, UsageError
 
 if TYPE_CHECKING:
     from posduif_cli.models import IssuedToken
 
 app = Noun(help="Enrollment tokens and their QR codes.")
+
+
+LONGEST_LINE = 10_000  # bytes, of a token or an enrollment URL on stdin
 
 
 class Qr(StrEnum):
@@ -70,10 +73,9 @@ def check_qr_file(path: Path) -> None:
     """Raise UsageError or ConfigurationError before a token is made that could not be written."""
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", hint="--qr-file token.png")
-    if path.is_dir():
-        raise ConfigurationError(f"{path} cannot be written", why="it is a folder")
-    if not path.absolute().parent.is_dir():
-        raise ConfigurationError(f"{path} cannot be written", why=f"{path.absolute().parent} is not a folder")
+    from posduif_cli.render import files
+
+    files.check(path)
 
 
 def write_qr(app: App, issued: "IssuedToken", path: Path) -> None:
@@ -88,7 +90,6 @@ def write_qr(app: App, issued: "IssuedToken", path: Path) -> None:
 def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = None) -> None:
     """Show a new token: the code and the facts on a terminal, the bare URL into a pipe, JSON if asked."""
     from posduif_cli.render import tables
-    from posduif_cli.render.output import write
 
     out = app.out
     if out.machine or (out.format == "tsv" and app.config.output == "tsv") or out.fields:
@@ -96,7 +97,7 @@ def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = No
         return
     drawn = (out.format == "table" and sys.stdout.isatty()) or style is Qr.ALWAYS
     if not drawn:
-        write(issued.enrollment_url + "\n")
+        out.text(issued.enrollment_url)
         return
     from posduif_cli.render import qr
 
@@ -104,15 +105,13 @@ def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = No
     screen = qr.screen_of(sys.stdout, term=terminal.term, utf8_locale=terminal.utf8)
     picture = qr.picture(issued.enrollment_url, screen, qr.Style(style.value))
     token = issued.details
-    out.say(
-        f"token {token.id} of tenant {token.tenant}" + (f" for {tables.visible(token.label)}" if token.label else "")
-    )
-    out.say(f"created by {tables.visible(token.created_by)}, expires {tables.cell(token.expires_at)}")
+    out.say(f"token {token.id} of tenant {token.tenant}" + (f" for {token.label}" if token.label else ""))
+    out.say(f"created by {token.created_by}, expires {tables.cell(token.expires_at)}")
     if note:
         out.say(note)
     if picture.text:
-        write(picture.text)
-    write(issued.enrollment_url + "\n")
+        out.text(picture.text, own=True)
+    out.text(issued.enrollment_url)
     if picture.advice:
         out.say(picture.advice)
     elif picture.text and style in (Qr.AUTO, Qr.COMPACT):
@@ -128,7 +127,7 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
         found = tokens.find_all(conn, limit=limit, offset=offset)
-    app.out.list(found, Token, empty=f"no tokens: posduif token create {tenant}")
+        app.out.list(found, Token, empty="no tokens", hint=Run("token", "create", tenant))
 
 
 @app.verb("show", example="posduif token show acme 5f3759df-0000-4000-8000-000000000000")
@@ -147,12 +146,20 @@ def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
     """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL stands for both."""
     from posduif_cli.core import tokens
 
-    given = [sys.stdin.readline().strip() if text == "-" else text for text in (tenant, token) if text is not None]
+    given = [_line() if text == "-" else text for text in (tenant, token) if text is not None]
     if len(given) == 2:
         return given[0], given[1]
     if "/" not in given[0]:
         raise UsageError("the token is missing", hint="give TENANT and TOKEN, or the whole enrollment URL")
     return tokens.tenant_of(app.fleet, url=given[0]), given[0]
+
+
+def _line() -> str:
+    """Read a line of stdin; raises UsageError for what is not UTF-8."""
+    try:
+        return sys.stdin.buffer.readline(LONGEST_LINE).decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise UsageError("the token is not text", why="stdin is not UTF-8") from None
 
 
 @app.verb("revoke", example="posduif token revoke acme 5f3759df-0000-4000-8000-000000000000")
@@ -177,7 +184,7 @@ def purge(
     everyone: options.All = False,
     older_than: Annotated[
         str,
-        typer.Option("--older-than", metavar="DURATION", help="Expired or revoked at least this long ago."),
+        typer.Option("--older-than", metavar="DURATION", help="Expired or revoked at least this long ago; 0s: all."),
     ] = "7d",
     dry_run: options.DryRun = False,
 ) -> None:
@@ -189,7 +196,7 @@ def purge(
     if not dry_run:
         app.out.expect(Purged)
     names = options.targets(tenant, everyone, "token purge")
-    age = app.duration(older_than, timedelta(days=7))
+    age = app.duration(older_than, timedelta(days=7), zero=True)
     results, errors = tokens.purge_fleet(app.fleet, tenants=names, older_than=age, dry_run=dry_run)
     if dry_run:
         app.show_plan(Plan(tuple(Step(f"delete {row.deleted} tokens", row.tenant) for row in results)))

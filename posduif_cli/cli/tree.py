@@ -5,14 +5,17 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from posduif_cli import config as configuration
-from posduif_cli.cli.context import App, Group
-from posduif_cli.errors import Interrupted, OperationFailed, PosduifError, UsageError, scrub
+from posduif_cli.cli.context import App, Group, global_options, program
+from posduif_cli.errors import Interrupted, OperationFailed, PosduifError, Run, UsageError, scrub
+
+if TYPE_CHECKING:
+    from posduif_cli.render.output import Output
 
 NOUNS = {
     "quickstart": "A whole tenant on an embedded server, from nothing.",
@@ -133,12 +136,15 @@ def _require_text(argv: list[str]) -> None:
 
 def _usage(app: App, argv: list[str], error: typer.TyperException) -> int:
     context: Any = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stderr.write(context.get_help() + "\n")
-        return 2
-    message = " ".join(error.format_message().split()).rstrip(".")
     path = context.command_path if context else "posduif"
-    return _fail(app, argv, UsageError(message[:1].lower() + message[1:], hint=f"{path} --help"))
+    help_ = Run(*path.split()[1:], "--help")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        if not _output(app, argv).machine:
+            sys.stderr.write(context.get_help() + "\n")
+            return 2
+        return _fail(app, argv, UsageError(f"{path} wants a command", hint=help_))
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return _fail(app, argv, UsageError(message[:1].lower() + message[1:], hint=help_))
 
 
 def _bug(error: Exception) -> PosduifError:
@@ -150,32 +156,36 @@ def _bug(error: Exception) -> PosduifError:
 
 
 def _fail(app: App, argv: list[str], error: PosduifError) -> int:
-    if app.options.get("debug") or "--debug" in argv:
+    out = _output(app, argv)
+    if app.options.get("debug"):
         import traceback
 
-        sys.stderr.write(scrub(traceback.format_exc()))
-    from posduif_cli.render.output import Output
+        from posduif_cli.render.output import write
 
-    try:
-        out = app.out
-    except Exception:
-        out = Output(configuration.environment_output())
-    # What stands on the command line wins, also where the error came before it was parsed.
-    out = replace(out, format=_asked_output(argv) or out.format)
+        write(scrub(traceback.format_exc()), sys.stderr)
     with suppress(OSError):
         out.error(error)
     return error.exit_code
 
 
-def _asked_output(argv: list[str]) -> str:
-    """Return the last output format that argv asks for, or nothing."""
-    pairs = zip(argv, [*argv[1:], ""], strict=False)
-    asked = []
-    for word, following in pairs:
-        if word in ("-o", "--output"):
-            asked.append(following)
-        elif word.startswith("--output="):
-            asked.append(word.partition("=")[2])
-        elif word.startswith("-o"):
-            asked.append(word[2:])
-    return asked[-1] if asked else ""
+def _output(app: App, argv: list[str]) -> "Output":
+    """Return where an error goes, as argv asks for it, also where the error came before argv was parsed."""
+    from posduif_cli.render.output import Output
+
+    app.options |= _tolerantly(argv)
+    asked = app.options.get("output", "")
+    try:
+        out = app.out
+    except Exception:
+        out = Output(configuration.environment_output(), program=program(), options=app.following)
+    return replace(out, format=asked if asked in configuration.FORMATS else out.format)
+
+
+def _tolerantly(argv: list[str]) -> dict[str, Any]:
+    """Return the global options of a command line that cannot be parsed, as far as they can be told."""
+    found = App()
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    command = TyperCommand("posduif", params=global_options(), context_settings=settings)
+    with suppress(typer.TyperException):
+        command.make_context("posduif", list(argv), obj=found, resilient_parsing=True)
+    return found.options

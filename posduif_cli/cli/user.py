@@ -7,6 +7,7 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import Noun, app_of, counted
+from posduif_cli.errors import Run
 
 app = Noun(help="The web and mobile users of a tenant.")
 
@@ -57,7 +58,7 @@ def list_(
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
         found = users.find_all(conn, user_type=type_.value if type_ else None, limit=limit, offset=offset)
-    app.out.list(found, User, empty=f"no users: posduif user create {tenant} NAME --type web")
+        app.out.list(found, User, empty="no users", hint=Run("user", "create", tenant, "NAME", "--type", "web"))
 
 
 @app.verb("show", example="posduif user show acme desk")

@@ -14,7 +14,7 @@ from posduif_cli.core import preparations, proofs, servers
 from posduif_cli.core.fleet import Fleet, Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import embedded
-from posduif_cli.errors import ConfigurationError, NotEnough, PosduifError
+from posduif_cli.errors import ConfigurationError, Hint, NotEnough, PosduifError
 from posduif_cli.models import Finding, Level, ServerInfo
 
 OLDEST, NEWEST = (3, 11), (3, 14)  # of Python; design, section 2
@@ -184,13 +184,13 @@ def _secret(path: Path, check: str, harm: str) -> Iterator[Finding]:
         yield Finding(check, "configuration", str(path), Level.WARNING, text, fix=f"chmod 600 {path}")
 
 
-def _machine(check: str, level: Level, message: str, *, fix: str | None = None) -> Finding:
+def _machine(check: str, level: Level, message: str, *, fix: Hint | None = None) -> Finding:
     return Finding(check, "machine", "this machine", level, message, fix=fix)
 
 
-def _configuration(check: str, level: Level, message: str, *, fix: str | None = None) -> Finding:
+def _configuration(check: str, level: Level, message: str, *, fix: Hint | None = None) -> Finding:
     return Finding(check, "configuration", "configuration", level, message, fix=fix)
 
 
-def _on(server: ServerInfo, check: str, level: Level, message: str, *, fix: str | None = None) -> Finding:
+def _on(server: ServerInfo, check: str, level: Level, message: str, *, fix: Hint | None = None) -> Finding:
     return Finding(check, "server", server.server, level, message, fix=fix)

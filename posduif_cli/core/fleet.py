@@ -18,6 +18,7 @@ from posduif_cli.errors import (
     AmbiguousTenant,
     NoServer,
     PosduifError,
+    Run,
     ServerError,
     ServerUnreachable,
     TenantNotFound,
@@ -223,9 +224,12 @@ class Fleet:
 
     def locate(self, finding: Finding, server: str) -> Finding:
         """Name *server* in the command that a finding on it advises, where several servers are configured."""
-        if len(self.everyone) == 1 or not finding.fix or not _COMMAND.search(finding.fix):
+        fix = finding.fix
+        if len(self.everyone) == 1 or not fix:
             return finding
-        return replace(finding, fix=f"{finding.fix} --server {server}")
+        if isinstance(fix, Run):
+            return replace(finding, fix=Run(*fix.words, "--server", server))
+        return replace(finding, fix=f"{fix} --server {server}") if _COMMAND.search(fix) else finding
 
     def server(self, name: str) -> Server:
         """Return a server by name; raises NoServer."""

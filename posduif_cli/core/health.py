@@ -15,6 +15,7 @@ from posduif_cli.db.connect import MAINTENANCE, quoted
 from posduif_cli.errors import (
     AccessDenied,
     Busy,
+    Hint,
     Interrupted,
     PosduifError,
     QueryFailed,
@@ -371,7 +372,7 @@ class _Questions:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._failed: dict[tuple[Level, str, str | None], list[str]] = {}
+        self._failed: dict[tuple[Level, str, Hint | None], list[str]] = {}
         session.script("SET default_transaction_read_only = on")
         session.limit(lock_timeout=PATIENCE, statement_timeout=LIMIT)
 
@@ -397,7 +398,7 @@ class _Questions:
             for (level, why, fix), asked in self._failed.items()
         ]
 
-    def _reason(self, error: PosduifError) -> tuple[Level, str, str | None]:
+    def _reason(self, error: PosduifError) -> tuple[Level, str, Hint | None]:
         name = self.session.database
         if isinstance(error, Busy):
             who = "; ".join(self._lockers())

@@ -1,6 +1,5 @@
 """Manifests: a list of tenants as they should be, and what it takes to have them; typed again, it takes nothing."""
 
-import re
 import threading
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from posduif_cli.core.fleet import Fleet, Session, split
 from posduif_cli.core.placements import Placements
 from posduif_cli.core.templates import Template
 from posduif_cli.core.tenants import Keep, Maker, Wanted
-from posduif_cli.db import admin
+from posduif_cli.db import admin, queries
 from posduif_cli.errors import (
     AmbiguousTenant,
     Interrupted,
@@ -77,7 +76,6 @@ def read(
 
 
 def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str | None], str | None]) -> Entry:
-    row = {re.sub("[ -]", "_", key.lower()): value for key, value in row.items()}
     if unknown := [key for key in row if key not in COLUMNS]:
         raise UsageError(f'"{unknown[0]}" is none of {", ".join(COLUMNS)}')
     name, url, web_user, server = (row.get(key) for key in COLUMNS)
@@ -144,19 +142,27 @@ class Application:
 
     def plan(self) -> Plan:
         """Say what `run` would do, having changed nothing; what is in the way is among the errors."""
-        groups: dict[Step, list[str]] = {}
+        new: dict[str | None, list[str]] = {}  # names by web user, on which alone the steps depend
         with self._placements() as placements:
             for desk in self._sort(placements):
                 with self.fleet.maintenance(desk.server) as session:
+                    used = {name for (name,) in session.tuples(queries.load("tenants")["list_used_names"])}
                     for entry, exists in desk.queue:
                         wanted = entry.wanted
+                        # Asked one by one only where something may be in the way: a list may hold very many.
+                        plain = used.isdisjoint((wanted.name, admin.engine_role(wanted.name)))
                         try:
-                            tenants.require_possible(self.fleet, placements, session, wanted, if_not_exists=True)
+                            if not plain or len(self.fleet.everyone) > 1:
+                                tenants.require_possible(self.fleet, placements, session, wanted, if_not_exists=True)
                         except PosduifError as error:
                             self._fail(entry, desk.server.name, error)
                             continue
-                        for step in () if exists else tenants.steps(self.fleet, replace(wanted, name="{tenant}")):
-                            groups.setdefault(step, []).append(wanted.name)
+                        if not exists:
+                            new.setdefault(wanted.web_user, []).append(wanted.name)
+        groups: dict[Step, list[str]] = {}
+        for web_user, names in new.items():
+            for step in tenants.steps(self.fleet, Wanted("{tenant}", web_user=web_user)):
+                groups.setdefault(step, []).extend(names)
         return Plan(tuple(replace(step, tenants=tuple(names)) for step, names in groups.items()))
 
     def _placements(self) -> Placements:

@@ -18,7 +18,7 @@ from posduif_cli.core.folders import Folders
 from posduif_cli.core.migrations import Applied, Hooks
 from posduif_cli.core.scripts import File
 from posduif_cli.core.statuses import behind, label
-from posduif_cli.db import queries, record
+from posduif_cli.db import admin, queries, record
 from posduif_cli.errors import (
     Busy,
     Interrupted,
@@ -301,7 +301,7 @@ class Desk:
             try:
                 if self.session is None:
                     self.session = self.fleet.maintenance(self.server)
-                    self.session.require_admin()
+                    admin.ensure_roles(self.session)  # grants.sql gives nothing to a group that is not there yet
                     # It only reads, and the login may see more of other people's sessions.
                     # Whoever waits for it holds up the whole run, and can ask elsewhere.
                     self.session.script("SET ROLE none; SET lock_timeout = '2s'; SET statement_timeout = '5s'")

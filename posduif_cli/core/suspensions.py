@@ -59,6 +59,8 @@ def resume(fleet: Fleet, *, name: str) -> bool:
     server, tenant = fleet.find(name)
     if tenant.state not in (State.ACTIVE, State.SUSPENDED):
         raise wrong_state(tenant)
+    with fleet.maintenance(server) as session:
+        admin.ensure_roles(session)  # grants.sql gives nothing to a group that is not there yet
     with fleet.enter(server, name) as conn:
         conn.require_admin()
         with conn.lock(name):

@@ -1,16 +1,17 @@
 """Enrollment tokens: create, list, revoke, purge. Only `create` ever returns a secret."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from posduif_cli.core import names, users
-from posduif_cli.core.fleet import Fleet
+from posduif_cli.core.fleet import Fleet, all_unreachable
 from posduif_cli.db import queries, record
 from posduif_cli.db.connect import Session
 from posduif_cli.errors import (
     Conflict,
     InvalidDuration,
     PosduifError,
+    Run,
     TenantNotFound,
     TokenNotFound,
     TokenUsed,
@@ -52,7 +53,7 @@ def create(
             f"tenant {conn.database} has no url",
             why="a phone must know where its sync engine answers",
             hint=[
-                f"posduif tenant set {conn.database} --url https://{conn.database}.example.com",
+                Run("tenant", "set", conn.database, "--url", f"https://{conn.database}.example.com"),
                 "or set servers.NAME.url in the configuration",
             ],
         )
@@ -83,20 +84,20 @@ def _creator(conn: Session, by: str | None) -> User:
     if not found:
         raise UserNotFound(
             f"tenant {conn.database} has no web user who could create the token",
-            hint=f"posduif user create {conn.database} desk --type web",
+            hint=Run("user", "create", conn.database, "desk", "--type", "web"),
         )
     if len(found) > 1:
         raise UsageError(
             f"tenant {conn.database} has several web users: say who creates the token",
             why=", ".join(found[:10]) + (" and more" if len(found) > 10 else ""),
-            hint=f"posduif token create {conn.database} --by '{found[0]}'",
+            hint=Run("token", "create", conn.database, "--by", found[0]),
         )
     return users.find(conn, found[0])
 
 
-def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> list[Token]:
-    """Return tokens, the newest first, without their secrets."""
-    return conn.rows(Token, queries.load("tokens")["list_tokens"], id=None, token=None, limit=limit, offset=offset)
+def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> Iterator[Token]:
+    """Yield tokens, the newest first, without their secrets, as they are fetched."""
+    return conn.stream(Token, queries.load("tokens")["list_tokens"], id=None, token=None, limit=limit, offset=offset)
 
 
 def find(conn: Session, *, token: str) -> Token:
@@ -113,7 +114,7 @@ def find(conn: Session, *, token: str) -> Token:
         raise TokenNotFound(
             f"tenant {conn.database} has no such enrollment token",
             why="it may have been purged, or belong to another tenant",
-            hint=f"posduif token list {conn.database}",
+            hint=Run("token", "list", conn.database),
         )
     return found
 
@@ -130,7 +131,7 @@ def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
         raise TokenUsed(
             f"token {found.id} was used already",
             why=f'device "{found.device_id}" enrolled with it at {found.used_at and moment(found.used_at)}',
-            hint=f"posduif device list {conn.database}",
+            hint=Run("device", "list", conn.database),
         )
     return found, changed
 
@@ -138,18 +139,21 @@ def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
 def tenant_of(fleet: Fleet, *, url: str) -> str:
     """Return the tenant that an enrollment URL belongs to, by its origin.
 
-    Raises InvalidId for what is no enrollment URL, TenantNotFound, and UsageError where several tenants share
-    the origin.
+    Raises InvalidId for what is no enrollment URL, TenantNotFound, UsageError where several tenants share the
+    origin, and what a server that could not be asked said, where no other has such a tenant.
     """
     names.secret(url)
     origin = url.strip().partition("/api/enrollment/")[0]
-    found = [tenant.tenant for tenant in fleet.tenants()[0] if tenant.url == origin]
+    known, errors = fleet.tenants()
+    found = [tenant.tenant for tenant in known if tenant.url == origin]
     if len(found) > 1:
         raise UsageError(
             f"several tenants have the url {origin}", why=", ".join(found[:10]), hint="name the tenant before the URL"
         )
+    if not found and errors:  # one of them may have it
+        raise all_unreachable(errors)
     if not found:
-        raise TenantNotFound(f"no tenant has the url {origin}", hint="posduif tenant list")
+        raise TenantNotFound(f"no tenant has the url {origin}", hint=Run("tenant", "list"))
     return found[0]
 
 

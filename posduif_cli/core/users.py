@@ -1,20 +1,21 @@
 """Users of a tenant: web users who work at a desk, mobile users who enrolled a phone."""
 
+from collections.abc import Iterator
 from uuid import UUID
 
 from posduif_cli.core import names
 from posduif_cli.db import queries
 from posduif_cli.db.connect import Session
-from posduif_cli.errors import QueryFailed, UserExists, UserInUse, UserNotFound
+from posduif_cli.errors import QueryFailed, Run, UserExists, UserInUse, UserNotFound
 from posduif_cli.models import User
 
 UNIQUE_VIOLATION = "23505"
 FOREIGN_KEY_VIOLATION = "23503"
 
 
-def find_all(conn: Session, *, user_type: str | None = None, limit: int = 1000, offset: int = 0) -> list[User]:
-    """Return users by name, of one type or all."""
-    return conn.rows(User, queries.load("users")["list_users"], type=user_type, limit=limit, offset=offset)
+def find_all(conn: Session, *, user_type: str | None = None, limit: int = 1000, offset: int = 0) -> Iterator[User]:
+    """Yield users by name, of one type or all, as they are fetched."""
+    return conn.stream(User, queries.load("users")["list_users"], type=user_type, limit=limit, offset=offset)
 
 
 def look(conn: Session, who: str) -> User | None:
@@ -31,7 +32,7 @@ def find(conn: Session, who: str) -> User:
     raise UserNotFound(
         f'user "{who}" not found in tenant {conn.database}',
         why="no user has this name or id" + (f'; the nearest is "{near}"' if near else ""),
-        hint=f"posduif user list {conn.database}",
+        hint=Run("user", "list", conn.database),
     )
 
 
@@ -45,7 +46,7 @@ def create(conn: Session, *, username: str, user_type: str) -> User:
             raise
         raise UserExists(
             f'user "{username}" exists in tenant {conn.database}',
-            hint=f"posduif user show {conn.database} '{username}'",
+            hint=Run("user", "show", conn.database, username),
         ) from error
     assert made is not None
     return made
@@ -84,7 +85,7 @@ def require_unused(conn: Session, *, user: User) -> None:
             f'user "{user.username}" of tenant {conn.database} created {count} enrollment tokens',
             why="a token keeps the user who made it",
             hint=[
-                f"posduif token purge {conn.database} --older-than 1m deletes those that were never used",
+                Run("token", "purge", conn.database, "--older-than", "0s"),
                 "a used one says who enrolled which phone: its creator stays",
             ],
         )

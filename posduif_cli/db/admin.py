@@ -15,14 +15,17 @@ from posduif_cli.models import Server
 ENGINE_GROUP = "posduif_engine"
 SUPPORT_GROUP = "posduif_support"
 HEALTH_GROUP = "posduif_health"
+CRON_GROUP = "posduif_cron"
+PEOPLE = (SUPPORT_GROUP, HEALTH_GROUP, CRON_GROUP)  # logins of people and programs, in every tenant's database
 ROLE_COMMENTS = {
     ADMIN_ROLE: "posduif: owns every tenant database and its objects",
     ENGINE_GROUP: "posduif: what a sync engine may do inside its tenant's database",
     SUPPORT_GROUP: "posduif: what people at the support desk may do inside every tenant's database",
     HEALTH_GROUP: "posduif: what monitoring may read inside every tenant's database",
+    CRON_GROUP: "posduif: what nightly jobs may do inside every tenant's database: health, and the purge of tokens",
 }
 LOGIN_COMMENT = "posduif: a login for administrators of tenants"
-GROUPS = (ENGINE_GROUP, SUPPORT_GROUP, HEALTH_GROUP)
+GROUPS = (ENGINE_GROUP, *PEOPLE)
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
 SPARE = 3
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
@@ -73,7 +76,7 @@ def role_statements(session: Session, missing: Sequence[str]) -> list[str]:
 
 def closing_statements() -> list[str]:
     """Return the statements that close the maintenance database to all but those who work with tenants."""
-    people = f"{ADMIN_ROLE}, {SUPPORT_GROUP}, {HEALTH_GROUP}"
+    people = ", ".join((ADMIN_ROLE, *PEOPLE))
     return [
         f"GRANT CONNECT ON DATABASE {MAINTENANCE} TO {people}",
         f"REVOKE CONNECT ON DATABASE {MAINTENANCE} FROM PUBLIC",
@@ -91,10 +94,16 @@ def local_login_statements(conn: Any, login: str) -> Iterator[Composed]:
         yield compose("CREATE ROLE {login} LOGIN", login=identifier(login))
         text = literal("posduif: the login of this machine's commands")
         yield compose("COMMENT ON ROLE {login} IS {text}", login=identifier(login), text=text)
-    for group, how in ((ADMIN_ROLE, options), ("pg_monitor", "")):
+    wanted: tuple[tuple[str, str, LiteralString], ...] = (
+        (ADMIN_ROLE, login, options),
+        ("pg_monitor", login, ""),
+        ("pg_monitor", ADMIN_ROLE, ""),
+        *(("pg_monitor", role, "") for role in found & {HEALTH_GROUP}),
+    )
+    for group, role, how in wanted:
         is_member = "SELECT 1 FROM pg_auth_members WHERE roleid = to_regrole(%s) AND member = to_regrole(%s)"
-        if conn.execute(is_member, [group, login]).fetchone() is None:
-            yield compose("GRANT {group} TO {login}" + how, group=identifier(group), login=identifier(login))
+        if conn.execute(is_member, [group, role]).fetchone() is None:
+            yield compose("GRANT {group} TO {role}" + how, group=identifier(group), role=identifier(role))
 
 
 def _making(role: str) -> Iterator[Composed]:
@@ -229,10 +238,9 @@ def open_database(session: Session, tenant: str) -> None:
     """
     name, role = identifier(tenant), identifier(engine_role(tenant))
     session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=name))
-    people = {"support": identifier(SUPPORT_GROUP), "health": identifier(HEALTH_GROUP)}
-    session.execute(
-        compose("GRANT CONNECT ON DATABASE {name} TO {role}, {support}, {health}", name=name, role=role, **people)
-    )
+    people = {group: identifier(group) for group in PEOPLE}
+    names: LiteralString = ", ".join("{" + group + "}" for group in PEOPLE)
+    session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}, " + names, name=name, role=role, **people))
     session.execute(compose("ALTER DATABASE {name} SET timezone = 'UTC'", name=name))
     session.execute(compose("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=name))
 

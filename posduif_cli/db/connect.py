@@ -632,6 +632,13 @@ class Session:
         with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
+    def stream(self, model: type[T], query: LiteralString, **params: Any) -> Iterator[T]:
+        """Yield every row as *model*, columns by name, from one snapshot and a page at a time: there may be many."""
+        with self.transaction(read_only=True):
+            self.execute("DECLARE page NO SCROLL CURSOR FOR " + query, **params)
+            while page := self.rows(model, "FETCH 1000 FROM page"):
+                yield from page
+
     def row(self, model: type[T], query: Query, **params: Any) -> T | None:
         """Return the first row as *model*, or None."""
         self._require_schema(query)

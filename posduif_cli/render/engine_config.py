@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from posduif_cli.errors import ConfigurationError, FileExists
-from posduif_cli.render.files import write_private
+from posduif_cli.render import files
 
 HEADER = """\
 # Configuration of the sync engine of tenant {tenant}, made by posduif.
@@ -25,10 +25,9 @@ def text(settings: Mapping[str, Any]) -> str:
 
 def check(path: Path, tenant: str) -> None:
     """Raise unless *path* may hold this tenant's file: FileExists for another's, ConfigurationError."""
-    if path.is_file():
-        _read(path, tenant)
-    elif not path.exists() and not path.absolute().parent.is_dir():
-        raise ConfigurationError(f"{path} cannot be written", why=f"{path.absolute().parent} is not a folder")
+    content = files.read(path)
+    if content is not None:
+        _password(path, content, tenant)
 
 
 def write(path: Path, settings: Mapping[str, Any]) -> None:
@@ -38,10 +37,11 @@ def write(path: Path, settings: Mapping[str, Any]) -> None:
     it cannot be written.
     """
     postgres = settings["postgres"]
-    if not path.is_file():
-        write_private(path, text(settings).encode())
+    content = files.read(path)
+    if content is None:
+        files.write_private(path, text(settings).encode())
         return
-    content, node = _read(path, postgres["db"])
+    node = _password(path, content, postgres["db"])
     start, end = node.start_mark.index, node.end_mark.index
     quoted = yaml.safe_dump(postgres["password"], default_flow_style=True).split("\n")[0]
     changed = content[:start] + ("" if content[:start].endswith((" ", "\n")) else " ") + quoted + content[end:]
@@ -57,21 +57,20 @@ def write(path: Path, settings: Mapping[str, Any]) -> None:
             why="it is written in a way that leaves more than a plain value to change; the file was left as it is",
             hint=f"write `password: old` there, each on a line of its own, or move {path} away",
         )
-    write_private(path, changed.encode())
+    files.write_private(path, changed.encode())
 
 
-def _read(path: Path, tenant: str) -> tuple[str, Any]:
-    """Return a file's text and the node of its password; raises FileExists."""
+def _password(path: Path, content: str, tenant: str) -> Any:
+    """Return the node of the password in a file's text; raises FileExists."""
     foreign = FileExists(
         f"{path} exists and is not the engine configuration of tenant {tenant}",
         why="it was left as it is",
         hint="give another file",
     )
     try:
-        content = path.read_text(encoding="utf-8")
         document = yaml.safe_load(content)
         root: Any = yaml.compose(content, yaml.SafeLoader)
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
         raise foreign from None
     if not isinstance(document, dict) or not isinstance(document.get("postgres"), dict):
         raise foreign
@@ -81,4 +80,4 @@ def _read(path: Path, tenant: str) -> tuple[str, Any]:
     passwords = [node for key, node in nodes[-1].value if key.value == "password"] if nodes else []
     if not passwords:  # it comes by way of an anchor
         raise foreign
-    return content, passwords[-1]
+    return passwords[-1]

@@ -3,20 +3,25 @@
 import json
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, pairwise, zip_longest
 from typing import Any, TextIO
 
-from posduif_cli.errors import OperationFailed, PosduifError, UsageError
+from posduif_cli.errors import Hint, OperationFailed, PosduifError, Run, UsageError
+from posduif_cli.models import Finding, Health
 from posduif_cli.render import tables
-from posduif_cli.render.tables import Changed
+from posduif_cli.render.tables import Changed, visible
 
 GAP = "   "
 NARROWEST = 16  # cells: a folding column gets no narrower
+BATCH = 1000  # rows that are written at once
+PAGE = 10_000  # rows of one table: its widths come from all of them
 
+LEVELED = frozenset(("level", "status", "state"))  # the columns whose words say how good something is
 LEVEL_COLORS = {
     "ok": "32",
     "active": "32",
@@ -42,8 +47,8 @@ LEVEL_COLORS = {
 class Output:
     """Where and how a command shows things.
 
-    *program* is how this program was called; *options* follow every command that is hinted at, so that it asks
-    the same server.
+    *program* is how this program was called; *options* are those by name that every command that is hinted at needs
+    to ask the same server.
 
     *format* is table, tsv, json or jsonl; *fields* the columns that were picked; *color* auto, always or never.
     """
@@ -53,16 +58,37 @@ class Output:
     quiet: bool = False
     color: str = "auto"
     program: str = "posduif"
-    options: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
-    def spell(self, text: str) -> str:
+    def spell(self, hint: Hint) -> str:
         """Spell the command that a hint is, or ends with, so that it runs when pasted and asks the same server.
 
-        >>> Output("table", options=" --server eu1").spell("none yet: posduif tenant create NAME")
-        'none yet: posduif tenant create NAME --server eu1'
+        Prose is left as it is, also where it begins with a command.
+
+        >>> out = Output("table", options={"server": "eu1"})
+        >>> out.spell(Run("tenant", "show", "acme")), out.spell("none yet: posduif tenant create NAME")
+        ('posduif tenant show acme --server eu1', 'none yet: posduif tenant create NAME --server eu1')
+        >>> out.spell("posduif migrate up acme, when that is done")
+        'posduif migrate up acme, when that is done'
         """
-        found = re.search(r"(?:^|: )(posduif) (?=[a-z])", text)
-        return f"{text[: found.start(1)]}{self.program}{text[found.end(1) :]}{self.options}" if found else text
+        if isinstance(hint, Run):
+            return f"{self.program}{str(hint).removeprefix('posduif')}{self._following(hint.words)}"
+        found = re.fullmatch(r"(.*: )?posduif ((?:(?!: posduif ).)+)", hint, re.DOTALL)
+        words = _words(found[2]) if found else None
+        if found is None or words is None:
+            return hint
+        return f"{found[1] or ''}{self.program} {found[2]}{self._following(words)}"
+
+    def _following(self, words: Sequence[str]) -> str:
+        """Return the options that a command lacks to ask the same server."""
+        named = {word.partition("=")[0] for word in words}
+        # A command that names its own server means that one; quickstart has no other than its own.
+        elsewhere = words[0] == "quickstart" or not named.isdisjoint(("--server", "--dsn"))
+        return "".join(
+            f" --{name} {shlex.quote(value)}"
+            for name, value in self.options.items()
+            if f"--{name}" not in named and not (elsewhere and name in ("server", "dsn"))
+        )
 
     @property
     def machine(self) -> bool:
@@ -79,42 +105,60 @@ class Output:
 
     def show(self, value: Any, *, changed: bool | None = None) -> None:
         """Show one thing."""
+        value = self._spelled(value)
         subject = Changed(value, changed) if changed is not None else value
         data = self._pick(tables.row(subject), type(value))
         if self.format == "json":
-            write(json.dumps(data, indent=2) + "\n")
+            write(json.dumps(data, indent=2) + "\n", own=True)
         elif self.format == "jsonl":
-            write(json.dumps(data) + "\n")
+            write(json.dumps(data) + "\n", own=True)
         elif self.format == "tsv":
-            write(_tsv([data], list(data)))
+            write("".join(_tsv([data], list(data))), own=True)
         else:
-            write(self._card(subject, list(data)))
+            write(self._card(subject, list(data)), own=True)
 
     def list(
         self,
-        values: Sequence[Any],
+        values: Iterable[Any],
         model: type,
         *,
         empty: str = "",
+        hint: Hint | None = None,
         changed: bool | Callable[[Any], bool] | None = None,
     ) -> None:
-        """Show several things of one kind; *empty* is said on stderr when there are none."""
-        subjects = values
-        if changed is not None:
-            subjects = [Changed(value, changed(value) if callable(changed) else changed) for value in values]
+        """Show several things of one kind; *empty*, with a *hint*, is said on stderr when there are none.
+
+        They are written as they come, a batch at a time: there may be a million of them.
+        """
         picked = self._checked(model, changes=changed is not None)
-        rows = [self._pick(tables.row(subject), model) for subject in subjects]
+        subjects: Iterator[Any] = iter(values)
+        if changed is not None:
+            subjects = (Changed(value, changed(value) if callable(changed) else changed) for value in values)
+        first = list(islice(subjects, 1))
+        subjects = chain(first, subjects)
+        rows = (self._pick(tables.row(self._spelled(subject)), model) for subject in subjects)
         if self.format == "json":
-            write(json.dumps(rows, indent=2) + "\n")
+            _write_all(_array(rows))
         elif self.format == "jsonl":
-            write("".join(json.dumps(row) + "\n" for row in rows))
+            _write_all(json.dumps(row) + "\n" for row in rows)
         elif self.format == "tsv":
-            columns = list(picked) or (list(rows[0]) if rows else list(tables.keys(model)))
-            write(_tsv(rows, columns))
-        elif rows:
-            self.table(list(picked) or list(tables.terminal_columns(model)), values)
+            columns = list(picked) or list(tables.row(first[0]) if first else tables.keys(model))
+            _write_all(_tsv(rows, columns))
+        elif first:
+            while page := list(islice(subjects, PAGE)):
+                self.table(list(picked) or tables.terminal_columns(model, page), page)
         elif empty:
-            self.say(empty)
+            self.say(empty, hint)
+
+    def _spelled(self, value: Any) -> Any:
+        """Return a value with the commands in it as they are pasted."""
+        if isinstance(value, Changed):
+            return replace(value, value=self._spelled(value.value))
+        if isinstance(value, Finding) and value.fix is not None:
+            return replace(value, fix=self.spell(value.fix))
+        if isinstance(value, Health):
+            return replace(value, findings=tuple(map(self._spelled, value.findings)))
+        return value
 
     def _checked(self, model: type, *, changes: bool) -> tuple[str, ...]:
         keys = tables.keys(model)
@@ -132,21 +176,18 @@ class Output:
 
     def _card(self, subject: Any, columns: Sequence[str]) -> str:
         values = {name: _get(subject, name) for name in columns}
-        width = max((len(name) for name in values), default=0)
-        lines = [
-            f"{name.replace('_', ' '):<{width}}  {self.paint(tables.cell(value, name=name))}".rstrip()
-            for name, value in values.items()
-            if value is not None
-        ]
+        lines = self._lines(list(values), [visible(tables.cell(value, name=name)) for name, value in values.items()],
+                            present=[value is not None for value in values.values()])  # fmt: skip
         return "\n".join(lines) + "\n"
 
     def table(self, columns: Sequence[str], values: Iterable[Any]) -> None:
         """Show a table; where the terminal is too narrow for one, a block of lines for each row."""
-        cells = [[tables.cell(_get(value, name), name=name) for name in columns] for value in values]
+        cells = [[tables.cell(_get(self._spelled(value), name), name=name) for name in columns] for value in values]
         self.grid(columns, cells, folding=[n for n, name in enumerate(columns) if name in tables.FOLDING])
 
     def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, folding: Sequence[int] = ()) -> None:
         """Show rows of text below headers; only the columns in *folding* may become narrower than their text."""
+        rows = [[visible(text) for text in row] for row in rows]
         titles = [header.replace("_", " ").upper() for header in headers]
         widths = [max(map(_width, column)) for column in zip(titles, *rows, strict=True)]
         room = columns_of(sys.stdout) - len(GAP) * (len(widths) - 1)
@@ -156,43 +197,56 @@ class Output:
             widths[wide] = max(NARROWEST, widths[wide] - (sum(widths) - room))
         if sum(widths) > room:
             blocks = ("\n".join(self._lines(headers, row)) for row in rows)
-            return write("\n\n".join(blocks) + "\n")
+            return write("\n\n".join(blocks) + "\n", own=True)
         rule = "\u2500" if _unicode(sys.stdout) else "-"
         lines = [_joined(titles, widths), rule * (sum(widths) + len(GAP) * (len(widths) - 1))]
         for row in rows:
             folded = [_fold(text, width) for text, width in zip(row, widths, strict=True)]
             for parts in zip_longest(*folded, fillvalue=""):
-                lines.append(_joined([self.paint(part) for part in parts], widths))
-        write("\n".join(lines) + "\n")
+                painted = [self.paint(part, header) for part, header in zip(parts, headers, strict=True)]
+                lines.append(_joined(painted, widths))
+        write("\n".join(lines) + "\n", own=True)
 
-    def _lines(self, headers: Sequence[str], row: Sequence[str]) -> Iterator[str]:
+    def _lines(
+        self, headers: Sequence[str], row: Sequence[str], present: Sequence[object] | None = None
+    ) -> Iterator[str]:
+        """Yield a line for each text that is *present*, or not empty, behind its header."""
         width = max(map(len, headers), default=0)
-        for header, text in zip(headers, row, strict=True):
-            if text:
-                yield f"{header.replace('_', ' '):<{width}}  {self.paint(text)}"
+        for header, text, wanted in zip(headers, row, present or row, strict=True):
+            if wanted:
+                yield f"{header.replace('_', ' '):<{width}}  {self.paint(text, header)}".rstrip()
 
-    def paint(self, text: str) -> str:
-        """Colour a word that says how good something is."""
-        code = LEVEL_COLORS.get(text) if self.colored(sys.stdout) else None
+    def paint(self, text: str, column: str) -> str:
+        """Colour a word of a column that says how good something is; elsewhere it may be anybody's name."""
+        code = LEVEL_COLORS.get(text) if column in LEVELED and self.colored(sys.stdout) else None
         return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
     def colored(self, stream: TextIO) -> bool:
         """Whether *stream* gets colours."""
         return self.color == "always" or (self.color == "auto" and stream.isatty())
 
-    def text(self, text: str) -> None:
-        """Write a result that is text already."""
-        write(text if text.endswith("\n") else text + "\n")
+    def text(self, text: str, *, own: bool = False) -> None:
+        """Write a result that is text already; *own* as for `write`."""
+        write(text if text.endswith("\n") else text + "\n", own=own)
 
-    def say(self, text: str) -> None:
-        """Tell the person something on stderr, unless -q or JSON asks for silence."""
+    def say(self, text: str, hint: Hint | None = None) -> None:
+        """Tell the person something in one line on stderr, unless -q or JSON asks for silence."""
         if not self.quiet and not self.machine:
-            write(self.spell(text) + "\n", sys.stderr)
+            line = self.spell(text) if hint is None else f"{text}: {self.spell(hint)}"
+            write(visible(line) + "\n", sys.stderr)
 
     def warn(self, text: str) -> None:
-        """Warn on stderr; -q does not silence it, JSON does."""
+        """Warn in one line on stderr; -q does not silence it, JSON does."""
         if not self.machine:
-            write(f"warning: {text}\n", sys.stderr)
+            write(f"warning: {visible(text)}\n", sys.stderr)
+
+    def ask(self, text: str, question: str) -> str | None:
+        """Say something on the terminal, and return the line that is typed after a question; None at its end."""
+        write(f"{visible(text)}\n{visible(question)} ", sys.stderr)
+        answer = sys.stdin.readline()
+        if not answer:
+            write("\n", sys.stderr)
+        return answer.rstrip("\r\n") or None
 
     def error(self, error: PosduifError) -> None:
         """Show an error on stderr: what happened, why, and what to type next."""
@@ -204,15 +258,32 @@ class Output:
                 "why": error.why,
                 "try": [self.spell(hint) for hint in error.hints],
             }
-            write(json.dumps({"error": payload}) + "\n", sys.stderr)
+            write(json.dumps({"error": payload}) + "\n", sys.stderr, own=True)
             return
         label = "\x1b[1;31merror:\x1b[0m" if self.colored(sys.stderr) else "error:"
-        lines = [f"{label} {tables.visible(' '.join(error.message.split()))}"]
+        lines = [f"{label} {visible(' '.join(error.message.split()))}"]
         for number, reason in enumerate(error.reasons):
-            lines.append(f"  {'why' if number == 0 else '   '}   {tables.visible(' '.join(reason.split()))}")
+            lines.append(f"  {'why' if number == 0 else '   '}   {visible(' '.join(reason.split()))}")
         for number, hint in enumerate(error.hints):
-            lines.append(f"  {'try' if number == 0 else '   '}   {tables.visible(self.spell(hint))}")
-        write("\n".join(lines) + "\n", sys.stderr)
+            lines.append(f"  {'try' if number == 0 else '   '}   {visible(self.spell(hint))}")
+        write("\n".join(lines) + "\n", sys.stderr, own=True)
+
+
+# A word that prose has and no command: a comma or full stop behind it, a semicolon.
+_PROSE = re.compile(r"[,.;:]$|^[;|&(]")
+POSITIONALS = 3  # the most that a command of ours names, as in `message mark TENANT ID read`
+
+
+def _words(text: str) -> list[str] | None:
+    """Return the words of a command behind `posduif`; None for what only begins like one."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return None
+    if not words or not re.fullmatch(r"[a-z]+", words[0]) or any(map(_PROSE.search, words)):
+        return None
+    free = sum(not word.startswith("-") and not before.startswith("-") for before, word in pairwise(words))
+    return words if free <= POSITIONALS + 1 else None  # and the verb
 
 
 def _width(text: str) -> int:
@@ -246,13 +317,29 @@ def _get(subject: Any, name: str) -> Any:
     return tables.row(subject).get(name)
 
 
-def _tsv(rows: Sequence[tables.Row], columns: Sequence[str]) -> str:
-    lines = ["\t".join(columns), *("\t".join(_field(row.get(name)) for name in columns) for row in rows)]
-    return "\n".join(lines) + "\n"
+def _tsv(rows: Iterable[tables.Row], columns: Sequence[str]) -> Iterator[str]:
+    yield "\t".join(columns) + "\n"
+    for row in rows:
+        yield "\t".join(_field(row.get(name)) for name in columns) + "\n"
 
 
-# What would end a field or a line, or drive the terminal that `-o tsv` may go to.
-_UNSAFE = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
+def _array(rows: Iterable[tables.Row]) -> Iterator[str]:
+    """Yield a JSON array in pieces."""
+    lead = "["
+    for row in rows:
+        yield lead + "\n  " + json.dumps(row, indent=2).replace("\n", "\n  ")
+        lead = ","
+    yield "[]\n" if lead == "[" else "\n]\n"
+
+
+def _write_all(pieces: Iterable[str]) -> None:
+    pieces = iter(pieces)
+    while batch := "".join(islice(pieces, BATCH)):
+        write(batch, own=True)
+
+
+# What would end a field or a line, drive the terminal that `-o tsv` may go to, or turn the order of its text.
+_UNSAFE = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
@@ -262,7 +349,7 @@ def _field(value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)  # it holds no tab, no line end, and escapes of its own
     text = value
-    return _UNSAFE.sub(lambda m: _ESCAPES.get(m[0]) or f"\\x{ord(m[0]):02x}", text)
+    return _UNSAFE.sub(lambda m: _ESCAPES.get(m[0]) or ascii(m[0])[1:-1], text)
 
 
 def _unicode(stream: TextIO) -> bool:
@@ -281,9 +368,15 @@ def columns_of(stream: TextIO) -> int:
         return 80
 
 
-def write(text: str, stream: TextIO | None = None) -> None:
-    """Write text at once; what the stream's encoding lacks is escaped. Raises OperationFailed on a full disk."""
+def write(text: str, stream: TextIO | None = None, *, own: bool = False) -> None:
+    """Write text at once; what the stream's encoding lacks is escaped. Raises OperationFailed on a full disk.
+
+    This is the only way to a terminal. What would drive it is escaped, line by line, unless the text is our *own*:
+    colours and the like, around data that has been escaped.
+    """
     stream = stream or sys.stdout
+    if not own:
+        text = re.sub(r"[^\n\t]+", lambda found: visible(found[0]), text)
     try:
         try:
             stream.write(text)

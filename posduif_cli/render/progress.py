@@ -10,6 +10,7 @@ from typing import Any
 
 from posduif_cli.models import Outcome
 from posduif_cli.render.output import Output, columns_of, write
+from posduif_cli.render.tables import visible
 
 WORDS = ("ok", "created", "failed", "differs", "unchanged", "skipped")
 
@@ -55,17 +56,18 @@ def _live(out: Output) -> Iterator[Watcher]:
             return  # a thread that outlived the run
         words = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
         line = f"{words or 'starting'} ..."[: columns_of(sys.stderr) - 1]
-        write(f"\r\x1b[K{above}{line}", sys.stderr)
+        scrolled = visible(above) + "\n" if above else ""
+        write(f"\r\x1b[K{scrolled}{line}", sys.stderr, own=True)
 
     def on_outcome(outcome: Outcome) -> None:
         with lock:
             counts[outcome.status] += 1
             bad = outcome.error if outcome.status in ("failed", "differs") else None
-            redraw(f"{outcome.status}: {outcome.tenant}: {bad.message}\n" if bad else "")
+            redraw(f"{outcome.status}: {outcome.tenant}: {bad.message}" if bad else "")
 
     def tell(text: str) -> None:
         with lock:
-            redraw(f"{text}\n")
+            redraw(text)
 
     redraw()
     try:
@@ -73,4 +75,4 @@ def _live(out: Output) -> Iterator[Watcher]:
     finally:
         with lock:
             over = True
-        write("\r\x1b[K", sys.stderr)
+        write("\r\x1b[K", sys.stderr, own=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from posduif_cli.errors import counted
+from posduif_cli.errors import Run, counted
 from posduif_cli.models import Finding, Health, Level, SchemaStatus, State
 from posduif_cli.render.output import Output
 from posduif_cli.render.tables import size
@@ -16,7 +16,7 @@ def skew(out: Output, rows: Sequence[SchemaStatus]) -> None:
     servers = sorted({row.server for row in rows})
     versions = sorted({row.schema_version or "none" for row in rows}, reverse=True)
     if not rows:
-        out.say("no tenants yet: posduif tenant create NAME")
+        out.say("no tenants yet", Run("tenant", "create", "NAME"))
         return
     counts = Counter((row.schema_version or "none", row.server) for row in rows)
     out.grid(
@@ -45,7 +45,7 @@ def show(out: Output, health: Health) -> None:
     if out.machine:
         out.show(health)
         return
-    if out.format == "tsv":
+    if out.format == "tsv" or out.fields:
         out.list(health.findings, Finding)
         return
     bad = [finding for finding in health.findings if finding.level is not Level.OK]
@@ -92,9 +92,10 @@ def show(out: Output, health: Health) -> None:
         )
     checks, tenants = len(health.findings), health.coverage["tenants"]
     out.text(
-        f"\n{out.paint(health.status)}: {checks - len(bad)} of {counted(checks, 'check')} "
+        f"\n{out.paint(health.status, 'status')}: {checks - len(bad)} of {counted(checks, 'check')} "
         f"{'is' if checks == 1 else 'are'} fine; {health.coverage['visited']} of {counted(tenants, 'tenant')} "
-        f"{'was' if tenants == 1 else 'were'} visited"
+        f"{'was' if tenants == 1 else 'were'} visited",
+        own=True,
     )
 
 

@@ -1,6 +1,6 @@
 """What each model shows: its columns on a terminal, all of its fields everywhere else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -11,10 +11,11 @@ from uuid import UUID
 from posduif_cli import models
 
 Row = dict[str, Any]
+PLAIN = frozenset((str, int, float, bool, type(None)))  # the types that JSON has, too: most values are of them
 
 # The columns that a terminal shows; every other format has all fields.
 COLUMNS: Mapping[type, tuple[str, ...]] = {
-    models.Tenant: ("tenant", "server", "state", "schema_version", "pending", "url", "engine_sessions"),
+    models.Tenant: ("tenant", "server", "state", "schema_version", "pending", "url", "engine_sessions", "size_bytes"),
     models.Migration: ("version", "name", "state", "applied_at", "duration_ms"),
     models.Outcome: ("tenant", "server", "status", "from", "to", "seconds", "error"),
     models.User: ("username", "user_type", "device_id", "enrolled_at", "id"),
@@ -56,6 +57,7 @@ FOLDING = frozenset(
         "warnings",
     )
 )
+ON_REQUEST = frozenset(("size_bytes",))  # shown only where a row has it
 RENAMED = {"from_": "from", "bytes": "size_bytes"}
 UNWRAPPED: Mapping[type, Callable[[Any], Row]] = {
     models.IssuedToken: lambda issued: {
@@ -78,6 +80,8 @@ class Changed:
 
 def plain(value: Any) -> Any:
     """Make a value of JSON's kinds: times in RFC 3339 UTC, sizes and counts as numbers."""
+    if type(value) in PLAIN:
+        return value
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds" if value.microsecond else "seconds")[:-6] + "Z"
     if isinstance(value, Enum):
@@ -113,13 +117,18 @@ def keys(model: type) -> tuple[str, ...]:
     return tuple(RENAMED.get(f.name, f.name) for f in fields(model)) if is_dataclass(model) else ()
 
 
-def terminal_columns(model: type) -> tuple[str, ...]:
-    """Return the columns that a terminal shows of a model."""
-    return COLUMNS.get(model, keys(model))
+def terminal_columns(model: type, values: Sequence[Any]) -> list[str]:
+    """Return the columns that a terminal shows of some values of a model."""
+    subjects = [value.value if isinstance(value, Changed) else value for value in values]
+    return [
+        name
+        for name in COLUMNS.get(model, keys(model))
+        if name not in ON_REQUEST or any(getattr(subject, name, None) is not None for subject in subjects)
+    ]
 
 
 def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
-    """Write one value for a person: local time with its zone, yes and no, sizes with their unit.
+    """Write one value for a person: local time with its zone, yes and no, sizes with their unit. It is not escaped.
 
     *name* is the field's: what ends in `bytes` is a size.
     """
@@ -145,7 +154,7 @@ def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
         return f"migration {value.version} failed{where} (SQLSTATE {value.sqlstate or 'unknown'})"
     if isinstance(value, tuple):
         return "; ".join(cell(item) for item in value)
-    return visible(str(plain(value)))
+    return str(plain(value))
 
 
 def relative(seconds: int) -> str:
@@ -164,11 +173,16 @@ def relative(seconds: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Replace control characters, which would let stored text drive the terminal.
+    """Replace what would let stored text drive the terminal or pass for other text.
 
-    >>> visible("a\\x1b[31mb")
-    'a\\\\x1b[31mb'
+    That is control characters, C1 ones too, those that turn the order of text, those without a width, and all
+    blanks but the plain one.
+
+    >>> visible("a\\x1b[31mb\\u202e")
+    'a\\\\x1b[31mb\\\\u202e'
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

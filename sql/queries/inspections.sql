@@ -6,7 +6,7 @@ SELECT d.datconnlimit AS database_limit,
        EXISTS (SELECT 1 FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a WHERE a.grantee = 0) AS public,
        (SELECT array_agg(DISTINCT a.grantee::regrole::text) FROM aclexplode(d.datacl) a
         WHERE a.grantee NOT IN (0, d.datdba, coalesce(r.oid, 0))
-          AND a.grantee::regrole::text NOT IN ('posduif_support', 'posduif_health')) AS strangers,
+          AND a.grantee::regrole::text NOT IN ('posduif_support', 'posduif_health', 'posduif_cron')) AS strangers,
        coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
                  WHERE s.setdatabase = d.oid AND s.setrole = 0), false) AS database_utc,
        coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
@@ -29,7 +29,7 @@ SELECT d.datconnlimit AS database_limit,
           AND c.rolname NOT IN ('posduif_admin', 'posduif_engine')) AS creators,
        (SELECT array_agg(g.rolname || ' ' || t.thing) FROM (VALUES ('messages', 'content'), ('users', 'last_message_sent'))
             AS v (relation, attribute) CROSS JOIN LATERAL (SELECT v.relation || '.' || v.attribute) AS t (thing)
-        JOIN pg_roles g ON g.rolname IN ('posduif_support', 'posduif_health')
+        JOIN pg_roles g ON g.rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
         JOIN pg_attribute w ON w.attrelid = to_regclass('public.' || v.relation) AND w.attname = v.attribute
         WHERE has_column_privilege(g.oid, w.attrelid, w.attnum, 'SELECT')
           AND NOT has_column_privilege('public', w.attrelid, w.attnum, 'SELECT')) AS readers

@@ -97,7 +97,6 @@ SELECT (SELECT count(*) FROM public.users) AS users,
        (SELECT count(*) FROM public.users WHERE device_id IS NOT NULL) AS devices,
        (SELECT count(*) FROM public.messages) AS messages,
        (SELECT count(*) FROM public.enrollment_tokens) AS tokens;
-
 -- name: find_index_state
 -- valid, invalid or building; no row for no such index. A partitioned table's own index is never a wreck.
 -- Who builds is told by locks, because index_relid of the progress is hidden from other roles, and late.

@@ -4,7 +4,7 @@
 -- Who may use the rights of posduif's roles, and who may give them to others.
 SELECT g.rolname::text AS role,
        coalesce(string_agg(DISTINCT h.rolname, ', ') FILTER (WHERE m.admin_option AND h.rolname <> 'posduif_admin'), '') AS holders,
-       coalesce(string_agg(DISTINCT h.rolname, ', ') FILTER (WHERE h.rolname !~ '_engine$'), '') AS members
+       coalesce(string_agg(DISTINCT h.rolname, ', ') FILTER (WHERE h.rolname !~ '_engine$' AND h.rolname <> 'posduif_admin'), '') AS members
 FROM pg_roles g JOIN pg_auth_members m ON m.roleid = g.oid JOIN pg_roles h ON h.oid = m.member
 WHERE g.rolname = ANY (%(roles)s) GROUP BY 1 ORDER BY 1;
 
@@ -20,12 +20,15 @@ WHERE r.rolname LIKE '%\_engine' AND shobj_description(r.oid, 'pg_authid') LIKE 
 ORDER BY 1;
 
 -- name: find_unmonitored
--- Which of our roles cannot see what other people's sessions do, and whether this login could let them.
+-- Which of our roles that anyone uses cannot see what other people's sessions do, and whether this login could let them.
 SELECT coalesce(array_agg(r.rolname::text ORDER BY 1) FILTER (WHERE NOT pg_has_role(r.oid, 'pg_monitor', 'USAGE')), '{}') AS roles,
        (SELECT rolsuper OR rolcreaterole AND current_setting('server_version_num')::int < 160000
                 OR pg_has_role(session_user, 'pg_monitor', 'MEMBER WITH ADMIN OPTION')
         FROM pg_roles WHERE rolname = session_user) AS may
-FROM pg_roles r WHERE r.rolname IN ('posduif_admin', 'posduif_health');
+FROM pg_roles r
+WHERE r.rolname = 'posduif_admin'
+   OR r.rolname = 'posduif_health' AND EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+                                               WHERE m.roleid = r.oid AND h.rolname <> 'posduif_admin');
 
 -- name: find_login
 -- A role of this name: whether it may log in, is a superuser, has our comment, and is a member of the administrators.

@@ -42,6 +42,10 @@ FROM pg_database d
 WHERE d.datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND NOT starts_with(d.datname, 'posduif')
   AND shobj_description(d.oid, 'pg_database') LIKE 'posduif {%%';
 
+-- name: list_used_names
+-- What a new tenant's database or its engine's role may be in conflict with.
+SELECT datname::text FROM pg_database UNION SELECT rolname::text FROM pg_roles;
+
 -- name: find_traces
 -- What stands under a tenant's name, ours or not: its database and its engine's role.
 SELECT (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %(name)s) AS owner,

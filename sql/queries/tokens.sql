@@ -37,11 +37,16 @@ WHERE id = %(id)s AND used_at IS NULL AND revoked_at IS NULL;
 
 -- name: purge_tokens
 -- Deletes one batch of unused tokens that expired or were revoked at least %(seconds)s seconds ago.
-DELETE FROM public.enrollment_tokens WHERE id IN (
+-- Nothing is locked before, which would take a right to UPDATE. A row that someone else changed meanwhile is judged
+-- again by the outer conditions, so a token that was used in this moment stays.
+DELETE FROM public.enrollment_tokens
+WHERE used_at IS NULL
+  AND least(expires_at, revoked_at) <= (now() AT TIME ZONE 'UTC') - make_interval(secs => %(seconds)s)
+  AND id IN (
     SELECT id FROM public.enrollment_tokens
     WHERE used_at IS NULL
       AND least(expires_at, revoked_at) <= (now() AT TIME ZONE 'UTC') - make_interval(secs => %(seconds)s)
-    LIMIT %(batch)s FOR UPDATE SKIP LOCKED);
+    LIMIT %(batch)s);
 
 -- name: count_purgeable
 -- How many tokens a purge would delete.
