@@ -108,9 +108,13 @@ class PosduifError(Exception):
         super().__init__(message)
         self.message = scrub(message)
         self.reasons = tuple(scrub(w) for w in ((why,) if isinstance(why, str) else why or ()) if w)
-        self.why = "; ".join(self.reasons) or None
         hints = (hint,) if isinstance(hint, Hint) else hint
         self.hints = tuple(scrub(one) if isinstance(one, str) else one for one in hints)
+
+    @property
+    def why(self) -> str | None:
+        """The reasons in one line."""
+        return "; ".join(self.reasons) or None
 
     @property
     def sentence(self) -> str:
@@ -372,10 +376,11 @@ class Busy(PosduifError):
 class Blocked(Busy):
     """A table lock timed out (55P03), or PostgreSQL resolved a deadlock against us (40P01).
 
-    *anonymous* while nobody has looked who was in the way.
+    *anonymous* while nobody has looked who was in the way; *roles* are those whose sessions were.
     """
 
     anonymous = False
+    roles: frozenset[str] = frozenset()
 
 
 class Interrupted(PosduifError):

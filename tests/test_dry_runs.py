@@ -45,6 +45,7 @@ DRY = {
     "tenant drop": ["acme --dry-run"],
     "migrate up": ["--all --dry-run --config {folder}/config.yaml"],
     "migrate down": ["acme --dry-run --steps 1"],
+    "migrate abandon": ["acme 1000 --dry-run"],
     "user delete": ["acme mia --dry-run"],
     "token purge": ["acme --dry-run --older-than 1m"],
 }

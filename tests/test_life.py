@@ -371,12 +371,14 @@ def test_halves_are_reported_with_what_finishes_them(posduif: Posduif, server: P
 
 
 @pytest.fixture
-def machine(server: PgServer, tmp_path: Path, clean_environ: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+def machine(server: PgServer, tmp_path: Path, clean_environ: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes this machine one whose configuration gives an engine so many connections, or does not say how many."""
 
-    def become(pool: int | None) -> None:
+    def become(pool: int | None, **parts: str) -> None:
         engine = {} if pool is None else {"engine": {"max_connections": pool}}
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"servers": {"main": {"dsn": server.dsn, **engine}}}))
+        (tmp_path / "config.yaml").write_text(
+            yaml.safe_dump({"servers": {"main": {"dsn": server.dsn_for(**parts), **engine}}})
+        )
         clean_environ.delenv("POSDUIF_DSN", raising=False)
         clean_environ.setenv("POSDUIF_CONFIG", str(tmp_path / "config.yaml"))
 
@@ -458,26 +460,27 @@ def test_a_limit_above_what_was_decided_is_told_and_not_lowered(
 
 
 def test_adopting_again_on_another_machine_keeps_what_the_engine_was_given(
-    posduif: Posduif, server: PgServer, name: str, machine: Callable[[int | None], None]
+    posduif: Posduif, server: PgServer, name: str, machine: Callable[..., None]
 ) -> None:
     machine(50)
     posduif("tenant", "create", name)
-    machine(None)
-    server.sql(f"CREATE ROLE {name}_x CREATEDB")
+    ops, stranger = f"{name}_ops", f"{name}_b"
+    server.sql(
+        f"CREATE ROLE {name}_x CREATEDB; CREATE ROLE {ops} LOGIN CREATEDB; GRANT posduif_admin, {name}_x TO {ops}"
+    )
     try:
+        machine(None, user=ops)
         server.sql(f"ALTER DATABASE {name} OWNER TO {name}_x")  # its record is not trusted any more
         posduif("tenant", "adopt", name)
         assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
-    finally:
-        server.sql(f"DROP OWNED BY {name}_x; DROP ROLE {name}_x", database=name)
-    stranger = f"{name}_b"
-    server.sql(f"CREATE DATABASE {stranger}")
-    try:
-        machine(20)
+        server.sql(f"CREATE DATABASE {stranger} OWNER {name}_x")
+        machine(20, user=ops)
         posduif("tenant", "adopt", stranger)
         assert (noted_pool(server, stranger), role(server, stranger)[3]) == (20, 23)
     finally:
         forget(server, stranger)
+        server.sql(f"DROP OWNED BY {name}_x, {ops}", database=name)
+        server.sql(f"DROP ROLE {name}_x, {ops}")
 
 
 @pytest.mark.one_server

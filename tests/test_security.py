@@ -228,6 +228,21 @@ def test_migrations_go_on_and_name_the_session(
     assert posduif.json("tenant", "show", tenant)["schema_version"] == "1000"
 
 
+def test_an_engine_that_is_not_in_the_way_is_left_alone(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path
+) -> None:
+    with server.connect(tenant, user=f"{tenant}_engine") as engine, server.connect(tenant) as dba:
+        engine.execute("BEGIN; SELECT 1")
+        dba.execute(
+            f"BEGIN; ALTER ROLE {tenant}_engine SET work_mem = '1MB'; ALTER ROLE {tenant}_engine PASSWORD 'x'".encode()
+        )
+        file = str(tmp_path / "engine.yaml")
+        error = posduif("tenant", "rotate-password", tenant, "--engine-config", file, "-o", "json", code=10).error
+        assert f"pid {dba.info.backend_pid} (postgres" in error["why"]
+        assert engine.execute("SELECT 1").fetchone() == (1,)
+        assert server.sql("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", f"{tenant}_engine") == [(True,)]
+
+
 def test_an_engine_keeps_no_other_tenant_from_being_made_or_dropped(
     posduif: Posduif, server: PgServer, tenant: str
 ) -> None:

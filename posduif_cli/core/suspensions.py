@@ -18,7 +18,7 @@ def suspend(fleet: Fleet, *, name: str) -> bool:
     connected: the tenant is suspended then. Typed again, it ends what an interrupted call left connected.
     """
 
-    def change() -> bool:
+    def change(shut: bool) -> bool:
         with tenants.changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
             if current.state is not State.ACTIVE:
                 return False
@@ -26,7 +26,7 @@ def suspend(fleet: Fleet, *, name: str) -> bool:
             tenants.write_both(conn, replace(current, state=State.SUSPENDED))
             return True
 
-    changed = tenants.despite_engine(fleet, name, change)
+    changed = tenants.despite_engine(fleet, name, change, reopen=False)
     tenants.end_engine(fleet, name=name)
     _require_alone(fleet, name)
     return changed

@@ -378,21 +378,31 @@ def changing(fleet: Fleet, name: str, *states: State) -> Iterator[tuple[Session,
             yield conn, current
 
 
-def despite_engine(fleet: Fleet, name: str, change: Callable[[], T]) -> T:
+def despite_engine(fleet: Fleet, name: str, change: Callable[[bool], T], *, reopen: bool) -> T:
     """Make a change that the tenant's engine must not keep from happening, whatever its sessions have locked.
 
-    Where *change* raises Blocked the engine's role is closed and its sessions are ended, and it is made once more.
-    A kill in between leaves an active tenant whose engine cannot log in: `resume` and `suspend` finish that.
+    Where *change*, called with False, raises Blocked, and not for other roles' locks alone, the engine's role is
+    closed, its sessions are ended, and it is called with True. With *reopen* the role is opened again where that
+    fails, too. A kill in between leaves an active tenant whose engine cannot log in: `resume` and `suspend` finish
+    that.
     """
+    role = admin.engine_role(name)
     try:
-        return change()
-    except Blocked:
+        return change(False)
+    except Blocked as error:
+        if error.roles and role not in error.roles:
+            raise
         server, _ = fleet.find(name)
         with fleet.maintenance(server) as session:
             session.require_admin()
             end_sessions(session, name, shut=True)
-        fleet.ended.append(f"the sessions of {admin.engine_role(name)}: they held locks that were in the way")
-        return change()
+            fleet.ended.append(f"the sessions of {role}: they held locks that were in the way")
+            try:
+                return change(True)
+            except PosduifError:
+                if reopen:
+                    admin.open_role(session, name)
+                raise
 
 
 def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
@@ -442,14 +452,14 @@ def rotate_password(fleet: Fleet, *, name: str, keep: Keep, now: bool = False) -
     would not end.
     """
 
-    def change() -> None:
+    def change(shut: bool) -> None:
         with changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
             if password := _kept(conn, name, keep, admin.decided_pool(conn, name, current)):
                 admin.set_password(conn, name, password)
-            if current.state is State.ACTIVE:
-                admin.let_in(conn, name)  # it may have been closed to get here
+            if shut and current.state is State.ACTIVE:
+                admin.let_in(conn, name)
 
-    despite_engine(fleet, name, change)
+    despite_engine(fleet, name, change, reopen=True)
     if now:
         end_engine(fleet, name=name)
 
@@ -506,7 +516,7 @@ def loss(fleet: Fleet, *, name: str, confirmed: bool = False) -> Loss:
     if tenant.state in (State.PROVISIONING, State.DROPPING, State.LOST) or tenant.schema_version is None:
         return Loss(name, server.name, None, None, None, None)
 
-    def count() -> Loss:
+    def count(shut: bool) -> Loss:
         with (
             fleet.enter(server, name) as conn,
             conn.transaction(read_only=True, lock_timeout=BRIEFLY, statement_timeout=COUNTING),
@@ -514,7 +524,7 @@ def loss(fleet: Fleet, *, name: str, confirmed: bool = False) -> Loss:
             return Loss(name, server.name, **conn.dicts(queries.load("tenants")["count_loss"])[0])
 
     try:
-        return despite_engine(fleet, name, count) if confirmed else count()
+        return despite_engine(fleet, name, count, reopen=True) if confirmed else count(False)
     except (QueryFailed, Blocked) as error:
         if isinstance(error, QueryFailed) and error.sqlstate in migrations.NO_SUCH_TABLE_OR_COLUMN:
             return Loss(name, server.name, None, None, None, None)
@@ -571,7 +581,10 @@ def drop(fleet: Fleet, *, name: str) -> bool:
             _require_untied(session, name)
             try:
                 _announce_drop(session, fleet, server, tenant, traces)
-            except Blocked:
+            except Blocked as error:
+                session.name_blockers(error)
+                if error.roles and admin.engine_role(name) not in error.roles:
+                    raise
                 end_sessions(session, name, shut=True)
                 _announce_drop(session, fleet, server, tenant, traces)
             if ours:

@@ -285,6 +285,11 @@ def closing(session: Session, tenant: str) -> list[str]:
     ]
 
 
+def open_role(session: Session, tenant: str) -> None:
+    """Let the engine's role log in again."""
+    session.execute(compose("ALTER ROLE {role} LOGIN", role=identifier(engine_role(tenant))))
+
+
 def close_role(session: Session, tenant: str) -> None:
     """Forbid the engine's role to log in; part of a transaction."""
     session.execute(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant))))

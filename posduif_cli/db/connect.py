@@ -90,14 +90,17 @@ MEMBERS: LiteralString = """
 SELECT DISTINCT h.rolname::text FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
 WHERE m.roleid = to_regrole(%(role)s) AND m.set_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin' ORDER BY 1
 """
-# Who holds what keeps others from a table of this database, or has changed rows in it and not ended yet.
+# Who holds what keeps others from a table of this database, or has changed rows in it or in the shared catalogs and
+# not ended yet.
 BLOCKERS: LiteralString = """
 SELECT a.pid, coalesce(a.usename, '')::text, coalesce(a.application_name, ''),
        coalesce(', on ' || string_agg(DISTINCT l.relation::regclass::text, ' and '), '')
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-WHERE l.granted AND a.pid <> pg_backend_pid() AND a.datname = current_database()
-  AND (l.locktype = 'transactionid' OR l.locktype = 'relation' AND l.relation >= 16384
-       AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+WHERE l.granted AND a.pid <> pg_backend_pid()
+  AND (l.locktype = 'relation' AND l.database = 0 AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+       OR a.datname = current_database()
+          AND (l.locktype = 'transactionid' OR l.locktype = 'relation' AND l.relation >= 16384
+               AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')))
 GROUP BY 1, 2, 3 ORDER BY count(l.relation) DESC, 1
 """
 # The sessions that hold or want an advisory lock of ours: engines' have no business there. posduif may end these.
@@ -403,20 +406,24 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         """End the session; who was in the way of it is named in the error."""
         try:
-            if isinstance(error, Blocked) and error.anonymous and not self.cancelled:
-                self._name_blockers(error)
+            if isinstance(error, Blocked) and not self.cancelled:
+                self.name_blockers(error)
         finally:
             self.close()
 
-    def _name_blockers(self, error: Blocked) -> None:
-        """Say in *error* whose locks the session could not get, as far as that can be seen afterwards."""
+    def name_blockers(self, error: Blocked) -> None:
+        """Say in *error* whose locks the session could not get, as far as that can be seen afterwards; only once."""
+        if not error.anonymous:
+            return
+        error.anonymous = False
         with suppress(PosduifError, psycopg.Error):
             self.raw.rollback()
-            self.script("SET statement_timeout = '2s'")
-            found = self.tuples(BLOCKERS)
+            with self.limited(statement_timeout=timedelta(seconds=2)):
+                found = self.tuples(BLOCKERS)
             if found:
                 who = [f"pid {pid} ({role}, {app or 'no name'}{on})" for pid, role, app, on in found[:5]]
-                error.why = f"in the way: {', '.join(who)}; {error.why}"
+                error.reasons = (f"in the way: {', '.join(who)}", *error.reasons)
+                error.roles = frozenset(role for _, role, *_ in found)
 
     def require_admin(self) -> None:
         """Raise unless this session may change tenants: StandbyServer or AccessDenied."""
