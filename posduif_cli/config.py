@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from posduif_cli.errors import ConfigurationError, InvalidDsn, InvalidDuration, NoServer, UsageError
+from posduif_cli.errors import ConfigurationError, InvalidDsn, InvalidDuration, NoServer, Run, UsageError
 
 UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = timedelta(days=3650)
@@ -347,7 +347,7 @@ def _file(given: Mapping[str, tuple[Any, str]], env: Mapping[str, str]) -> Path 
             raise ConfigurationError(
                 f"configuration file {path} does not exist",
                 why=f"{source} names it",
-                hint=f"posduif config init --config {path}",
+                hint=Run("config", "init", "--config", str(path)),
             )
         return path
     places = (user_file(env), SYSTEM_FILE)
@@ -506,7 +506,7 @@ def _choose(
         raise NoServer(
             f'server "{server}" is not configured',
             why=f"{server_source} names it; configured are: {', '.join(configured) or 'none'}",
-            hint="posduif config init" if not configured else f"--server {next(iter(configured))}",
+            hint=Run("config", "init") if not configured else f"--server {next(iter(configured))}",
         )
     if server:
         return (configured[server],)
@@ -674,6 +674,6 @@ def init(path: Path) -> None:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(TEMPLATE.format(servers=EXAMPLE_SERVER))
     except FileExistsError:
-        raise ConfigurationError(f"{path} exists", why="it is left as it is", hint="posduif config show") from None
+        raise ConfigurationError(f"{path} exists", why="it is left as it is", hint=Run("config", "show")) from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written", why=error.strerror) from None

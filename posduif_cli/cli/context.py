@@ -20,6 +20,7 @@ from posduif_cli.errors import (
     NoServer,
     PartialFailure,
     PosduifError,
+    Run,
     ServerUnreachable,
     listed,
 )
@@ -190,9 +191,9 @@ class App:
                 why="none is named by --server, --dsn, POSDUIF_SERVER, POSDUIF_DSN, a configuration file or "
                 "libpq's variables (PGHOST, PGSERVICE), and no embedded server was made",
                 hint=[
-                    "posduif config init",
-                    "posduif quickstart",
-                    'posduif tenant list --dsn "host=... user=..."',
+                    Run("config", "init"),
+                    Run("quickstart"),
+                    Run("tenant", "list", "--dsn", "host=... user=..."),
                 ],
             )
         self.out.say(f"{'started' if started else 'using'} the embedded server in {self.config.data_dir}")
@@ -221,7 +222,7 @@ class App:
         if servers:
             raise PartialFailure(
                 f"the answer lacks {len(servers)} server{'s' if len(servers) > 1 else ''}: {', '.join(servers)}",
-                hint="posduif config show --origin",
+                hint=Run("config", "show", "--origin"),
             )
 
     def report_failed(self, errors: dict[str, PosduifError], *, among: Sequence[str] | None) -> None:
@@ -239,7 +240,7 @@ class App:
             raise errors[among[0]]
         raise PartialFailure(
             f"{len(errors)} failed: {listed(list(errors), 10)}",
-            hint="mend what is said of each above, then the same command again",
+            hint="fix what is said of each above, then type the same command again",
         )
 
     def show_plan(self, plan: "Plan") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import ServerUnreachable, UsageError
+from posduif_cli.errors import Run, ServerUnreachable, UsageError
 
 app = Noun(help="The PostgreSQL servers, and the embedded one.")
 
@@ -20,7 +20,7 @@ def list_(ctx: typer.Context) -> None:
     found = servers.list_all(app.fleet)
     app.out.list(found, ServerInfo)
     if not any(server.reachable for server in found):
-        raise ServerUnreachable("no server can be reached", hint="posduif config show --origin")
+        raise ServerUnreachable("no server can be reached", hint=Run("config", "show", "--origin"))
     app.report_unreachable([server.server for server in found if not server.reachable])
 
 
@@ -154,6 +154,6 @@ def _address(text: str) -> tuple[str, int]:
         raise UsageError(
             f'"{text}" is no address of this machine alone with a port from 1024 to 65535',
             why="the embedded server has no TLS, so nothing beyond this machine may reach it",
-            hint="posduif server start --listen 127.0.0.1:5433",
+            hint=Run("server", "start", "--listen", "127.0.0.1:5433"),
         )
     return address, int(port)
