@@ -51,24 +51,6 @@ def _without_password(line: str) -> str:
     return f"{line[: user.end()]}****{line[at:]}" if user else line
 
 
-def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
-    """Join the first of some items, and say how many more there are.
-
-    >>> listed(["a", "b", "c"], 2), listed(["a", "b"], 2, "; ")
-    ('a, b and 1 more', 'a; b')
-    """
-    return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
-def counted(number: int, noun: str) -> str:
-    """Say a number of things.
-
-    >>> counted(1, "user"), counted(2, "user")
-    ('1 user', '2 users')
-    """
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 @dataclass(frozen=True, init=False)
 class Run:
     """A command of posduif that would help, as data: whoever shows it adds the program's path and the server.

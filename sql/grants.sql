@@ -29,6 +29,16 @@ BEGIN
           AND (held.grantee = 0
                OR NOT single AND held.grantee::regrole::text = ANY (people)
                   AND concat_ws(' ', held.grantee::regrole, held.privilege_type, relname) <> ALL (whole))
+        UNION ALL
+        -- By these a role would have its own code run by whoever writes there, and lock who does.
+        SELECT DISTINCT format('REVOKE %s ON public.%I FROM %s CASCADE', held.privilege_type, relname, held.grantee::regrole)
+        FROM pg_class
+        LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL
+        CROSS JOIN LATERAL (SELECT * FROM aclexplode(attacl) UNION ALL SELECT * FROM aclexplode(relacl)) AS held
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+          AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens',
+                          'schema_migrations', 'posduif_migration_progress')
+          AND held.privilege_type IN ('TRIGGER', 'REFERENCES', 'MAINTAIN') AND held.grantee NOT IN (0, relowner)
     LOOP
         EXECUTE command;
     END LOOP;

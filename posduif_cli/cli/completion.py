@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from posduif_cli import config
 from posduif_cli.cli.context import App, Noun, app_of, global_options
+from posduif_cli.config import load as config
 from posduif_cli.errors import ConfigurationError, FileExists, UsageError
 from posduif_cli.render.shells import Node, Word
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from posduif_cli import config
 from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.config import load as config
 
 app = Noun(help="Show or make the configuration.")
 
@@ -16,7 +16,7 @@ def show(
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value came from.")] = False,
 ) -> None:
     """Print every setting in force; secrets are masked."""
-    from posduif_cli.models import Setting
+    from posduif_cli.models.servers import Setting
 
     app = app_of(ctx)
     settings = [Setting(e.key, e.value, e.origin) for e in app.config.entries]

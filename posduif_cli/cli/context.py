@@ -13,23 +13,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from posduif_cli import config as configuration
-from posduif_cli.config import Config, ServerSettings
-from posduif_cli.errors import (
-    ConfirmationMissing,
-    NoServer,
-    PartialFailure,
-    PosduifError,
-    Run,
-    ServerUnreachable,
-    listed,
-)
-from posduif_cli.errors import counted as counted
+from posduif_cli import notation
+from posduif_cli.config import load as configuration
+from posduif_cli.config.load import Config, ServerSettings
+from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, Run, ServerUnreachable
+from posduif_cli.notation import counted as counted
+from posduif_cli.notation import listed
 
 if TYPE_CHECKING:
-    from posduif_cli.core.fleet import Fleet, Session
+    from posduif_cli.core.fleet.fleet import Fleet, Session
     from posduif_cli.core.folders import Folders
-    from posduif_cli.models import Plan, Server
+    from posduif_cli.models.runs import Plan
+    from posduif_cli.models.servers import Server
     from posduif_cli.render.output import Output
 
 GLOBAL_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
@@ -170,7 +165,7 @@ class App:
 
     def fleet_of(self, servers: "Sequence[Server]", neighbours: "Sequence[Server]" = ()) -> "Fleet":
         """Make the fleet of some servers, with the configured migrations."""
-        from posduif_cli.core.fleet import Fleet
+        from posduif_cli.core.fleet.fleet import Fleet
 
         return Fleet(tuple(servers), self.command, self.folders, self.config.default_server, tuple(neighbours))
 
@@ -245,7 +240,7 @@ class App:
 
     def show_plan(self, plan: "Plan") -> None:
         """Show what a command would do, having done nothing."""
-        from posduif_cli.models import Step
+        from posduif_cli.models.runs import Step
 
         if self.out.machine:
             self.out.show(plan)
@@ -269,11 +264,11 @@ class App:
 
     def duration(self, text: str | None, fallback: timedelta, *, zero: bool = False) -> timedelta:
         """Read a duration option, 0 only with *zero*; raises InvalidDuration."""
-        return fallback if text is None else configuration.duration(text, zero=zero)
+        return fallback if text is None else notation.duration(text, zero=zero)
 
 
 def _server(settings: ServerSettings) -> "Server":
-    from posduif_cli.models import Server
+    from posduif_cli.models.servers import Server
 
     return Server(
         name=settings.name,

@@ -13,8 +13,8 @@ app = Noun(help="The phones that enrolled.")
 @app.verb("list", example="posduif device list acme")
 def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 1000, offset: options.Offset = 0) -> None:
     """List the devices of a tenant by user, with what waits for each."""
-    from posduif_cli.core import devices
-    from posduif_cli.models import Device
+    from posduif_cli.core.desk import devices
+    from posduif_cli.models.desk import Device
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -29,7 +29,7 @@ def show(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="Id of the device.", show_default=False)],
 ) -> None:
     """Show one device."""
-    from posduif_cli.core import devices
+    from posduif_cli.core.desk import devices
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from posduif_cli import config
 from posduif_cli.cli import completion
 from posduif_cli.cli.context import App, Noun, app_of, counted
+from posduif_cli.config import load as config
 from posduif_cli.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from posduif_cli.core.doctors import Machine
-    from posduif_cli.models import Finding
+    from posduif_cli.core.checks.machine import Machine
+    from posduif_cli.models.checks import Finding
 
 app = Noun()
 
@@ -24,7 +24,7 @@ def doctor(ctx: typer.Context) -> None:
 
     Exits with 1 when something is wrong.
     """
-    from posduif_cli.models import Finding, Level
+    from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
     findings = list(_examine(app))
@@ -36,7 +36,7 @@ def doctor(ctx: typer.Context) -> None:
 
 
 def _examine(app: App) -> "Iterator[Finding]":
-    from posduif_cli.core import doctors
+    from posduif_cli.core.checks import machine
 
     try:
         settings = app.config
@@ -44,21 +44,21 @@ def _examine(app: App) -> "Iterator[Finding]":
         # What is wrong with it is the finding; the rest is told by what there is without a file.
         terminal = config.terminal(app.options.get("color") or "auto")
         app.config = config.without_file(terminal, app.options.get("output"))
-        yield from doctors.machine(_machine(terminal))
-        yield doctors.broken(error)
+        yield from machine.machine(_machine(terminal))
+        yield machine.broken(error)
         return
-    yield from doctors.machine(_machine(settings.terminal))
-    yield from doctors.configuration(settings.path, app.folders, secret=settings.secret)
+    yield from machine.machine(_machine(settings.terminal))
+    yield from machine.configuration(settings.path, app.folders, secret=settings.secret)
     try:
         fleet = app.fleet
     except ConfigurationError as error:
-        yield doctors.broken(error, "servers")
+        yield machine.broken(error, "servers")
     else:
-        yield from doctors.fleet(fleet)
+        yield from machine.fleet(fleet)
 
 
 def _machine(terminal: config.Terminal) -> "Machine":
-    from posduif_cli.core.doctors import Machine
+    from posduif_cli.core.checks.machine import Machine
     from posduif_cli.render.output import columns_of
 
     shell = terminal.shell

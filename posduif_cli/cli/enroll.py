@@ -28,8 +28,8 @@ def complete(
     token: options.TokenText = None,
 ) -> None:
     """Spend a token and make the mobile user, all or nothing; never takes a user or a device over."""
-    from posduif_cli.core import enrollments
-    from posduif_cli.models import Enrollment
+    from posduif_cli.core.desk import enrollments
+    from posduif_cli.models.desk import Enrollment
 
     app = app_of(ctx)
     app.out.expect(Enrollment)

@@ -14,7 +14,7 @@ def health(ctx: typer.Context, tenant: options.Tenants = None) -> None:
 
     Exits with 1 when something is critical; a server that cannot be reached is.
     """
-    from posduif_cli.core import health as core
+    from posduif_cli.core.checks import health as core
     from posduif_cli.render import report
 
     app = app_of(ctx)

@@ -41,8 +41,8 @@ def send(
     recipient: Annotated[str, typer.Option("--to", metavar="USER", help="Name or id of the recipient.")],
 ) -> None:
     """Send a message from one user to another."""
-    from posduif_cli.core import messages
-    from posduif_cli.models import Message
+    from posduif_cli.core.desk import messages
+    from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
     app.out.expect(Message)
@@ -62,8 +62,8 @@ def inbox(
     offset: options.Offset = 0,
 ) -> None:
     """List what a user received, the newest first."""
-    from posduif_cli.core import messages
-    from posduif_cli.models import Message
+    from posduif_cli.core.desk import messages
+    from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -74,7 +74,7 @@ def inbox(
 @app.verb("unread", example="posduif message unread acme Mia")
 def unread(ctx: typer.Context, tenant: options.Tenant, user: User) -> None:
     """Count what a user has not read."""
-    from posduif_cli.core import messages
+    from posduif_cli.core.desk import messages
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -91,8 +91,8 @@ def pending(
     offset: options.Offset = 0,
 ) -> None:
     """List what waits for a device, the oldest first."""
-    from posduif_cli.core import messages
-    from posduif_cli.models import Message
+    from posduif_cli.core.desk import messages
+    from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -108,8 +108,8 @@ def mark(
     status: Annotated[Status, typer.Argument(help="What it is now.", show_default=False)],
 ) -> None:
     """Mark a message as synced or read."""
-    from posduif_cli.core import messages
-    from posduif_cli.models import Message
+    from posduif_cli.core.desk import messages
+    from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
     app.out.expect(Message)

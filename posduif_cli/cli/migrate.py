@@ -45,12 +45,13 @@ def status(
     A terminal gets a summary by version and server, and the tenants that are behind, or ahead of the files on this
     machine; --list and every machine format have a row per tenant.
     """
-    from posduif_cli.core import statuses
-    from posduif_cli.models import Finding, Level, SchemaStatus
+    from posduif_cli.core.schema import history
+    from posduif_cli.models.checks import Finding, Level
+    from posduif_cli.models.schema import SchemaStatus
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate status")
-    found, errors = statuses.status(app.fleet, tenants=names)
+    found, errors = history.status(app.fleet, tenants=names)
     if app.out.format == "table" and everyone and not list_all and not app.out.fields:
         from posduif_cli.render import report
 
@@ -60,9 +61,9 @@ def status(
     wrong: list[Finding] = []
     unvisited: dict[str, PosduifError] = {}
     if verify or sample is not None:
-        from posduif_cli.core import verifications
+        from posduif_cli.core.checks import drift
 
-        findings, unvisited = verifications.run(app.fleet, tenants=names, sample=sample)
+        findings, unvisited = drift.run(app.fleet, tenants=names, sample=sample)
         wrong = [finding for finding in findings if finding.level is not Level.OK]
         for finding in wrong:
             app.out.warn(f"{finding.subject}: {finding.message}")
@@ -75,12 +76,12 @@ def status(
 @app.verb("list", example="posduif migrate list acme")
 def list_(ctx: typer.Context, tenant: options.Tenant) -> None:
     """List a tenant's migrations: applied, pending, half (applied), missing (its file is gone) or changed since."""
-    from posduif_cli.core import migrations
-    from posduif_cli.models import Migration
+    from posduif_cli.core.schema import history
+    from posduif_cli.models.schema import Migration
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
-        found = migrations.history(conn, folders=app.fleet.folders)
+        found = history.read(conn, folders=app.fleet.folders)
     app.out.list(found, Migration, empty="no migrations")
     name_faults(app)
 
@@ -104,21 +105,21 @@ def up(
     5% a wave goes on until more than 5 % of the tenants in it failed. A wave in which every tenant failed is the
     last. Run the command again to continue with the rest.
     """
-    from posduif_cli.core import rollouts
-    from posduif_cli.models import Outcome
+    from posduif_cli.core.schema import rollout
+    from posduif_cli.models.runs import Outcome
 
     app = app_of(ctx)
     app.out.expect(Outcome)
     names = options.targets(tenant, everyone, "migrate up")
     if dry_run:
-        plan, errors = rollouts.plan_up(app.fleet, tenants=names, failed=failed)
+        plan, errors = rollout.plan_up(app.fleet, tenants=names, failed=failed)
         for risk in remarks(app, {step.subject.partition("_")[0] for step in plan.steps}):
             app.out.warn(risk)
         app.show_plan(plan)
         name_faults(app)
         app.report_failed(errors, among=names)
         return
-    pace = rollouts.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
+    pace = rollout.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
     _ = app.fleet  # says which server is used before the progress line begins
     with runs.watched(app) as watcher:
 
@@ -126,7 +127,7 @@ def up(
             for risk in remarks(app, versions):
                 watcher.tell(f"warning: {risk}")
 
-        run, errors = rollouts.up(
+        run, errors = rollout.up(
             app.fleet, tenants=names, failed=failed, pace=pace, on_pending=tell_risks, **watcher.callbacks
         )
     name_faults(app)
@@ -150,15 +151,15 @@ def down(
 
     It counts the rows that go. One tenant is confirmed by its name, several by their server's.
     """
-    from posduif_cli.core import rollouts
-    from posduif_cli.models import Outcome
+    from posduif_cli.core.schema import rollout
+    from posduif_cli.models.runs import Outcome
 
     app = app_of(ctx)
     app.out.expect(Outcome)
     names = options.targets(tenant, everyone, "migrate down")
     if (to is None) == (steps is None):
         raise UsageError("say how far: either --to or --steps", hint="posduif migrate down acme --steps 1")
-    found, errors = rollouts.plan_down(app.fleet, tenants=names, to=to, steps=steps, bundled=bundled)
+    found, errors = rollout.plan_down(app.fleet, tenants=names, to=to, steps=steps, bundled=bundled)
     plan = found.plan
     if dry_run:
         app.show_plan(plan)
@@ -177,14 +178,14 @@ def down(
     count = counted(sum(map(bool, found.versions.values())), "tenant")
     app.confirm(expected, confirm, f"take back {versions} of {count}, which loses {lost(found.lost)}")
     with runs.watched(app) as watcher:
-        run, errors = rollouts.down(
+        run, errors = rollout.down(
             app.fleet,
             tenants=names,
             to=to,
             steps=steps,
             bundled=bundled,
             planned=found.versions,
-            pace=rollouts.Pace(jobs),
+            pace=rollout.Pace(jobs),
             **watcher.callbacks,
         )
     runs.conclude(app, run, errors, names, every=bool(names) or list_all)
@@ -221,12 +222,12 @@ def abandon(
 
     Only files with transaction:false can be applied by half.
     """
-    from posduif_cli.core import migrations
-    from posduif_cli.models import Plan, Step
+    from posduif_cli.core.schema import apply
+    from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
-        begun = migrations.abandoning(conn, version, folders=app.folders)
+        begun = apply.abandoning(conn, version, folders=app.folders)
         stays = [
             f"statement {each.number}{'' if each.done else ' (begun, perhaps done)'}"
             + (f": {each.text}" if each.text else "")
@@ -242,7 +243,7 @@ def abandon(
         if begun:
             listing = "".join(f"\n  {line}" for line in stays)
             app.confirm(tenant, confirm, f"abandon migration {version} of {tenant}; this stays done:{listing}")
-        changed = migrations.abandon(conn, version, folders=app.folders, planned=begun)
+        changed = apply.abandon(conn, version, folders=app.folders, planned=begun)
     if changed:
         app.out.say(f"migration {version} of {tenant} is abandoned; what stays done: {len(begun)} of its statements")
     else:
@@ -259,12 +260,12 @@ def verify(
     On a server with tenants it runs the migrations in a scratch database, which it drops. It makes no role.
     Exits with 1 when there is a difference.
     """
-    from posduif_cli.core import verifications
-    from posduif_cli.models import Finding, Level
+    from posduif_cli.core.checks import drift
+    from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate verify")
-    findings, errors = verifications.schemas(app.fleet, tenants=names)
+    findings, errors = drift.schemas(app.fleet, tenants=names)
     shown = findings if list_all or app.out.format != "table" else [f for f in findings if f.level is not Level.OK]
     app.out.list(shown, Finding, empty=f"{counted(len(findings), 'finding')}, all fine")
     app.report_failed(errors, among=names)
@@ -281,10 +282,10 @@ def new(
     ] = None,
 ) -> None:
     """Make the next migration file in a folder of your own."""
-    from posduif_cli.core import folders
+    from posduif_cli.core.schema import files
 
     app = app_of(ctx)
-    path = folders.new(app.folders, name=name, folder=Path(folder) if folder else None)
+    path = files.new(app.folders, name=name, folder=Path(folder) if folder else None)
     app.out.say("write the SQL between its markers, then: posduif migrate up --all --dry-run")
     app.out.show({"path": str(path), "changed": True}) if app.out.machine else app.out.text(str(path))
 
@@ -296,7 +297,9 @@ def split(text: str | None) -> tuple[str, ...]:
 
 def name_faults(app: App) -> None:
     """Name the faulty files, which fail only what would run them."""
-    for fault in app.folders.faults.values():
+    from posduif_cli.core.schema import files
+
+    for fault in files.of(app.folders).faults.values():
         app.out.warn(fault.sentence)
 
 
@@ -304,11 +307,11 @@ def remarks(app: App, versions: set[str]) -> list[str]:
     """Return what the checks of some versions' files warn of, for files that are not posduif's own."""
     if not app.folders.further:
         return []
-    from posduif_cli.core import risks
+    from posduif_cli.core.schema import files
 
     paths = {app.folders.paths[version] for version in versions if version in app.folders.paths}
     return [
         f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})"
-        for problem in risks.check_all(app.folders)
+        for problem in files.check_all(app.folders)
         if problem.level == "warning" and problem.path in paths
     ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from posduif_cli import config
+from posduif_cli import notation
 from posduif_cli.errors import NoTargets, UsageError
 
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.", show_default=False)]
@@ -51,7 +51,7 @@ def url(text: str | None) -> str | None:
     """Check an --url; raises UsageError."""
     if text is not None and "{" in text:
         raise UsageError(f'"{text}" is not an origin', hint="https://acme.example.com")
-    return None if text is None else config.origin(text.rstrip("/"))
+    return None if text is None else notation.origin(text.rstrip("/"))
 
 
 def targets(tenants: list[str] | None, everyone: bool, command: str) -> list[str] | None:

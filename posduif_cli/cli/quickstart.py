@@ -61,11 +61,11 @@ def quickstart(
     if remove:
         _remove(app)
         return
-    from posduif_cli.core import quickstarts
+    from posduif_cli.core import quickstart
 
     walk = Walk(app)
     data_dir = app.config.data_dir
-    started = quickstarts.start(data_dir, app.config.bin_dir)
+    started = quickstart.start(data_dir, app.config.bin_dir)
     walk.step("server start", changed=started, told="started" if started else "it runs already")
     app.use_embedded()
     _tenant(app, walk)
@@ -76,15 +76,16 @@ def quickstart(
 
 
 def _tenant(app: App, walk: Walk) -> None:
-    from posduif_cli.core import quickstarts, tenants
+    from posduif_cli.core import quickstart
+    from posduif_cli.core.tenants import create
 
     with suppress(TenantNotFound):
         _, found = app.fleet.find(TENANT)
         if found.state == "active":
             walk.step(f"tenant show {TENANT}", changed=False, told=f"tenant {TENANT} is there already")
             return
-    quickstarts.note(app.config.data_dir, f"tenant {TENANT}")
-    created = tenants.create(app.fleet, name=TENANT, web_user=WEB_USER, if_not_exists=True)
+    quickstart.note(app.config.data_dir, f"tenant {TENANT}")
+    created = create.create(app.fleet, name=TENANT, web_user=WEB_USER, if_not_exists=True)
     schema = created.tenant.schema_version
     told = f"tenant {TENANT} created: database {TENANT} at schema {schema}, web user {WEB_USER}"
     walk.step(f"tenant create {TENANT} --web-user {WEB_USER}", changed=created.changed, told=told)
@@ -92,7 +93,7 @@ def _tenant(app: App, walk: Walk) -> None:
 
 def _phone(app: App, walk: Walk) -> None:
     from posduif_cli.cli.token import Qr, present
-    from posduif_cli.core import devices, enrollments, tokens
+    from posduif_cli.core.desk import devices, enrollments, tokens
 
     with app.tenant(TENANT) as conn:
         try:
@@ -118,7 +119,7 @@ def _phone(app: App, walk: Walk) -> None:
 
 
 def _message(app: App, walk: Walk) -> None:
-    from posduif_cli.core import devices, messages, users
+    from posduif_cli.core.desk import devices, messages, users
 
     with app.tenant(TENANT) as conn:
         recipient = devices.find(conn, device=PHONE).username
@@ -132,7 +133,7 @@ def _message(app: App, walk: Walk) -> None:
 
 
 def _health(app: App, walk: Walk) -> None:
-    from posduif_cli.core import health
+    from posduif_cli.core.checks import health
     from posduif_cli.render import report
 
     result = health.report(app.fleet, tenants=[TENANT])
@@ -162,14 +163,14 @@ The embedded server keeps running, with its data in {app.config.data_dir}.
 
 
 def _remove(app: App) -> None:
-    from posduif_cli.core import quickstarts
+    from posduif_cli.core import quickstart
 
-    if not quickstarts.made(app.config.data_dir):
+    if not quickstart.made(app.config.data_dir):
         app.out.say("nothing to remove: no quickstart was made here")
         app.out.show({"removed": [], "changed": False}) if app.out.machine else None
         return
     app.use_embedded()
-    removed = quickstarts.remove(app.fleet, app.config.data_dir, tenant=TENANT)
+    removed = quickstart.remove(app.fleet, app.config.data_dir, tenant=TENANT)
     if app.out.machine:
         app.out.show({"removed": removed, "changed": bool(removed)})
     else:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from posduif_cli.cli.context import App, counted
-from posduif_cli.errors import PartialFailure, PosduifError, ServerError, listed
+from posduif_cli.errors import PartialFailure, PosduifError, ServerError
+from posduif_cli.notation import listed
 
 WORDS = ("ok", "created", "unchanged", "skipped", "differs", "failed")
 
@@ -17,21 +18,21 @@ def watched(app: App) -> Any:
 
 def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[str] | None, *, every: bool) -> None:
     """Show the outcomes, *every* one or those that changed or failed, and the summary; failures are the exit code."""
-    from posduif_cli.core import statuses
-    from posduif_cli.models import Outcome
+    from posduif_cli.core.fleet import run as outcomes
+    from posduif_cli.models.runs import Outcome
 
     order = {name: number for number, name in enumerate(names or ())}
     ordered = sorted(run.outcomes, key=lambda outcome: (order.get(outcome.tenant, 0), outcome.tenant, outcome.server))
     shown = ordered if every else [o for o in ordered if o.status != "unchanged"]
     app.out.list(shown, Outcome)
-    counts = statuses.tally(run.outcomes)
+    counts = outcomes.tally(run.outcomes)
     summary = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
     app.out.say(
         f"{summary or 'nothing to do'}; servers: {', '.join(s.name for s in app.fleet.servers if s.name not in errors)}"
     )
     for name, error in errors.items():
         app.out.warn(f"server {name} could not be asked: {error.why or error.message}")
-    for cause, tenants in statuses.causes(run.outcomes):
+    for cause, tenants in outcomes.causes(run.outcomes):
         app.out.say(f"  {counted(len(tenants), 'tenant')} failed ({listed(tenants, 5)}): {cause}")
     failures = {**{f"server {name}": error for name, error in errors.items()}, **run.errors}
     if names and len(names) == 1 and failures:
@@ -42,7 +43,7 @@ def conclude(app: App, run: Any, errors: dict[str, PosduifError], names: list[st
         number = counts["failed"] + counts["differs"]
         parts = [f"{counted(number, 'tenant')} failed"] if number else []
         parts += [f"{counted(len(errors), 'server')} could not be asked"] if errors else []
-        reasons = [cause for cause, _ in statuses.causes(run.outcomes)[:1]]
+        reasons = [cause for cause, _ in outcomes.causes(run.outcomes)[:1]]
         again = "then run the same command again: it goes on with the rest"
         kept = _kept_files(run)
         raise PartialFailure(

@@ -13,11 +13,11 @@ app = Noun(help="The PostgreSQL servers, and the embedded one.")
 @app.verb("list", example="posduif server list")
 def list_(ctx: typer.Context) -> None:
     """List the configured servers and how they are."""
-    from posduif_cli.core import servers
-    from posduif_cli.models import ServerInfo
+    from posduif_cli.core.checks import server
+    from posduif_cli.models.servers import ServerInfo
 
     app = app_of(ctx)
-    found = servers.list_all(app.fleet)
+    found = server.list_all(app.fleet)
     app.out.list(found, ServerInfo)
     if not any(server.reachable for server in found):
         raise ServerUnreachable("no server can be reached", hint=Run("config", "show", "--origin"))
@@ -48,16 +48,16 @@ def init(
     ] = False,
 ) -> None:
     """Make posduif's roles on a server, and check that its settings suit its engines. Exits with 1 if they do not."""
-    from posduif_cli.core import preparations
-    from posduif_cli.models import Finding, Level
+    from posduif_cli.core import servers
+    from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
     if print_sql:
-        sql = preparations.spell(app.fleet, engines=engines, close=close)
+        sql = servers.spell(app.fleet, engines=engines, close=close)
         app.out.show({"sql": sql}) if app.out.machine else app.out.text(sql)
         return
     app.out.expect(Finding)
-    findings, changed = preparations.prepare(app.fleet, engines=engines, close=close)
+    findings, changed = servers.prepare(app.fleet, engines=engines, close=close)
     made = login is not None and _make_login(app, login)
     app.out.list(findings, Finding, changed=lambda finding: changed and finding.check in ("roles", "open_database"))
     app.out.say("the server was changed" if changed or made else "nothing had to be changed")
@@ -70,8 +70,8 @@ def init(
 
 def _make_login(app: App, name: str) -> bool:
     """Make a login for administrators, its password in the passfile first; return whether it had to be made."""
-    from posduif_cli import config
-    from posduif_cli.core import preparations
+    from posduif_cli.config import load as config
+    from posduif_cli.core import servers
     from posduif_cli.render import files
 
     kept: list[str] = []
@@ -80,7 +80,7 @@ def _make_login(app: App, name: str) -> bool:
         files.add_passwords(config.passfile(), lines)
         kept.extend(lines)
 
-    made = preparations.make_login(app.fleet, name=name, keep=keep)
+    made = servers.make_login(app.fleet, name=name, keep=keep)
     if not made:
         app.out.say(f"login {name} exists, unchanged")
     elif kept:
@@ -104,7 +104,7 @@ def start(
 ) -> None:
     """Start the embedded server, made first if there is none. It goes on after the command."""
     from posduif_cli.core import servers
-    from posduif_cli.models import EmbeddedStatus
+    from posduif_cli.models.servers import EmbeddedStatus
 
     app = app_of(ctx)
     app.out.expect(EmbeddedStatus)
@@ -117,7 +117,7 @@ def start(
 def stop(ctx: typer.Context) -> None:
     """Stop the embedded server; its data stays, and the next command that needs it starts it again."""
     from posduif_cli.core import servers
-    from posduif_cli.models import EmbeddedStatus
+    from posduif_cli.models.servers import EmbeddedStatus
 
     app = app_of(ctx)
     app.out.expect(EmbeddedStatus)

@@ -21,6 +21,7 @@ class Keeper:
     def __init__(self, tenant: str, file: Path | None) -> None:
         self.file = file
         self.password: str | None = None
+        self.kept = False
         if file:
             from posduif_cli.render import engine_config
 
@@ -28,6 +29,7 @@ class Keeper:
 
     def __call__(self, password: str, settings: dict[str, Any]) -> None:
         """Keep the password; raises FileExists or ConfigurationError."""
+        self.kept = True
         if self.file is None:
             self.password = password
             return
@@ -126,8 +128,8 @@ def create(
     if name is None:
         _create_all(app, str(from_), jobs, engine_config, list_all, ignore_unreachable, dry_run)
         return
-    from posduif_cli.core import tenants
-    from posduif_cli.models import Tenant
+    from posduif_cli.core.tenants import create
+    from posduif_cli.models.tenants import Tenant
 
     if not dry_run:
         app.out.expect(Tenant)
@@ -139,10 +141,10 @@ def create(
         "ignore_unreachable": ignore_unreachable,
     }
     if dry_run:
-        app.show_plan(tenants.plan_create(app.fleet, **asked))
+        app.show_plan(create.plan_create(app.fleet, **asked))
         return
     keep = keeper(app, name, engine_config)
-    created = tenants.create(app.fleet, **asked, keep=keep)
+    created = create.create(app.fleet, **asked, keep=keep)
     if engine_config and not created.changed and not engine_config.exists():
         raise _never_kept(name, engine_config)
     server = created.tenant.server
@@ -163,14 +165,14 @@ def _create_all(
     ignore_unreachable: bool,
     dry_run: bool,
 ) -> None:
-    from posduif_cli import config
-    from posduif_cli.core import manifests
-    from posduif_cli.models import Outcome
+    from posduif_cli.config import lists
+    from posduif_cli.core.tenants import bulk
+    from posduif_cli.models.runs import Outcome
 
     app.out.expect(Outcome)
-    rows = config.rows(_text(source), "stdin" if source == "-" else source, required="name")
-    entries = manifests.read(app.fleet, [(row.line, row.values) for row in rows], source, check_url=options.url)
-    run = manifests.Application(app.fleet, entries, jobs, ignore_unreachable)
+    rows = lists.rows(_text(source), "stdin" if source == "-" else source, required="name")
+    entries = bulk.read(app.fleet, [(row.line, row.values) for row in rows], source, check_url=options.url)
+    run = bulk.Application(app.fleet, entries, jobs, ignore_unreachable)
     names = [entry.wanted.name for entry in entries]
     if dry_run:
         plan = run.plan()
@@ -204,7 +206,7 @@ def list_(
     sizes: Annotated[bool, typer.Option("--sizes", help="Ask for each database's size, too.")] = False,
 ) -> None:
     """List the tenants of all servers, from one query a server."""
-    from posduif_cli.models import Tenant
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     found, errors = app.fleet.tenants(sizes=sizes)
@@ -227,15 +229,15 @@ def show(
 @app.verb("set", example="posduif tenant set acme --url https://acme.example.com")
 def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> None:
     """Change a tenant's url."""
-    from posduif_cli.core import tenants
-    from posduif_cli.models import Tenant
+    from posduif_cli.core.tenants import engine
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     app.out.expect(Tenant)
     origin = options.url(url)
     if origin is None:
         raise UsageError("nothing to set", hint=f"posduif tenant set {name} --url https://{name}.example.com")
-    changed = tenants.set_url(app.fleet, name=name, url=origin)
+    changed = engine.set_url(app.fleet, name=name, url=origin)
     _, tenant = app.fleet.find(name)
     app.out.say(f"tenant {name}: {'url set' if changed else 'unchanged'}")
     app.out.show(tenant, changed=changed)
@@ -262,22 +264,18 @@ def adopt(
     Code of theirs that would run when posduif writes to its tables is refused: it could use an administrator's rights.
     A superuser's session takes in no database that posduif did not make.
     """
-    from posduif_cli.core import adoptions
-    from posduif_cli.models import Adoption
+    from posduif_cli.core.tenants import adopt
+    from posduif_cli.models.tenants import Adoption
 
     app = app_of(ctx)
     origin = options.url(url)
     if dry_run:
         app.show_plan(
-            adoptions.plan(
-                app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
-            )
+            adopt.plan(app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable)
         )
         return
     app.out.expect(Adoption)
-    done = adoptions.adopt(
-        app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
-    )
+    done = adopt.adopt(app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable)
     for change in done.changes:
         app.out.say(change)
     for thing in done.own:
@@ -301,13 +299,13 @@ def verify(
     ] = False,
 ) -> None:
     """Compare records with reality: versions, owner, grants, roles, settings. Exits with 1 if something stays wrong."""
-    from posduif_cli.core import verifications
-    from posduif_cli.models import Finding, Level
+    from posduif_cli.core.checks import drift
+    from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
     app.out.expect(Finding)
     names = options.targets(tenant, everyone, "tenant verify")
-    findings, errors = verifications.reality(app.fleet, tenants=names, repair=repair)
+    findings, errors = drift.reality(app.fleet, tenants=names, repair=repair)
     repaired = [finding for finding in findings if finding.level is Level.INFO]
     app.out.list(findings, Finding, changed=lambda finding: finding in repaired)
     if repaired:
@@ -322,16 +320,16 @@ def suspend(
     ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
 ) -> None:
     """Shut a tenant's engine out and end its sessions. The data stays; backups go on."""
-    from posduif_cli.core import suspensions
-    from posduif_cli.models import Tenant
+    from posduif_cli.core.tenants import suspend
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     if dry_run:
-        app.show_plan(suspensions.plan_suspend(app.fleet, name=name))
+        app.show_plan(suspend.plan_suspend(app.fleet, name=name))
         return
     app.out.expect(Tenant)
     _guard(app, name, confirm, "suspend {name} on the protected server {server}")
-    changed = suspensions.suspend(app.fleet, name=name)
+    changed = suspend.suspend(app.fleet, name=name)
     app.out.say(f"tenant {name} {'is suspended' if changed else 'was suspended already'}")
     app.out.show(app.fleet.find(name)[1], changed=changed)
 
@@ -339,15 +337,15 @@ def suspend(
 @app.verb("resume", example="posduif tenant resume acme")
 def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = False) -> None:
     """Bring a suspended tenant to the newest schema and let its engine in again."""
-    from posduif_cli.core import suspensions
-    from posduif_cli.models import Tenant
+    from posduif_cli.core.tenants import suspend
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     if dry_run:
-        app.show_plan(suspensions.plan_resume(app.fleet, name=name))
+        app.show_plan(suspend.plan_resume(app.fleet, name=name))
         return
     app.out.expect(Tenant)
-    changed = suspensions.resume(app.fleet, name=name)
+    changed = suspend.resume(app.fleet, name=name)
     app.out.say(f"tenant {name} {'is active' if changed else 'was active already'}")
     app.out.show(app.fleet.find(name)[1], changed=changed)
 
@@ -370,8 +368,8 @@ def rotate_password(
     confirm: options.Confirm = None,
 ) -> None:
     """Give a tenant's engine a new password; without --now, sessions that are connected stay so."""
-    from posduif_cli.core import tenants
-    from posduif_cli.models import Tenant
+    from posduif_cli.core.tenants import engine
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     app.out.expect(Tenant)
@@ -384,9 +382,10 @@ def rotate_password(
         )
     _guard(app, name, confirm, "rotate the password of {name} on the protected server {server}")
     try:
-        tenants.rotate_password(app.fleet, name=name, keep=keep, now=now)
+        engine.rotate_password(app.fleet, name=name, keep=keep, now=now)
     except Busy:
-        keep.tell(app, name)  # it was changed all the same
+        if keep.kept:  # it was changed all the same
+            keep.tell(app, name)
         raise
     app.out.say(f"tenant {name}: the engine's password was changed; restart the engine with it")
     keep.tell(app, name)
@@ -396,11 +395,11 @@ def rotate_password(
 @app.verb("engine-config", example="posduif tenant engine-config acme")
 def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = None) -> None:
     """Print the YAML file that a tenant's sync engine reads, with a placeholder for the password."""
-    from posduif_cli.core import tenants
+    from posduif_cli.core.tenants import engine
     from posduif_cli.render import engine_config as render
 
     app = app_of(ctx)
-    settings = tenants.engine_config(app.fleet, name=name)
+    settings = engine.engine_config(app.fleet, name=name)
     if out is not None:
         if os.path.lexists(out) and not out.is_char_device():
             raise UsageError(f"{out} exists", hint=f"posduif tenant rotate-password {name} --engine-config {out}")
@@ -431,18 +430,18 @@ def drop(
     ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
 ) -> None:
     """Drop a tenant: its engine's sessions, its database with everything in it, its role."""
-    from posduif_cli.core import tenants
-    from posduif_cli.models import Loss
+    from posduif_cli.core.tenants import drop
+    from posduif_cli.models.tenants import Loss
 
     app = app_of(ctx)
     if not dry_run:
         app.out.expect(Loss)
     if dry_run:
-        app.show_plan(tenants.plan_drop(app.fleet, name=name))
+        app.show_plan(drop.plan_drop(app.fleet, name=name))
         return
-    loss = tenants.loss(app.fleet, name=name, confirmed=confirm == name)
+    loss = drop.loss(app.fleet, name=name, confirmed=confirm == name)
     app.confirm(name, confirm, _danger(loss))
-    changed = tenants.drop(app.fleet, name=name)
+    changed = drop.drop(app.fleet, name=name)
     gone = f"dropped from server {loss.server}" if changed else "was dropped by someone else in this moment"
     app.out.say(f"tenant {name} {gone}")
     app.out.show(loss, changed=changed)

@@ -13,7 +13,7 @@ from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import Run, UsageError
 
 if TYPE_CHECKING:
-    from posduif_cli.models import IssuedToken
+    from posduif_cli.models.desk import IssuedToken
 
 app = Noun(help="Enrollment tokens and their QR codes.")
 
@@ -51,11 +51,11 @@ def create(
     ] = None,
 ) -> None:
     """Create an enrollment token and show its QR code; into a pipe, the bare enrollment URL."""
-    from posduif_cli import models
-    from posduif_cli.core import tokens
+    from posduif_cli.core.desk import tokens
+    from posduif_cli.models.desk import IssuedToken
 
     app = app_of(ctx)
-    app.out.expect(models.IssuedToken)
+    app.out.expect(IssuedToken)
     if qr_file is not None:
         check_qr_file(qr_file)
     lifetime = app.duration(ttl, min(app.config.enrollment_ttl, app.config.enrollment_max_ttl))
@@ -121,8 +121,8 @@ def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = No
 @app.verb("list", example="posduif token list acme")
 def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 1000, offset: options.Offset = 0) -> None:
     """List the tokens of a tenant, the newest first; never their secrets."""
-    from posduif_cli.core import tokens
-    from posduif_cli.models import Token
+    from posduif_cli.core.desk import tokens
+    from posduif_cli.models.desk import Token
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -133,7 +133,7 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
 @app.verb("show", example="posduif token show acme 5f3759df-0000-4000-8000-000000000000")
 def show(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenText = None) -> None:
     """Show one token, by its id or by what the phone's owner has; never its secret."""
-    from posduif_cli.core import tokens
+    from posduif_cli.core.desk import tokens
 
     app = app_of(ctx)
     name, secret = which(app, tenant, token)
@@ -144,7 +144,7 @@ def show(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenTe
 
 def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
     """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL stands for both."""
-    from posduif_cli.core import tokens
+    from posduif_cli.core.desk import tokens
 
     given = [_line() if text == "-" else text for text in (tenant, token) if text is not None]
     if len(given) == 2:
@@ -165,8 +165,8 @@ def _line() -> str:
 @app.verb("revoke", example="posduif token revoke acme 5f3759df-0000-4000-8000-000000000000")
 def revoke(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenText = None) -> None:
     """End a token at once."""
-    from posduif_cli.core import tokens
-    from posduif_cli.models import Token
+    from posduif_cli.core.desk import tokens
+    from posduif_cli.models.desk import Token
 
     app = app_of(ctx)
     app.out.expect(Token)
@@ -189,8 +189,9 @@ def purge(
     dry_run: options.DryRun = False,
 ) -> None:
     """Delete unused tokens that expired or were revoked a while ago; used ones stay. Made for cron."""
-    from posduif_cli.core import tokens
-    from posduif_cli.models import Plan, Purged, Step
+    from posduif_cli.core.desk import tokens
+    from posduif_cli.models.desk import Purged
+    from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
     if not dry_run:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from posduif_cli import config as configuration
 from posduif_cli.cli.context import App, Group, global_options, program
+from posduif_cli.config import load as configuration
 from posduif_cli.errors import Interrupted, OperationFailed, PosduifError, Run, UsageError, scrub
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ def create(
     if_not_exists: options.IfNotExists = False,
 ) -> None:
     """Create a user. Mobile users usually come by enrollment."""
-    from posduif_cli.core import users
-    from posduif_cli.models import User
+    from posduif_cli.core.desk import users
+    from posduif_cli.models.desk import User
 
     app = app_of(ctx)
     app.out.expect(User)
@@ -52,8 +52,8 @@ def list_(
     offset: options.Offset = 0,
 ) -> None:
     """List the users of a tenant by name."""
-    from posduif_cli.core import users
-    from posduif_cli.models import User
+    from posduif_cli.core.desk import users
+    from posduif_cli.models.desk import User
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -64,7 +64,7 @@ def list_(
 @app.verb("show", example="posduif user show acme desk")
 def show(ctx: typer.Context, tenant: options.Tenant, username: Username) -> None:
     """Show one user."""
-    from posduif_cli.core import users
+    from posduif_cli.core.desk import users
 
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
@@ -81,8 +81,9 @@ def delete(
     dry_run: options.DryRun = False,
 ) -> None:
     """Delete a user with all messages from and to it."""
-    from posduif_cli.core import users
-    from posduif_cli.models import Plan, Step, User
+    from posduif_cli.core.desk import users
+    from posduif_cli.models.desk import User
+    from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
     if not dry_run:

@@ -2,23 +2,18 @@
 
 import hashlib
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from posduif_cli.db import queries
-from posduif_cli.errors import ConfigurationError, InvalidName
-
-if TYPE_CHECKING:
-    from posduif_cli.core.scripts import File
+from posduif_cli.errors import ConfigurationError
 
 FILE_NAME = re.compile(r"(\d+)_(\w+)\.sql", re.ASCII)
 BAD_NAME = "the name is not of the form NNNN_name.sql"
-TEMPLATE = "-- migrate:up\n\n\n-- migrate:down\n"
+
 _DIGEST = re.compile(r"[0-9a-f]{16}-([0-9]{1,9})-([0-9]*)")
 RESERVED = 1000  # versions below are the bundled folder's
 
@@ -38,6 +33,7 @@ class Folders:
     further: tuple[Path, ...] = ()
     lock_timeout: timedelta = timedelta(seconds=2)
     statement_timeout: timedelta = timedelta(minutes=5)
+    files_read: object | None = field(default=None, init=False, compare=False, repr=False)  # kept by schema.files
 
     @cached_property
     def listing(self) -> tuple[tuple[Path, ...], ...]:
@@ -81,49 +77,10 @@ class Folders:
         found = (FILE_NAME.fullmatch(path.name) for path in self.listing[0])
         return tuple(sorted(match[1] for match in found if match))
 
-    @cached_property
-    def _read(self) -> "tuple[dict[str, File], dict[str, ConfigurationError]]":
-        from posduif_cli.core.scripts import read
-
-        files: dict[str, File] = {}
-        faults = dict(self._names[1])
-        for version, path in self.paths.items():
-            try:
-                file = read(version, path)
-            except ConfigurationError as error:
-                faults.setdefault(version, error)
-            else:
-                files[version] = file
-        return files, faults
-
-    @cached_property
-    def sound(self) -> "Mapping[str, File]":
-        """The migrations that can be run, by version; of two files with one version neither can be."""
-        files, faults = self._read
-        return {version: file for version, file in files.items() if version not in faults}
-
-    @property
-    def faults(self) -> "Mapping[str, ConfigurationError]":
-        """What is wrong with files, by version, or by file name where there is none: the first error of each."""
-        return self._read[1]
-
     @property
     def misnamed(self) -> Mapping[str, ConfigurationError]:
         """The files whose place in the order cannot be told: without a version, or with one that another file has."""
         return self._names[1]
-
-    def file(self, version: str) -> "File":
-        """Return one migration; raises ConfigurationError where its file is faulty, KeyError where there is none."""
-        if version in self.faults:
-            raise self.faults[version]
-        return self._read[0][version]
-
-    @property
-    def files(self) -> "tuple[File, ...]":
-        """Every migration, for what needs all of them; raises ConfigurationError while any file is faulty."""
-        for fault in self.faults.values():
-            raise fault
-        return tuple(self._read[0].values())
 
     @cached_property
     def latest(self) -> str | None:
@@ -158,42 +115,6 @@ class Folders:
     def pending(self, schema: str | None, applied: str | None) -> int:
         """Count the migrations that a record says are missing; what the record leaves open counts as missing."""
         return self.standing(schema, applied).pending
-
-
-def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
-    """Make the next migration file in *folder*, or in the first configured one, and return its path.
-
-    The version is the next number where the folder counts, else the time in UTC. Raises InvalidName,
-    ConfigurationError without a folder or where the file cannot be made.
-    """
-    if not re.fullmatch(r"[a-z0-9_]{1,100}", name):
-        raise InvalidName(f'"{name}" cannot be the name of a migration', why="it takes a-z, 0-9 and _")
-    target = folder or next(iter(folders.further), None)
-    if target is None:
-        raise ConfigurationError(
-            "there is no folder for migrations of your own",
-            why="the bundled folder belongs to posduif",
-            hint=["add --dir DIR", "set migrations.paths in the configuration"],
-        )
-    versions = [match[1] for path in target.glob("*.sql") if (match := FILE_NAME.fullmatch(path.name))]
-    newest = max(versions, default=None)
-    counts = newest is not None and len(newest) < 14
-    moment = datetime.now(UTC)
-    while f"{moment:%Y%m%d%H%M%S}" in versions:  # two files within one second
-        moment += timedelta(seconds=1)
-    version = f"{moment:%Y%m%d%H%M%S}"
-    if newest is not None and counts:
-        following = f"{int(newest) + 1:04}"
-        # Versions are compared as text, so behind 9999 comes 99990001.
-        version = following if following > newest else f"{newest}0001"
-    path = target / f"{version}_{name}.sql"
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(TEMPLATE)
-    except OSError as error:
-        hint = f"mkdir -p {shlex.quote(str(target))}" if isinstance(error, FileNotFoundError) else ()
-        raise ConfigurationError(f"{path} cannot be made", why=error.strerror, hint=hint) from None
-    return path
 
 
 def digest(versions: Collection[str]) -> str:

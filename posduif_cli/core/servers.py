@@ -1,64 +1,19 @@
-"""Servers: what is configured, and the embedded one."""
+"""Servers: the embedded one, and what a server needs before it holds tenants."""
 
-from collections.abc import Iterator
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from posduif_cli.core import preparations
-from posduif_cli.core.fleet import Fleet
+from posduif_cli.core.checks.server import judge, measure
+from posduif_cli.core.fleet import proof
+from posduif_cli.core.fleet.fleet import Fleet, Session
+from posduif_cli.db import admin, connect, queries, quoting
 from posduif_cli.db import embedded as starter
-from posduif_cli.db import queries
-from posduif_cli.db.connect import Session
-from posduif_cli.errors import PosduifError, QueryFailed
-from posduif_cli.models import EmbeddedStatus, Server, ServerInfo
+from posduif_cli.db.session import ADMIN_ROLE
+from posduif_cli.errors import AccessDenied, InvalidName, NoServer, NotOurs
+from posduif_cli.models.checks import Finding, Level
+from posduif_cli.models.servers import EmbeddedStatus, Server
 
 NAME = "embedded"
-SIZES_PATIENCE = timedelta(seconds=5)
-
-
-def list_all(fleet: Fleet) -> list[ServerInfo]:
-    """Ask every server how it is; one that cannot be asked is in the list with its error."""
-
-    def describe(session: Session) -> dict[str, Any]:
-        named, count = queries.load("servers"), queries.load("tenants")["count_tenants"]
-        row = session.dicts(named["describe_server"])[0]
-        row["warnings"] = tuple(_warnings(session, row))
-        found = session.dicts(named["measure_connections"])[0]
-        row |= {"connections": found["used"], "max_connections": found["max_connections"]}
-        row |= session.dicts(count, sizes=False)[0]
-        with suppress(QueryFailed), session.transaction(statement_timeout=SIZES_PATIENCE):
-            row |= session.dicts(count, sizes=True)[0]
-        return {key: row[key] for key in row if not key.startswith("is_")}
-
-    answers = fleet.ask(describe)
-    return [_info(server, answers[server.name]) for server in fleet.servers]
-
-
-def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
-    if isinstance(answer, PosduifError):
-        return ServerInfo(server.name, False, server.origin, error=answer.sentence)
-    return ServerInfo(server=server.name, reachable=True, source=server.origin, **answer)
-
-
-def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
-    naming = preparations.naming(session.server)
-    if row["is_superuser"]:
-        login = f"posduif server init --login NAME{naming}"
-        yield f"{row['role']} is a superuser, and code in a tenant's database could make its author one: {login}"
-    if row["is_open"]:
-        text = f"PUBLIC may connect to {session.database}"
-        may_close = row["is_superuser"] or row["is_owner"]
-        yield f"{text}: posduif server init --close{naming}" if may_close else f"{text}; its owner can end that"
-    if row["is_standby"]:
-        yield "it is a standby and takes no changes"
-    elif row["record_owner"] is None:
-        yield f"it has no posduif roles yet: posduif server init{naming}"
-    elif not session.member:
-        yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
-    elif session.heir is False:
-        yield f"{row['role']} does not inherit the rights of {row['record_owner']} and cannot enter tenants"
 
 
 def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]:
@@ -107,3 +62,114 @@ def stop(data_dir: Path) -> bool:
 def remove(data_dir: Path) -> bool:
     """Stop the embedded server and delete its data; return whether there was one."""
     return starter.remove(data_dir)
+
+
+def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> tuple[list[Finding], bool]:
+    """Make posduif's roles on the one server, and check its settings for a number of engines.
+
+    *close* also closes the maintenance database to PUBLIC. Returns the findings, and whether anything was changed.
+    Raises NoServer unless one server is chosen, AccessDenied, NotOurs, StandbyServer.
+    """
+    with fleet.maintenance(_only(fleet)) as session:
+        missing = admin.missing_roles(session)
+        proof.require_locks(fleet, session)
+        admin.ensure_roles(session)
+        proof.require_all(fleet, session)
+        closed = close and _close(session)
+        monitored = _monitor(session)
+        return list(judge(session, engines)), bool(missing) or closed or monitored
+
+
+def make_login(fleet: Fleet, *, name: str, keep: Callable[[list[str]], None]) -> bool:
+    """Make a login for administrators that is no superuser; return whether it had to be made.
+
+    *keep* is called with the lines of a passfile before the login gets the password; where this session was let in
+    without a password, none is made. Raises InvalidName, NotOurs for a role of that name which is not such a login,
+    AccessDenied where this login may not make it, and as `prepare`.
+    """
+    if name.startswith(("pg_", "posduif")) or name.endswith("_engine") or not 0 < len(name.encode()) < 64:
+        raise InvalidName(
+            f'"{name}" cannot be the name of a login', why="PostgreSQL or posduif has it for something else"
+        )
+    with fleet.maintenance(_only(fleet)) as session:
+        admin.ensure_roles(session)
+        with session.lock(name):
+            return _make_login(session, name, keep)
+
+
+def _make_login(session: Session, name: str, keep: Callable[[list[str]], None]) -> bool:
+    rows = session.dicts(queries.load("checks/server")["find_login"], name=name)
+    if rows:
+        if (rows[0]["comment"], rows[0]["may_log_in"], rows[0]["super"], rows[0]["member"]) == (
+            admin.LOGIN_COMMENT,
+            True,
+            False,
+            True,
+        ):
+            return False
+        raise NotOurs(
+            f"role {name} exists on server {session.server.name} and is no login that posduif made",
+            why="it was not touched",
+            hint=[
+                "choose another name",
+                f"or a superuser types: GRANT {ADMIN_ROLE} TO {quoting.quoted(name)};",
+            ],
+        )
+    password = admin.new_password() if session.raw.pgconn.used_password else None
+    if password:
+        keep(connect.passfile_lines(session, name, password))
+    admin.create_login(session, name, password)
+    return True
+
+
+def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> str:
+    """Return the SQL that a DBA runs as a superuser in the maintenance database, so that `prepare` finds all done."""
+    with fleet.maintenance(_only(fleet)) as session:
+        lines = [f"-- posduif server init, for the login {session.login} on server {session.server.name}"]
+        lines += [f"{statement};" for statement in admin.role_statements(session, admin.missing_roles(session))]
+        lines += [f"GRANT pg_monitor TO {ADMIN_ROLE}, {admin.HEALTH_GROUP};"]
+        if close and measure(session).is_open:
+            lines += [f"{statement};" for statement in admin.closing_statements()]
+        for finding in judge(session, engines):
+            if finding.level is not Level.OK and finding.fix:
+                lines += [f"-- {finding.message}", f"-- {finding.fix}"]
+        return "\n".join(lines)
+
+
+def _close(session: Session) -> bool:
+    """Close the maintenance database to PUBLIC, by the login's own rights; return whether it was open."""
+    room = measure(session)
+    if not room.is_open:
+        return False
+    statements = admin.closing_statements()
+    if not room.may_close:
+        raise AccessDenied(
+            f"{session.login} may not close database {session.database} of server {session.server.name}",
+            why="it belongs to someone else",
+            hint=[f"a superuser types: {statement};" for statement in statements],
+        )
+    session.script("SET ROLE none")
+    with session.transaction():
+        session.script("; ".join(statements))
+    return True
+
+
+def _monitor(session: Session) -> bool:
+    """Let administrators and monitoring see what other people's sessions do, where this login may; return whether."""
+    roles, may = session.tuples(queries.load("checks/server")["find_unmonitored"])[0]
+    if not roles or not may:
+        return False
+    session.script("SET ROLE none")
+    session.script(f"GRANT pg_monitor TO {', '.join(roles)}")
+    session.script(f"SET ROLE {ADMIN_ROLE}")
+    return True
+
+
+def _only(fleet: Fleet) -> Server:
+    if len(fleet.servers) == 1:
+        return fleet.servers[0]
+    raise NoServer(
+        "several servers are configured",
+        why=f"configured are: {', '.join(server.name for server in fleet.servers)}",
+        hint="add --server NAME",
+    )

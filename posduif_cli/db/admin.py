@@ -7,10 +7,12 @@ from typing import Any, LiteralString
 
 from psycopg.sql import Composed
 
-from posduif_cli.db.connect import ADMIN_ROLE, MAINTENANCE, Session, compose, identifier, literal
+from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
+from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import AccessDenied, NotOurs, UnsafeServer
-from posduif_cli.models import Server
+from posduif_cli.models.servers import Server
 
 ENGINE_GROUP = "posduif_engine"
 SUPPORT_GROUP = "posduif_support"
@@ -123,20 +125,25 @@ def _role_statements(session: Session, roles: Sequence[str]) -> Iterator[Compose
 
 def missing_roles(session: Session) -> list[str]:
     """Return which of our roles the server lacks; raises NotOurs for one that someone else made."""
-    found = dict(
-        session.tuples(
-            "SELECT rolname::text, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = ANY (%(roles)s)",
-            roles=list(ROLE_COMMENTS),
-        )
+    found = session.tuples(
+        "SELECT rolname::text, shobj_description(oid, 'pg_authid'), rolcanlogin"
+        " FROM pg_roles WHERE rolname = ANY (%(roles)s)",
+        roles=list(ROLE_COMMENTS),
     )
-    for role, comment in found.items():
+    for role, comment, may_log_in in found:
         if comment != ROLE_COMMENTS[role]:
             raise NotOurs(
                 f"role {role} exists on server {session.server.name} and is not posduif's",
                 why="it lacks posduif's comment, and whoever is its member would get what tenants hold",
                 hint=f"a superuser drops it, or types: COMMENT ON ROLE {role} IS '{_quoted(ROLE_COMMENTS[role])}';",
             )
-    return [role for role in ROLE_COMMENTS if role not in found]
+        if may_log_in:
+            raise NotOurs(
+                f"role {role} may log in on server {session.server.name}, which no role of posduif's may",
+                why="whoever knows its password needs no membership",
+                hint=f"a superuser types: ALTER ROLE {role} NOLOGIN PASSWORD NULL;",
+            )
+    return [role for role in ROLE_COMMENTS if role not in {name for name, *_ in found}]
 
 
 def _quoted(text: str) -> str:

@@ -379,13 +379,29 @@ def _refuse_foreign(data_dir: Path) -> None:
                 why=f"this is user id {os.geteuid()}",
                 hint="run posduif as the user who made it, or set another embedded.data_dir",
             )
+        _refuse_open(data_dir)
         return
+    _refuse_open(data_dir)
     found = sorted(p.name for p in data_dir.iterdir() if p.name != _LOCK) if data_dir.exists() else []
     if found:
         raise NotOurs(
             f"{data_dir} was not made by posduif's embedded server",
             why=f"it holds {found[0]} and no {_MARKER}",
             hint="set embedded.data_dir to an empty directory, or to one that does not exist",
+        )
+
+
+def _refuse_open(data_dir: Path) -> None:
+    """Raise ConfigurationError for a folder in which others could put a server of theirs in place of this one."""
+    if not data_dir.exists():
+        return
+    about = data_dir.stat()
+    if about.st_uid not in (0, os.geteuid()) or about.st_mode & stat.S_IWOTH:
+        raise ConfigurationError(
+            f"{data_dir} is not used for the embedded server",
+            why=f"user id {about.st_uid} owns it, its mode is {stat.filemode(about.st_mode)}: "
+            "others could put a server of theirs there",
+            hint=f"chmod 700 {data_dir}, or set embedded.data_dir to a folder of your own",
         )
 
 

@@ -1,4 +1,4 @@
-"""The named SQL of `sql/queries/`, one file per core module."""
+"""The named SQL of `sql/queries/`, a folder per wing of the core."""
 
 import re
 from functools import cache
@@ -21,7 +21,7 @@ class Named(str):
 
 @cache
 def load(module: str) -> dict[str, LiteralString]:
-    """Read `sql/queries/<module>.sql` into statements by name.
+    """Read `sql/queries/<module>.sql`, such as "desk/tokens", into statements by name.
 
     The file's first line says what its queries need of a tenant's schema: `-- needs: 0003`, or `nothing`. Each
     block starts with `-- name: verb_noun` and a comment that says what it is for. A block without that comment is

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
-from posduif_cli.db.connect import ADMIN_ROLE, Session, compose, identifier, literal
+from posduif_cli.db.quoting import compose, identifier, literal
+from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import OperationFailed, WrongState
-from posduif_cli.models import Failure, State
+from posduif_cli.models.tenants import Failure, State
 
 PREFIX = "posduif "
 UNDEFINED_DATABASE = "3D000"

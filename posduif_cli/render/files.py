@@ -170,8 +170,8 @@ def _judged(path: Path, folder: int, name: str) -> _Place:
         pass
     elif public and not where.st_mode & stat.S_ISVTX:
         reason = "everyone may replace files in its folder"
-    elif public and found is not None and not _trusted(found.st_uid):
-        reason = "it belongs to another user, and everyone may make files in its folder"
+    elif found is not None and not _trusted(found.st_uid):
+        reason = "it belongs to another user"
     if reason is not None:
         raise ConfigurationError(f"{path} is not written", why=reason, hint="name a file in a folder of your own")
     return _Place(folder, name, found and found.st_mode)

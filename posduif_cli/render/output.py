@@ -12,7 +12,7 @@ from itertools import chain, islice, pairwise, zip_longest
 from typing import Any, TextIO
 
 from posduif_cli.errors import Hint, OperationFailed, PosduifError, Run, UsageError
-from posduif_cli.models import Finding, Health
+from posduif_cli.models.checks import Finding, Health
 from posduif_cli.render import tables
 from posduif_cli.render.tables import Changed, visible
 
@@ -312,7 +312,7 @@ def _get(subject: Any, name: str) -> Any:
     if isinstance(subject, Changed):
         return subject.changed if name == "changed" else _get(subject.value, name)
     attribute = {shown: stored for stored, shown in tables.RENAMED.items()}.get(name, name)
-    if hasattr(subject, attribute) and type(subject) not in tables.UNWRAPPED:
+    if hasattr(subject, attribute) and type(subject).__name__ not in tables.UNWRAPPED:
         return getattr(subject, attribute)
     return tables.row(subject).get(name)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from posduif_cli.models import Outcome
+from posduif_cli.models.runs import Outcome
 from posduif_cli.render.output import Output, columns_of, write
 from posduif_cli.render.tables import visible
 

@@ -3,8 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from posduif_cli.errors import Run, counted
-from posduif_cli.models import Finding, Health, Level, SchemaStatus, State
+from posduif_cli.errors import Run
+from posduif_cli.models.checks import Finding, Health, Level
+from posduif_cli.models.schema import SchemaStatus
+from posduif_cli.models.tenants import State
+from posduif_cli.notation import counted
 from posduif_cli.render.output import Output
 from posduif_cli.render.tables import size
 

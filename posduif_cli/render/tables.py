@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from posduif_cli import models
-
 Row = dict[str, Any]
 PLAIN = frozenset((str, int, float, bool, type(None)))  # the types that JSON has, too: most values are of them
 
-# The columns that a terminal shows; every other format has all fields.
-COLUMNS: Mapping[type, tuple[str, ...]] = {
-    models.Tenant: ("tenant", "server", "state", "schema_version", "pending", "url", "engine_sessions", "size_bytes"),
-    models.Migration: ("version", "name", "state", "applied_at", "duration_ms"),
-    models.Outcome: ("tenant", "server", "status", "from", "to", "seconds", "error"),
-    models.User: ("username", "user_type", "device_id", "enrolled_at", "id"),
-    models.Token: ("id", "label", "status", "created_by", "expires_at", "username"),
-    models.Device: ("device_id", "username", "enrolled_at", "last_activity", "sync_status", "pending"),
-    models.Message: ("sender", "recipient", "content", "status", "created_at", "id"),
-    models.ServerInfo: (
+# The columns that a terminal shows of each model, by its name, so that no model is loaded for it; every other format
+# has all fields.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "Tenant": ("tenant", "server", "state", "schema_version", "pending", "url", "engine_sessions", "size_bytes"),
+    "Migration": ("version", "name", "state", "applied_at", "duration_ms"),
+    "Outcome": ("tenant", "server", "status", "from", "to", "seconds", "error"),
+    "User": ("username", "user_type", "device_id", "enrolled_at", "id"),
+    "Token": ("id", "label", "status", "created_by", "expires_at", "username"),
+    "Device": ("device_id", "username", "enrolled_at", "last_activity", "sync_status", "pending"),
+    "Message": ("sender", "recipient", "content", "status", "created_at", "id"),
+    "ServerInfo": (
         "server",
         "reachable",
         "version",
@@ -33,11 +32,11 @@ COLUMNS: Mapping[type, tuple[str, ...]] = {
         "warnings",
         "error",
     ),
-    models.Purged: ("tenant", "server", "deleted"),
-    models.Setting: ("key", "value", "origin"),
-    models.Step: ("action", "subject", "tenants"),
-    models.Adoption: ("tenant", "server", "state", "schema_version", "url", "changed"),
-    models.Finding: ("level", "check", "subject", "message", "fix"),
+    "Purged": ("tenant", "server", "deleted"),
+    "Setting": ("key", "value", "origin"),
+    "Step": ("action", "subject", "tenants"),
+    "Adoption": ("tenant", "server", "state", "schema_version", "url", "changed"),
+    "Finding": ("level", "check", "subject", "message", "fix"),
 }
 # The columns whose text may be folded to make a table fit; an id or a time is there to be copied whole.
 FOLDING = frozenset(
@@ -59,14 +58,14 @@ FOLDING = frozenset(
 )
 ON_REQUEST = frozenset(("size_bytes",))  # shown only where a row has it
 RENAMED = {"from_": "from", "bytes": "size_bytes"}
-UNWRAPPED: Mapping[type, Callable[[Any], Row]] = {
-    models.IssuedToken: lambda issued: {
+UNWRAPPED: Mapping[str, Callable[[Any], Row]] = {
+    "IssuedToken": lambda issued: {
         **row(issued.details),
         "token": str(issued.token),
         "enrollment_url": issued.enrollment_url,
     },
-    models.CreatedTenant: lambda created: {**row(created.tenant), "changed": created.changed},
-    models.Plan: lambda plan: {"dry_run": True, "steps": [row(step) for step in plan.steps]},
+    "CreatedTenant": lambda created: {**row(created.tenant), "changed": created.changed},
+    "Plan": lambda plan: {"dry_run": True, "steps": [row(step) for step in plan.steps]},
 }
 
 
@@ -103,8 +102,8 @@ def row(value: Any) -> Row:
     """Make a model's JSON object."""
     if isinstance(value, Changed):
         return {**row(value.value), "changed": value.changed}
-    if type(value) in UNWRAPPED:
-        return UNWRAPPED[type(value)](value)
+    if type(value).__name__ in UNWRAPPED:
+        return UNWRAPPED[type(value).__name__](value)
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return {RENAMED.get(f.name, f.name): plain(getattr(value, f.name)) for f in fields(value)}
@@ -112,8 +111,10 @@ def row(value: Any) -> Row:
 
 def keys(model: type) -> tuple[str, ...]:
     """Return the field names of a model as JSON and TSV show them."""
-    if model is models.IssuedToken:
-        return (*keys(models.Token), "token", "enrollment_url")
+    if model.__name__ == "IssuedToken":
+        from posduif_cli.models.desk import Token
+
+        return (*keys(Token), "token", "enrollment_url")
     return tuple(RENAMED.get(f.name, f.name) for f in fields(model)) if is_dataclass(model) else ()
 
 
@@ -122,7 +123,7 @@ def terminal_columns(model: type, values: Sequence[Any]) -> list[str]:
     subjects = [value.value if isinstance(value, Changed) else value for value in values]
     return [
         name
-        for name in COLUMNS.get(model, keys(model))
+        for name in COLUMNS.get(model.__name__, keys(model))
         if name not in ON_REQUEST or any(getattr(subject, name, None) is not None for subject in subjects)
     ]
 
@@ -147,9 +148,9 @@ def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
         return f"{local:%Y-%m-%d %H:%M %Z}{relative(seconds)}"
     if isinstance(value, float):
         return f"{value:.2f}"
-    if isinstance(value, models.OutcomeError):
-        return value.message
-    if isinstance(value, models.Failure):
+    if type(value).__name__ == "OutcomeError":
+        return str(value.message)
+    if type(value).__name__ == "Failure":
         where = f" in {value.file}" + (f":{value.line}" if value.line else "") if value.file else ""
         return f"migration {value.version} failed{where} (SQLSTATE {value.sqlstate or 'unknown'})"
     if isinstance(value, tuple):

@@ -11,11 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import PgServer as PgServer
-from conftest import scratch as scratch
-from conftest import start as start
-
 import posduif_cli
+from support.servers import PgServer as PgServer
+from support.servers import scratch as scratch
+from support.servers import start as start
 
 PYTHON = sys.executable
 POSDUIF = (PYTHON, "-m", "posduif_cli")

@@ -22,6 +22,7 @@ import psycopg
 from measure import POSDUIF, PYTHON, PgServer, pairs, process, seconds, start
 
 from posduif_cli.core.folders import Folders
+from posduif_cli.core.schema.files import of as files_of
 from posduif_cli.db import embedded
 
 ONE_CREATE = """
@@ -37,7 +38,7 @@ subprocess.run([psql, "-qX", "-v", "ON_ERROR_STOP=1", dsn + f" dbname={name}", *
 
 def ups() -> str:
     """Return the up sections of the bundled migrations."""
-    return "\n;\n".join(file.up.text for file in Folders().files)
+    return "\n;\n".join(file.up.text for file in files_of(Folders()).all)
 
 
 def spread(
@@ -92,7 +93,7 @@ def one(server: PgServer, folder: Path, rounds: int, where: str) -> None:
         print("one tenant: no psql on this machine, not measured")
         return
     files = []
-    for number, file in enumerate(Folders().files):
+    for number, file in enumerate(files_of(Folders()).all):
         path = folder / f"{number}.sql"
         path.write_text(file.up.text)
         files += ["-f", str(path)]

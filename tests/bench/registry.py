@@ -6,10 +6,10 @@ from typing import Any
 
 from measure import pairs
 
-from posduif_cli.core import statuses
-from posduif_cli.core.fleet import Fleet
+from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.folders import Folders, digest
-from posduif_cli.models import Server
+from posduif_cli.core.schema import history
+from posduif_cli.models.servers import Server
 
 COUNT = 100_000
 
@@ -57,7 +57,7 @@ if __name__ == "__main__":
     def judge() -> None:
         """List, and choose the targets, as `migrate up --all` does."""
         tenants = [simulated.judge(row, simulated.servers[0]) for row in many]
-        [tenant for tenant in tenants if tenant is not None and statuses.behind(tenant)]
+        [tenant for tenant in tenants if tenant is not None and history.behind(tenant)]
 
     def bare() -> None:
         """Only read every record's JSON."""

@@ -1,0 +1,1 @@
+"""Users, tokens, devices, enrollments, messages."""

@@ -1,0 +1,102 @@
+"""Users of a tenant: web users who work at a desk, mobile users who enrolled a phone."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+from posduif_cli.core import names
+from posduif_cli.db import queries
+from posduif_cli.db.session import Session
+from posduif_cli.errors import QueryFailed, Run, UserExists, UserInUse, UserNotFound
+from posduif_cli.models.desk import User
+
+UNIQUE_VIOLATION = "23505"
+FOREIGN_KEY_VIOLATION = "23503"
+
+
+def find_all(conn: Session, *, user_type: str | None = None, limit: int = 1000, offset: int = 0) -> Iterator[User]:
+    """Yield users by name, of one type or all, as they are fetched."""
+    return conn.stream(User, queries.load("desk/users")["list_users"], type=user_type, limit=limit, offset=offset)
+
+
+def look(conn: Session, who: str) -> User | None:
+    """Return a user by name or id, or None."""
+    return conn.row(User, queries.load("desk/users")["find_user"], who=who)
+
+
+def find(conn: Session, who: str) -> User:
+    """Return a user by name or id; raises UserNotFound with the nearest name."""
+    user = look(conn, who)
+    if user is not None:
+        return user
+    near = names.nearest(who, [name for (name,) in conn.tuples(queries.load("desk/users")["list_names"])])
+    raise UserNotFound(
+        f'user "{who}" not found in tenant {conn.database}',
+        why="no user has this name or id" + (f'; the nearest is "{near}"' if near else ""),
+        hint=Run("user", "list", conn.database),
+    )
+
+
+def create(conn: Session, *, username: str, user_type: str) -> User:
+    """Create a user; raises InvalidName, UserExists, or QueryFailed for a type the schema refuses."""
+    names.username(username)
+    try:
+        made = conn.row(User, queries.load("desk/users")["add_user"], username=username, type=user_type)
+    except QueryFailed as error:
+        if error.sqlstate != UNIQUE_VIOLATION:
+            raise
+        raise UserExists(
+            f'user "{username}" exists in tenant {conn.database}',
+            hint=Run("user", "show", conn.database, username),
+        ) from error
+    assert made is not None
+    return made
+
+
+def create_if_missing(conn: Session, *, username: str, user_type: str) -> tuple[User, bool]:
+    """Create a user, or return the one that exists and False; raises UserExists when its type differs."""
+    try:
+        with conn.transaction():
+            return create(conn, username=username, user_type=user_type), True
+    except UserExists:
+        user = find(conn, username)
+    if user.user_type != user_type:
+        raise UserExists(
+            f'user "{username}" exists in tenant {conn.database} and differs',
+            why=f"its type is {user.user_type}, not {user_type}",
+        )
+    return user, False
+
+
+def ensure_web(conn: Session, *, username: str) -> User:
+    """Return the web user of this name, made if need be, within the transaction under way."""
+    return create_if_missing(conn, username=username, user_type="web")[0]
+
+
+def loss(conn: Session, *, user: UUID) -> int:
+    """Count the messages that deleting a user would delete."""
+    return int(conn.value(queries.load("desk/users")["count_messages"], id=user))
+
+
+def require_unused(conn: Session, *, user: User) -> None:
+    """Raise UserInUse while tokens name the user as creator."""
+    count = conn.value(queries.load("desk/users")["count_tokens"], id=user.id)
+    if count:
+        raise UserInUse(
+            f'user "{user.username}" of tenant {conn.database} created {count} enrollment tokens',
+            why="a token keeps the user who made it",
+            hint=[
+                Run("token", "purge", conn.database, "--older-than", "0s"),
+                "a used one says who enrolled which phone: its creator stays",
+            ],
+        )
+
+
+def delete(conn: Session, *, user: User) -> None:
+    """Delete a user and all messages from and to it; raises UserInUse while tokens name it as creator."""
+    try:
+        conn.execute(queries.load("desk/users")["delete_user"], id=user.id)
+    except QueryFailed as error:
+        if error.sqlstate != FOREIGN_KEY_VIOLATION:
+            raise
+        require_unused(conn, user=user)
+        raise

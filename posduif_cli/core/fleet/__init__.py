@@ -1,0 +1,1 @@
+"""Who is where, and how many at once: find, open, fan out, place."""

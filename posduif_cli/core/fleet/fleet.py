@@ -1,0 +1,342 @@
+"""The fleet: all tenants on all configured servers; find one, open one, ask many."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from posduif_cli.core import names
+from posduif_cli.core.fleet.crew import Crew
+from posduif_cli.core.folders import Folders, bundled_in
+from posduif_cli.db import connect, queries, record
+from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.session import ADMIN_ROLE, QUESTION_TIMEOUT, Footing
+from posduif_cli.db.session import Session as Session
+from posduif_cli.errors import (
+    AccessDenied,
+    AmbiguousTenant,
+    NoServer,
+    PosduifError,
+    Run,
+    ServerError,
+    ServerUnreachable,
+    TenantNotFound,
+    WrongState,
+)
+from posduif_cli.models.checks import Finding
+from posduif_cli.models.servers import Server
+from posduif_cli.models.tenants import State, Tenant
+
+T = TypeVar("T")
+UNNAMED = ("dsn", "libpq", "embedded")  # what servers are called that no configuration names
+SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
+EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
+
+# What takes a tenant out of each state. What another command has under way is looked at, and nothing that may still be
+# rescued is dropped: a tenant's data can be lost once only.
+NEXT_STEP: Mapping[State, Sequence[str]] = {
+    State.PROVISIONING: ("posduif tenant create {name}",),
+    State.SUSPENDED: ("posduif tenant resume {name}",),
+    State.MOVING: ("posduif tenant show {name}",),
+    State.MOVED: ("posduif tenant show {name}",),
+    State.RESTORING: ("posduif tenant show {name}",),
+    State.DROPPING: ("posduif tenant drop {name} --confirm {name}",),
+    State.LOST: (
+        "restore its database {name}, then: posduif tenant adopt {name}",
+        "or give it up: posduif tenant drop {name} --confirm {name}",
+    ),
+}
+_COMMAND = re.compile(r"(?:^|: )posduif [a-z]")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The servers that a command works on; *command* shows in `application_name`.
+
+    *neighbours* are those that --server left out: they are asked only whether they have a tenant of a new one's name.
+    *ended* names the sessions of engines that had to be ended because they held posduif's own locks.
+    """
+
+    servers: tuple[Server, ...]
+    command: str
+    folders: Folders = field(default_factory=Folders)
+    default_server: str | None = None
+    neighbours: tuple[Server, ...] = ()
+    ended: list[str] = field(default_factory=list, init=False, repr=False)
+    _footings: dict[str, Footing | None] = field(default_factory=dict, init=False, repr=False)
+    _bundled: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def everyone(self) -> tuple[Server, ...]:
+        """All configured servers."""
+        return (*self.servers, *self.neighbours)
+
+    def maintenance(self, server: Server, *, limit: timedelta | None = None) -> Session:
+        """Open a session in the server's maintenance database; *limit* is how long a statement may take there."""
+        session = connect.connect(server, MAINTENANCE, command=self.command, limit=limit)
+        session.ended = self.ended
+        self._footings[server.name] = session.footing
+        return session
+
+    def ask(
+        self, question: Callable[[Session], T], *, limit: timedelta = QUESTION_TIMEOUT
+    ) -> dict[str, T | PosduifError]:
+        """Run *question* on every server in parallel. Return {server name: result or PosduifError}.
+
+        A server that says nothing for longer than *limit* is an error, so that it does not hide what others answer.
+        """
+        crew = Crew()
+
+        def one(server: Server) -> T | PosduifError:
+            try:
+                with self.maintenance(server, limit=limit) as session, crew.watch(session):
+                    return question(session)
+            except PosduifError as error:
+                return error
+
+        answers = crew.map(self.servers, one, jobs=16)
+        return {server.name: answer for server, answer in zip(self.servers, answers, strict=True)}
+
+    def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], dict[str, PosduifError]]:
+        """Return all tenants, by name, and the servers that could not be asked.
+
+        Raises what the servers said when none of them answered.
+        """
+        limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
+        told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes), limit=limit))
+        if errors and not told:
+            raise all_unreachable(errors)
+        found = [tenant for tenants in told.values() for tenant in tenants]
+        return sorted(found, key=lambda tenant: (tenant.tenant, tenant.server)), errors
+
+    def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
+        """Return the tenants of the server that *session* is on, by name; all, or the one of a name."""
+        rows = session.dicts(queries.load("fleet/fleet")["list_tenants"], name=name, sizes=sizes)
+        return [tenant for row in rows if (tenant := self.judge(row, session.server)) is not None]
+
+    def judge(self, row: Mapping[str, Any], server: Server) -> Tenant | None:
+        """Make a Tenant of what the catalog says of a name; None when it is not ours."""
+        name = row["tenant"]
+        noted = record.parse(row["record"]) if row["ours"] else None
+        if noted is not None:
+            state = State.DROPPING if row["connection_limit"] == -2 else noted.state
+        elif (intent := record.parse_intent(row["intent"])) is not None and intent.tenant == name:
+            state = intent.state if intent.state in (State.PROVISIONING, State.DROPPING) else State.LOST
+        else:
+            return None
+        schema, applied = (noted.schema, noted.applied) if noted else (None, None)
+        standing = self.folders.standing(schema, applied)
+        self._bundled[server.name, name] = bundled_in(applied) if noted else None
+        return Tenant(
+            tenant=name,
+            server=server.name,
+            state=state,
+            schema_version=schema,
+            latest_version=self.folders.latest,
+            pending=standing.pending,
+            ahead=standing.ahead,
+            url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
+            created_at=noted.created if noted else None,
+            error=noted.failed if noted else None,
+            engine_sessions=row["engine_sessions"],
+            engine_may_log_in=row["may_log_in"],
+            size_bytes=row["size_bytes"],
+            has_database=row["has_database"] if state is State.LOST else None,
+        )
+
+    def look(self, session: Session, name: str) -> Tenant | None:
+        """Return the tenant as one server knows it, or None."""
+        return next(iter(self.list_on(session, name=name)), None)
+
+    def find(self, name: str, *, sizes: bool = False) -> tuple[Server, Tenant]:
+        """Find a tenant on whichever server has it.
+
+        Raises InvalidName, TenantNotFound with the nearest name, AmbiguousTenant, or the error of a server
+        that could not be asked when no other has the tenant.
+        """
+        names.tenant(name)
+        limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
+        told, errors = split(self.ask(lambda session: self.list_on(session, name=name, sizes=sizes), limit=limit))
+        whole = live([tenant for tenants in told.values() for tenant in tenants])
+        if len(whole) > 1:
+            raise ambiguous(name, whole)
+        if whole:
+            return self.server(whole[0].server), whole[0]
+        if errors:
+            raise all_unreachable(errors)
+        raise self._not_found(name, self.tenants()[0])
+
+    def _not_found(self, name: str, known: Sequence[Tenant]) -> TenantNotFound:
+        near = names.nearest(name, [tenant.tenant for tenant in known])
+        where = ", ".join(server.name for server in self.servers)
+        return TenantNotFound(
+            f'tenant "{name}" not found on server{"s" if len(self.servers) > 1 else ""} {where}',
+            why="no tenant has this id" + (f'; the nearest is "{near}"' if near else ""),
+            hint=f"posduif tenant show {near}" if near else "posduif tenant list",
+        )
+
+    def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
+        """Return the tenants of the given names, or all, from one query a server, with what went wrong.
+
+        For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
+        and as `find` for a single name.
+        """
+        if wanted is None:
+            return self.tenants()
+        if len(wanted) == 1:
+            return [self.find(wanted[0])[1]], {}
+        for name in wanted:
+            names.tenant(name)
+        known, unasked = self.tenants()
+        chosen: list[Tenant] = []
+        errors: dict[str, PosduifError] = {}
+        for name in wanted:
+            found = live([t for t in known if t.tenant == name])
+            if len(found) == 1:
+                chosen += found
+            elif found:
+                errors[name] = ambiguous(name, found)
+            else:
+                errors[name] = all_unreachable(unasked) if unasked else self._not_found(name, known)
+        return chosen, errors
+
+    def each(
+        self,
+        tenants: Sequence[Tenant],
+        work: Callable[[Session], T],
+        *,
+        jobs: int = 4,
+        enter: Callable[[Server, str], Session] | None = None,
+    ) -> list[tuple[Tenant, T | PosduifError]]:
+        """Do something in the database of each tenant, several at once; a result or an error a tenant.
+
+        *enter* connects in place of the method of that name. On ctrl-C what is under way is cancelled.
+        """
+        crew = Crew()
+
+        def one(tenant: Tenant) -> T | PosduifError:
+            try:
+                with (enter or self.enter)(self.server(tenant.server), tenant.tenant) as session, crew.watch(session):
+                    return work(session)
+            except PosduifError as error:
+                return error
+
+        limit = min(jobs, *(server.max_connections for server in self.servers))
+        return list(zip(tenants, crew.map(tenants, one, jobs=limit), strict=True))
+
+    def locate(self, finding: Finding, server: str) -> Finding:
+        """Name *server* in the command that a finding on it advises, where several servers are configured."""
+        fix = finding.fix
+        if len(self.everyone) == 1 or not fix:
+            return finding
+        if isinstance(fix, Run):
+            return replace(finding, fix=Run(*fix.words, "--server", server))
+        return replace(finding, fix=f"{fix} --server {server}") if _COMMAND.search(fix) else finding
+
+    def server(self, name: str) -> Server:
+        """Return a server by name; raises NoServer."""
+        for server in self.servers:
+            if server.name == name:
+                return server
+        raise NoServer(f'server "{name}" is not configured', hint="posduif config show")
+
+    def server_for_new(self) -> Server:
+        """Return the server that a new tenant goes to; raises NoServer when the choice is open."""
+        if len(self.servers) == 1:
+            return self.servers[0]
+        if self.default_server and self.default_server != EMPTIEST:
+            return self.server(self.default_server)
+        raise NoServer(
+            "several servers are configured and none is the default for this",
+            why=f"configured are: {', '.join(server.name for server in self.servers)}",
+            hint=["add --server NAME", "set default_server in the configuration"],
+        )
+
+    @contextmanager
+    def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Session]:
+        """Open a session in a tenant's database.
+
+        Raises as `find`, and WrongState unless the tenant is in one of *states*.
+        """
+        server, tenant = self.find(name)
+        if tenant.state not in states:
+            raise wrong_state(tenant)
+        with self.enter(server, name) as session:
+            yield session
+
+    def enter(self, server: Server, name: str) -> Session:
+        """Connect to a tenant's database; TenantNotFound or WrongState when it was dropped since it was found.
+
+        Raises AccessDenied, with what would help, for a login that is no administrator.
+        """
+        try:
+            footing = self._footings.get(server.name)
+            session = connect.connect(server, name, command=self.command, footing=footing, path="public")
+        except ServerError as error:
+            _, now = self.find(name)
+            if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):
+                raise wrong_state(now) from None
+            if isinstance(error, AccessDenied):
+                with self.maintenance(server) as session:
+                    session.require_member()
+            raise
+        session.ended = self.ended
+        session.bundled = self._bundled.get((server.name, name))
+        return session
+
+
+def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[str, PosduifError]]:
+    """Split what servers said into answers and errors, by name."""
+    errors = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
+    return {name: answer for name, answer in answers.items() if not isinstance(answer, PosduifError)}, errors
+
+
+def live(found: Sequence[Tenant]) -> Sequence[Tenant]:
+    """Return the tenants of one name that live, or what is left of it where none does."""
+    return [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
+
+
+def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
+    """Say that several servers have a tenant of one name."""
+    return AmbiguousTenant(
+        f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in found)}',
+        hint=f"add --server {found[0].server}",
+    )
+
+
+def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
+    """Make one error of the errors of several servers."""
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    return ServerUnreachable(
+        f"servers {', '.join(errors)} could not be asked",
+        why="; ".join(error.why or error.message for error in errors.values()),
+        hint="posduif config show --origin",
+    )
+
+
+def wrong_state(tenant: Tenant) -> WrongState:
+    """Say that a tenant's state forbids what was asked, and what would change it."""
+    name, state = tenant.tenant, tenant.state
+    if state is State.LOST and tenant.has_database:
+        return WrongState(
+            f"tenant {name} is {state}",
+            why=f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}",
+            hint=f"posduif tenant adopt {name}",
+        )
+    return WrongState(
+        f"tenant {name} is {state}",
+        why={
+            State.PROVISIONING: "its creation was interrupted",
+            State.DROPPING: "its removal was interrupted",
+            State.LOST: "its engine's role exists, but its database does not",
+        }.get(state),
+        hint=[step.format(name=name) for step in NEXT_STEP.get(state, ("posduif tenant show {name}",))],
+    )
+
+
+def naming(server: Server) -> str:
+    """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
+    return "" if server.name in UNNAMED else f" --server {server.name}"

@@ -1,0 +1,115 @@
+"""Placements: which server a new tenant goes to, and that no other server has one of its name."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from posduif_cli.core.fleet.crew import Crew
+from posduif_cli.core.fleet.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live, split
+from posduif_cli.db import queries
+from posduif_cli.errors import PosduifError, ServerUnreachable, TenantExists
+from posduif_cli.models.servers import Server
+from posduif_cli.models.tenants import State, Tenant
+
+
+class Placements:
+    """Decides for one command; holds a session on each further server, for it is asked again for each name.
+
+    With *ignore_unreachable* a server that cannot be reached counts as one that has no such tenant.
+    """
+
+    def __init__(self, fleet: Fleet, *, ignore_unreachable: bool = False) -> None:
+        self.fleet = fleet
+        self.ignore_unreachable = ignore_unreachable
+        self._sessions: dict[str, Session] = {}
+        self._away: dict[str, PosduifError] = {}
+        self._locks = {server.name: threading.Lock() for server in fleet.everyone}
+
+    def __enter__(self) -> "Placements":
+        """Return the placements themselves."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the sessions."""
+        for session in self._sessions.values():
+            session.close()
+
+    def place(self, name: str) -> Server:
+        """Return the server that has the tenant, or begun it, else the one that it is to go to.
+
+        Raises ServerUnreachable when a server that might have it cannot be asked, AmbiguousTenant, NoServer.
+        """
+        if len(self.fleet.servers) == 1:
+            return self.fleet.servers[0]
+        count = queries.load("fleet/fleet")["count_tenants"]
+        told, errors = split(
+            self.fleet.ask(lambda session: (session.value(count, sizes=False), self.fleet.list_on(session, name=name)))
+        )
+        known = [tenant for _, tenants in told.values() for tenant in tenants]
+        return self.choose(name, known, errors, {server: number for server, (number, _) in told.items()})
+
+    def choose(
+        self, name: str, known: Sequence[Tenant], errors: Mapping[str, PosduifError], counts: Mapping[str, int]
+    ) -> Server:
+        """Choose as `place`, from what the servers answered already.
+
+        *known* are the tenants of that name, *counts* how many each server has of all.
+        """
+        found = live([tenant for tenant in known if tenant.state is not State.MOVED])
+        if len(found) > 1:
+            raise ambiguous(name, found)
+        if found:
+            return self.fleet.server(found[0].server)
+        if errors and not self.ignore_unreachable:
+            raise self._unasked(name, errors)
+        if len(self.fleet.servers) == 1:
+            return self.fleet.servers[0]
+        if self.fleet.default_server == EMPTIEST:
+            if not counts:
+                raise all_unreachable(errors)
+            return min((s for s in self.fleet.servers if s.name in counts), key=lambda server: counts[server.name])
+        return self.fleet.server_for_new()
+
+    def require_unique(self, server: Server, name: str) -> None:
+        """Raise TenantExists when another configured server has a tenant of this name, or ServerUnreachable.
+
+        To be called once the intent to make it stands on *server*: of two administrators at least one sees the other.
+        """
+        others = [other for other in self.fleet.everyone if other.name != server.name]
+        answers = Crew().map(others, lambda other: self._ask(other, name), jobs=16)
+        told, errors = split({other.name: answer for other, answer in zip(others, answers, strict=True)})
+        for other, answer in told.items():
+            if answer is not None and answer.state is not State.MOVED:
+                raise TenantExists(
+                    f"tenant {name} exists on server {other}",
+                    why=f"a name exists once in the fleet; there it is {answer.state}",
+                    hint=[f"posduif tenant show {name} --server {other}", "choose another name for the tenant"],
+                )
+        if errors and not self.ignore_unreachable:
+            raise self._unasked(name, errors)
+
+    def _ask(self, server: Server, name: str) -> Tenant | PosduifError | None:
+        with self._locks[server.name]:
+            if server.name in self._away:
+                return self._away[server.name]
+            try:
+                if server.name not in self._sessions:
+                    self._sessions[server.name] = self.fleet.maintenance(server)
+                return self.fleet.look(self._sessions[server.name], name)
+            except PosduifError as error:
+                # Not asked again: a bulk creation would wait for it once a tenant.
+                self._away[server.name] = error
+                return error
+
+    @staticmethod
+    def _unasked(name: str, errors: Mapping[str, PosduifError]) -> PosduifError:
+        error = all_unreachable(errors)
+        if not isinstance(error, ServerUnreachable):
+            return error
+        return ServerUnreachable(
+            error.message,
+            why=f"{error.why}; it may have a tenant {name}, and a name exists once in the fleet",
+            hint=[*error.hints, "add --ignore-unreachable if you know that it has none"],
+        )

@@ -1,0 +1,1 @@
+"""What a schema should be, is, and how it gets there."""

@@ -1,0 +1,146 @@
+"""What is applied to a tenant, by its own version table, and whether its record says the same."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from posduif_cli.core.fleet.fleet import Fleet
+from posduif_cli.core.folders import Folders, digest, hash_in
+from posduif_cli.core.schema import files
+from posduif_cli.db import queries, record
+from posduif_cli.db.session import Session
+from posduif_cli.errors import PosduifError, QueryFailed
+from posduif_cli.models.checks import Finding, Level
+from posduif_cli.models.schema import Migration, SchemaStatus
+from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.values import Instant
+
+LOCK_TIMEOUT = timedelta(seconds=10)  # of what repairs a record
+NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
+DOWN = ":down"  # behind the version of a file that is being taken back, in the progress table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the version table; what only posduif notes is None where another tool made the row."""
+
+    version: str
+    checksum: str | None
+    applied_at: Instant | None
+    duration_ms: int | None
+    applied_by: str | None
+
+
+def applied(conn: Session) -> dict[str, Row]:
+    """Return the rows of the tenant's version table; none where there is no table, bare ones where dbmate made it."""
+    return table(conn)[0]
+
+
+def table(conn: Session) -> tuple[dict[str, Row], bool]:
+    """Return the rows of the version table, and whether it has all of our columns."""
+    named = queries.load("schema/history")
+    try:
+        with conn.savepoint():
+            return {row.version: row for row in conn.rows(Row, named["list_applied"])}, True
+    except QueryFailed as error:
+        if error.sqlstate not in NO_SUCH_TABLE_OR_COLUMN:
+            raise
+    if not conn.value(named["has_table"]):
+        return {}, False
+    bare = conn.tuples("SELECT version::text FROM public.schema_migrations WHERE version IS NOT NULL ORDER BY 1")
+    return {version: Row(version, None, None, None, None) for (version,) in bare}, False
+
+
+def half_done(conn: Session) -> dict[str, int]:
+    """Return the files without a transaction that were begun and are not through, with how many statements are done.
+
+    One that is being taken back has `:down` behind its version.
+    """
+    if not conn.value(queries.load("schema/history")["has_progress"]):
+        return {}
+    return dict(conn.tuples(queries.load("schema/history")["list_half_done"]))
+
+
+def read(conn: Session, *, folders: Folders) -> tuple[Migration, ...]:
+    """Return every migration of a tenant, applied or not, in the order of versions."""
+    return of(applied(conn), half_done(conn), folders)
+
+
+def of(rows: Mapping[str, Row], half: Mapping[str, int], folders: Folders) -> tuple[Migration, ...]:
+    """Return every migration by the *rows* of the version table and the files that are *half* done."""
+    begun = {key.removesuffix(DOWN) for key in half}
+    return tuple(
+        _compare(version, rows.get(version), folders, half=version in begun)
+        for version in sorted({*folders.paths, *rows, *begun})
+    )
+
+
+def _compare(version: str, row: Row | None, folders: Folders, *, half: bool) -> Migration:
+    """Compare a file with the tenant's row; a faulty file has no checksum, so it differs from what was applied."""
+    path, file = folders.paths.get(version), files.of(folders).sound.get(version)
+    if half:
+        state = "half"
+    elif path is None:
+        state = "missing"
+    elif row is None:
+        state = "pending"
+    else:
+        state = "changed" if file and row.checksum and row.checksum != file.checksum else "applied"
+    return Migration(
+        version=version,
+        name=path.stem.partition("_")[2] if path else "",
+        state=state,
+        checksum=row.checksum if row else file.checksum if file else None,
+        applied_at=row.applied_at if row else None,
+        duration_ms=row.duration_ms if row else None,
+    )
+
+
+def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaStatus], dict[str, PosduifError]]:
+    """Return where the schemas stand, from the records alone, and the servers that could not be asked."""
+    chosen, errors = fleet.choose(tenants)
+    return [
+        SchemaStatus(t.tenant, t.server, t.state, t.schema_version, t.latest_version, t.pending, t.error, t.ahead)
+        for t in chosen
+    ], errors
+
+
+def behind(tenant: Tenant) -> bool:
+    """Whether a run over all tenants must look at this one: migrations are pending, or it needs a word."""
+    return tenant.state is not State.ACTIVE or tenant.pending > 0 or tenant.error is not None
+
+
+def check(conn: Session, *, repair: bool = False) -> Finding:
+    """Compare a tenant's record with its version table; with *repair* write what the table says."""
+    name = conn.database
+    if not repair:
+        # Both from one snapshot, or a migration that ends between the two would pass for a difference.
+        with conn.transaction(read_only=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
+            return _judge(conn, record.read(conn), set(applied(conn)))
+    conn.require_admin()
+    with conn.lock(name), conn.transaction(lock_timeout=LOCK_TIMEOUT):
+        current, done = record.read(conn), set(applied(conn))
+        finding = _judge(conn, current, done)
+        if finding.level is Level.OK:
+            return finding
+        record.write(conn, replace(current, schema=max(done, default=None), applied=digest(done)))
+        return replace(finding, level=Level.INFO, message=f"repaired: {finding.message}", fix=None)
+
+
+def _judge(conn: Session, current: record.Record, done: set[str]) -> Finding:
+    name, found = conn.database, max(done, default=None)
+    if (current.schema, hash_in(current.applied)) == (found, hash_in(digest(done))):
+        return Finding("record", "tenant", name, Level.OK, f"the record says {found}, and so does the tenant")
+    what = f"the record says {current.schema or 'none'}, the tenant {found or 'none'}"
+    if current.schema == found:
+        what = f"both say {found}, but the sets of applied migrations differ"
+    return Finding("record", "tenant", name, Level.CRITICAL, what, found, fix=f"posduif tenant verify {name} --repair")
+
+
+def problem(conn: Session, folders: Folders) -> str | None:
+    """Say what is wrong with a tenant that was just migrated, or None; the gate between waves."""
+    finding = check(conn)
+    if finding.level is not Level.OK:
+        return finding.message
+    wrong = [m for m in read(conn, folders=folders) if m.state not in ("applied", "missing")]
+    return f"migration {wrong[0].version} is {wrong[0].state}" if wrong else None

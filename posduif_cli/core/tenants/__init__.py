@@ -1,0 +1,1 @@
+"""A tenant's life: create, bulk, suspend, drop, adopt."""

@@ -1,0 +1,215 @@
+"""Judging a schema that other people made: what to make, what to rename, what to leave alone, what to refuse."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from posduif_cli.core.schema.inventory import Difference, Thing, flat
+from posduif_cli.models.runs import Step
+
+# The order in which missing things are made, so that each finds what it needs.
+MADE = (
+    "schema",
+    "extension",
+    "type",
+    "sequence",
+    "function",
+    "table",
+    "column",
+    "constraint",
+    "index",
+    "view",
+    "trigger",
+)
+ASIDE = "SET SCHEMA before_posduif"  # where relations are moved to: nothing that may hold rows is ever dropped
+SHOWN = 80
+
+
+@dataclass(frozen=True)
+class Objection:
+    """A point that is against an adoption: the fact, and the SQL that removes it, without an end, or None.
+
+    *owner* runs it; None is the owner of *subject*, which is posduif_admin where nobody else owns it. *accept* is the
+    name by which `tenant adopt --accept` takes it in all the same.
+    """
+
+    what: str
+    fix: str | None
+    subject: str | None = None
+    owner: str | None = None
+    accept: str | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The differences from what is wanted, sorted by what to do about them."""
+
+    renames: tuple[Step, ...]
+    missing: tuple[Thing, ...]
+    own: tuple[Thing, ...]
+    objections: tuple[Objection, ...]
+
+
+def judge(expected: Sequence[Thing], present: Sequence[Thing]) -> Judgement:
+    """Compare a schema with what it should be; owners and grants are not looked at."""
+    objections: list[Objection] = []
+    wanted = {(t.kind, t.name): t for t in expected if t.kind not in ("grant", "owner")}
+    there = {(t.kind, t.name): t for t in present if t.kind not in ("grant", "owner")}
+    tables = {thing.name for thing in wanted.values() if thing.kind == "table"}
+    spare = {key: thing for key, thing in there.items() if key not in wanted}
+    renames: list[Step] = []
+    missing: list[Thing] = []
+    for key, thing in wanted.items():
+        if key in there:
+            if there[key].definition != thing.definition:
+                objections.append(_objection(thing, there[key]))
+        elif thing.kind == "column" and thing.table in tables and ("table", thing.table) not in there:
+            continue  # comes with its table
+        elif thing.kind == "constraint" and (twin := _twin(thing, spare.values())):
+            del spare[twin.kind, twin.name]
+            renaming = f"ALTER TABLE {twin.table} RENAME CONSTRAINT {twin.bare} TO {thing.bare}"
+            renames.append(Step("rename", f"constraint {twin.name}", renaming))
+        elif thing.ddl is None or thing.kind not in MADE:
+            objections.append(Objection(f"{thing.kind} {thing.name} is missing: its migration makes it", None))
+        else:
+            missing.append(thing)
+    for thing in spare.values():
+        if thing.table in tables and (reason := _breaks(thing, wanted.values())):
+            objections.append(reason)
+    missing.sort(key=lambda t: (MADE.index(t.kind), t.definition.startswith("FOREIGN"), t.name))
+    return Judgement(tuple(renames), tuple(missing), tuple(sorted(spare.values())), tuple(objections))
+
+
+def outermost(things: Sequence[Thing]) -> list[Thing]:
+    """Leave out what is part of a table that is listed itself."""
+    tables = {thing.name for thing in things if thing.kind == "table"}
+    return [
+        thing
+        for thing in things
+        if thing.table not in tables and not any(f"OWNED BY {table}." in thing.definition for table in tables)
+    ]
+
+
+def _twin(thing: Thing, spare: Iterable[Thing]) -> Thing | None:
+    """Find a constraint that means the same under another name."""
+    for other in spare:
+        if other.kind == "constraint" and other.definition == thing.definition and other.table == thing.table:
+            return other
+    return None
+
+
+def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
+    """Say why something of the database's own on one of our tables would make the tables behave otherwise."""
+    assert thing.table is not None
+    if thing.kind == "constraint" and thing.definition.startswith("FOREIGN KEY"):
+        for other in wanted:
+            same = other.kind == "constraint" and other.table == thing.table
+            if same and other.definition.partition(" ON ")[0] == thing.definition.partition(" ON ")[0]:
+                return Objection(
+                    f"constraint {thing.name} is {thing.definition} beside {other.name} with {other.definition}: "
+                    "the two act differently when a row is deleted",
+                    f"ALTER TABLE {thing.table} DROP CONSTRAINT {thing.bare}",
+                    thing.table,
+                )
+    if (
+        thing.kind == "column"
+        and thing.definition.endswith("NOT NULL")
+        and not re.search("DEFAULT|GENERATED", thing.definition)
+    ):
+        filled = f"column {thing.name} must be filled, and neither the engine nor posduif fills it"
+        return Objection(filled, f"ALTER TABLE {thing.table} ALTER {thing.bare} DROP NOT NULL", thing.table)
+    if thing.kind == "trigger" and thing.definition == "DISABLED":
+        return Objection(
+            f"trigger {thing.name} is disabled", f"ALTER TABLE {thing.table} ENABLE TRIGGER ALL", thing.table
+        )
+    return None
+
+
+def _objection(expected: Thing, found: Thing) -> Objection:
+    """Say how a thing differs from what is expected, and what makes it so, or makes room for what an adoption makes."""
+    what = str(Difference(expected.kind, expected.name, expected.definition, found.definition))
+    if expected.kind == "function":
+        what = f"function {expected.name} {_apart(expected.definition, found.definition)}"
+    mend = _mend(expected, found)
+    if expected.kind == "table" and mend and ASIDE in mend:
+        what += "; its rows stay in it, and the new table is empty"
+    return Objection(what, mend, found.table or found.name)
+
+
+def _apart(expected: str, found: str) -> str:
+    """Say in what two texts differ, without all that they share."""
+    want, have = expected.split(), found.split()
+    while want and have and want[0] == have[0]:
+        del want[0], have[0]
+    while want and have and want[-1] == have[-1]:
+        del want[-1], have[-1]
+    has, misses = (" ".join(words) for words in (have, want))
+    if len(has) > SHOWN or len(misses) > SHOWN:
+        return "is not the migrations'"
+    if has and misses:
+        return f"has `{has}` in place of the migrations' `{misses}`"
+    return f"has `{has}` more than the migrations'" if has else f"lacks the migrations' `{misses}`"
+
+
+def _mend(expected: Thing, found: Thing) -> str | None:
+    """Return the SQL that makes a thing as expected, or makes room for it; nothing that may hold rows is dropped.
+
+    None for a table with heirs or ancestors: `strangers` has that.
+    """
+    kind, name, table, bare = expected.kind, expected.name, expected.table, expected.bare
+    if kind == "column":
+        assert table is not None
+        assert bare is not None
+        return _mend_column(table, bare, expected.definition, found.definition)
+    if kind == "constraint":
+        return f"ALTER TABLE {table} DROP CONSTRAINT {bare}"
+    if kind == "index":
+        return f"REINDEX INDEX {name}" if found.definition.endswith(" INVALID") else f"DROP INDEX {name}"
+    if kind == "trigger" and found.definition.removesuffix(" DISABLED") == expected.definition:
+        return f"ALTER TABLE {table} ENABLE TRIGGER {bare}"
+    if kind in ("trigger", "rule", "policy"):
+        return f"DROP {kind.upper()} {bare} ON {table}"
+    if kind == "function":
+        return flat(expected.ddl) if expected.ddl else f"DROP ROUTINE {name}"
+    if kind == "extension":
+        return f"ALTER EXTENSION {name} SET {expected.definition}"
+    if kind == "sequence":
+        return f"ALTER SEQUENCE {name} {expected.definition}" + ("" if "CYCLE" in expected.definition else " NO CYCLE")
+    if kind == "table" and found.definition == "UNLOGGED":
+        return f"ALTER TABLE {name} SET LOGGED"
+    if kind == "table" and found.definition.startswith("ROW LEVEL SECURITY"):
+        return f"ALTER TABLE {name} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"
+    if kind == "table" and found.definition.startswith("INHERITS"):
+        return None
+    word = "TYPE" if kind == "type" else "TABLE"  # ALTER TABLE takes views, too
+    return f"CREATE SCHEMA IF NOT EXISTS before_posduif; ALTER {word} {name} {ASIDE}"
+
+
+_COLUMN = re.compile(r"(?P<type>.+?)(?: (?P<default>(?:DEFAULT|GENERATED) .+?))?(?P<required> NOT NULL)?")
+
+
+def _undo(default: str) -> str:
+    """Return what takes a column's default, its identity or its expression away; its values stay."""
+    if not default.startswith("GENERATED"):
+        return "DROP DEFAULT"
+    return "DROP IDENTITY" if default.endswith("IDENTITY") else "DROP EXPRESSION"
+
+
+def _mend_column(table: str, column: str, expected: str, found: str) -> str:
+    want, have = _COLUMN.fullmatch(expected), _COLUMN.fullmatch(found)
+    assert want is not None
+    assert have is not None
+    parts = []
+    if want["type"] != have["type"]:
+        zoned = have["type"] == "timestamp with time zone"
+        value = f"{column} AT TIME ZONE 'UTC'" if zoned else f"{column}::text::{want['type']}"
+        if have["default"]:
+            parts.append(f"ALTER {column} {_undo(have['default'])}")  # it need not fit the new type
+        parts.append(f"ALTER {column} TYPE {want['type']} USING {value}")
+    if want["default"] != have["default"] and have["default"] and not parts:
+        parts.append(f"ALTER {column} {_undo(have['default'])}")
+    if want["default"] and (parts or not have["default"]):
+        parts.append(f"ALTER {column} SET {want['default']}")
+    if want["required"] != have["required"]:
+        parts.append(f"ALTER {column} {'SET' if want['required'] else 'DROP'} NOT NULL")
+    return f"ALTER TABLE {table} {', '.join(parts)}"

@@ -1,0 +1,205 @@
+"""Ownerships: hand a database and what a tenant consists of to posduif_admin, and leave other roles their rights."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from posduif_cli.core.schema.inventory import Thing
+from posduif_cli.core.schema.strangers import BOOKKEEPING
+from posduif_cli.db import queries
+from posduif_cli.db.admin import ENGINE_GROUP, engine_role
+from posduif_cli.db.quoting import identifier, quoted
+from posduif_cli.db.session import ADMIN_ROLE, Session
+from posduif_cli.errors import AccessDenied
+from posduif_cli.models.runs import Step
+
+Subject = tuple[str, str]  # kind, as ALTER wants it, and qualified name
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """Statements to run as the login, then as posduif_admin, and in words what they change for others."""
+
+    take: tuple[Step, ...]
+    keep: tuple[Step, ...]
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Role:
+    """A role with what it may do in the database and its schema public before the adoption.
+
+    *powerful* is a superuser, a member of one, or a role of PostgreSQL's own: nobody is advised to join it.
+    """
+
+    role: str
+    super: bool
+    powerful: bool
+    may: bool
+    database: list[str]
+    schema: list[str]
+
+
+def owners(conn: Session, owner: str, present: Sequence[Thing]) -> dict[Subject, str]:
+    """Return who owns what, beside posduif_admin; *owner* is the database's."""
+    found = {("database", conn.database): owner} if owner != ADMIN_ROLE else {}
+    found |= {(thing.table or "", thing.bare or ""): thing.definition for thing in present if thing.kind == "owner"}
+    tables = conn.tuples(queries.load("tenants/adopt")["list_bookkeeping"], admin=ADMIN_ROLE)
+    return found | {("table", table): role for table, role in tables}
+
+
+def plan(
+    conn: Session,
+    owned: Mapping[Subject, str],
+    expected: Sequence[Thing],
+    present: Sequence[Thing],
+    own: Sequence[Thing],
+    functions: Collection[str] = (),
+) -> Takeover:
+    """Work out who loses what and is given what; *owned* are the `owners`, *own* is what is left alone.
+
+    posduif_admin takes what the migrations make, and *functions*. Raises AccessDenied, with what would help, when the
+    login may not act for everyone who owns something there.
+    """
+    name_of, owner = conn.database, owned.get(("database", conn.database), ADMIN_ROLE)
+    roles = conn.rows(
+        _Role,
+        queries.load("tenants/adopt")["list_roles"],
+        ours=[ADMIN_ROLE, ENGINE_GROUP, engine_role(name_of)],
+        owners=list(owned.values()),
+    )
+    wanted = {thing.name for thing in expected if thing.kind in ("table", "view", "sequence", "function", "type")}
+    wanted |= {*functions, *_types(expected, present)}
+    always = {("database", name_of), ("schema", "public"), *(("table", table) for table in BOOKKEEPING)}
+    taken = {
+        subject: role
+        for subject, role in owned.items()
+        if subject in always or (subject[0] not in ("database", "schema") and subject[1] in wanted)
+    }
+    tables = {f"table {thing.name}" for thing in expected if thing.kind == "table"}
+    take = list(_take(owned, taken, present, own))
+    _require_reach(conn, roles, take)
+    keep, changes = _keep_rights(name_of, owner, roles, taken, present, tables)
+    changes += [
+        f"function {function} goes on to run, for posduif, too; it belongs to {ADMIN_ROLE} now, what it calls does not"
+        for function in functions
+    ]
+    return Takeover(tuple(step for step, _ in take), tuple(keep), tuple(changes))
+
+
+def _types(expected: Sequence[Thing], present: Sequence[Thing]) -> set[str]:
+    """Name the types of other people's that our tables' columns have: their owner could give them code later on."""
+    tables = {thing.name for thing in expected if thing.kind == "table"}
+    columns = [thing.definition for thing in present if thing.kind == "column" and thing.table in tables]
+    types = [thing.name for thing in present if thing.kind == "type"]
+    return {name for name in types if any(re.match(re.escape(name) + r"(?![\w\"$])", column) for column in columns)}
+
+
+def _require_reach(conn: Session, roles: Sequence[_Role], take: Sequence[tuple[Step, str]]) -> None:
+    """Raise AccessDenied unless the login may act for every owner; never advise to become a member of a superuser."""
+    needed = {role for _, role in take}
+    unreachable = {role.role: role.powerful for role in roles if role.role in needed and not role.may}
+    if not unreachable:
+        return
+    fixes = [
+        f"a superuser types: GRANT {quoted(role)} TO {quoted(conn.login)};"
+        for role, powerful in unreachable.items()
+        if not powerful
+    ]
+    fixes += [f"a superuser types, in {conn.database}: {step.sql};" for step, role in take if unreachable.get(role)]
+    raise AccessDenied(
+        f"{conn.login} may not act for {', '.join(unreachable)}, who own objects in {conn.database}",
+        hint=[*fixes, f"posduif tenant adopt {conn.database}"],
+    )
+
+
+def _take(
+    owned: Mapping[Subject, str], taken: Mapping[Subject, str], present: Sequence[Thing], own: Sequence[Thing]
+) -> Iterator[tuple[Step, str]]:
+    """Give database and objects to posduif_admin, and let it read the rest, for backups; each with who may do that."""
+    for subject in sorted(taken, key=lambda subject: (subject[0] not in ("database", "schema"), subject)):
+        word, bare = subject
+        bare = name(bare) if word == "database" else bare
+        step = Step("own", " ".join(subject), f"ALTER {word.upper()} {bare} OWNER TO {ADMIN_ROLE}")
+        yield step, taken[subject]
+    granted = {thing.table: thing.definition for thing in present if thing.kind == "grant" and thing.bare == ADMIN_ROLE}
+    for (word, bare), role in owned.items():
+        if word == "schema" and (word, bare) not in taken and "USAGE" not in granted.get(f"schema {bare}", ""):
+            yield Step("read", f"schema {bare}", f"GRANT USAGE ON SCHEMA {bare} TO {ADMIN_ROLE}"), role
+    for thing in (thing for thing in own if thing.kind in ("table", "view", "sequence")):
+        word = "SEQUENCE" if thing.kind == "sequence" else "TABLE"
+        reader = _owner(thing, owned, taken)
+        if reader is not None and "SELECT" not in granted.get(f"{word.lower()} {thing.name}", ""):
+            sql = f"GRANT SELECT ON {word} {thing.name} TO {ADMIN_ROLE}"
+            yield Step("read", f"{thing.kind} {thing.name}", sql), reader
+
+
+def _owner(thing: Thing, owned: Mapping[Subject, str], taken: Mapping[Subject, str]) -> str | None:
+    """Return who owns a relation, or the table that a sequence belongs to; None where posduif_admin does or will."""
+    for subject, role in owned.items():
+        word, bare = subject
+        if word in ("database", "schema", "function", "procedure", "type"):
+            continue
+        if bare == thing.name or f"OWNED BY {bare}." in thing.definition:
+            return None if subject in taken else role
+    return None
+
+
+def _keep_rights(
+    database: str,
+    owner: str,
+    roles: Sequence[_Role],
+    taken: Mapping[Subject, str],
+    present: Sequence[Thing],
+    tables: set[str],
+) -> tuple[list[Step], list[str]]:
+    """Give by name what roles had by ownership or by way of PUBLIC; say what each gains and loses.
+
+    TRIGGER and REFERENCES are not given: by them a role would have its own code run by whoever writes, which
+    from now on is an administrator too. Nor is CREATE on schema public: functions there could pass for PostgreSQL's.
+    """
+    steps: list[Step] = []
+    changes: list[str] = []
+    for role in (role for role in roles if not role.super):
+        owned = role.role == owner
+        rights = {
+            ("database", database): ["ALL"] if owned else role.database,
+            ("schema", "public"): ["USAGE"] if owned else [word for word in role.schema if word != "CREATE"],
+        }
+        if owned or "CREATE" in role.schema:
+            sql = f"REVOKE CREATE ON SCHEMA public FROM {name(role.role)}"
+            steps.append(Step("revoke", f"{role.role} on schema public", sql))
+            changes.append(f"{role.role} lost CREATE on schema public")
+        for (word, bare), before in taken.items():
+            if before == role.role and word in ("table", "view"):
+                rights["table", bare] = ["SELECT", "INSERT", "UPDATE", "DELETE", *(["TRUNCATE"] * (word == "table"))]
+                changes.append(f"{role.role} no longer owns {word} {bare}: it may read and write it, not alter it")
+            elif before == role.role:
+                changes.append(f"{role.role} no longer owns {word} {bare}")
+        for (word, bare), words in rights.items():
+            if words:
+                target = name(bare) if word == "database" else bare
+                sql = f"GRANT {', '.join(words)} ON {word.upper()} {target} TO {name(role.role)}"
+                steps.append(Step("grant", f"{role.role} on {word} {bare}", sql))
+                changes.append(f"{role.role} has {', '.join(words)} on {word} {bare} by name now")
+    for thing in present:
+        if thing.kind != "grant" or thing.table not in tables:
+            continue
+        risky = [word for word in ("TRIGGER", "REFERENCES") if word in thing.definition]
+        if thing.bare == "public":
+            changes.append(f"PUBLIC lost {thing.definition} on {thing.table}")
+        elif risky:
+            listed = ", ".join(risky)
+            sql = f"REVOKE {listed} ON {thing.table[6:]} FROM {thing.bare} CASCADE"
+            steps.append(Step("revoke", thing.name, sql))
+            changes.append(f"{thing.bare} lost {listed} on {thing.table}")
+    return steps, [
+        *changes,
+        f"PUBLIC may no longer connect to {database} nor use its schema public",
+        f"new sessions in {database} use UTC",
+    ]
+
+
+def name(name: str) -> str:
+    """Quote an identifier as text."""
+    return identifier(name).as_string(None)

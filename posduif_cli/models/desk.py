@@ -1,0 +1,106 @@
+"""Users, tokens, devices, enrollments, messages."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+from posduif_cli.models.values import Instant, Value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class User(Value):
+    """A web or mobile user of a tenant."""
+
+    id: UUID
+    username: str
+    user_type: str
+    device_id: str | None
+    enrolled_at: Instant | None
+    created_at: Instant
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Token(Value):
+    """An enrollment token without its secret; *status* is active, used, expired or revoked."""
+
+    id: UUID
+    tenant: str
+    label: str | None
+    status: str
+    created_by: str
+    created_by_id: UUID
+    created_at: Instant
+    expires_at: Instant
+    used_at: Instant | None
+    revoked_at: Instant | None
+    device_id: str | None
+    username: str | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IssuedToken(Value):
+    """A token just made, with its secret: the only value that shows one."""
+
+    details: Token
+    token: UUID = field(repr=False)
+    enrollment_url: str = field(repr=False)
+    lifetime: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Purged(Value):
+    """How many tokens a purge deleted from a tenant."""
+
+    tenant: str
+    server: str
+    deleted: int
+    changed: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Device(Value):
+    """A phone; *last_activity* is when it last fetched messages, *pending* how many wait for it."""
+
+    device_id: str
+    user_id: UUID
+    username: str
+    enrolled_at: Instant | None
+    last_activity: Instant | None
+    sync_status: str | None
+    pending: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Enrollment(Value):
+    """A completed enrollment."""
+
+    tenant: str
+    user_id: UUID
+    username: str
+    device_id: str
+    token_id: UUID
+    enrolled_at: Instant
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Message(Value):
+    """A message between two users of a tenant."""
+
+    id: UUID
+    sender: str
+    recipient: str
+    content: str
+    status: str
+    created_at: Instant
+    synced_at: Instant | None
+    read_at: Instant | None
+    sender_id: UUID
+    recipient_id: UUID
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unread(Value):
+    """How many messages a user has not read."""
+
+    user: str
+    unread: int

@@ -1,0 +1,32 @@
+"""Migrations, and which are applied where."""
+
+from dataclasses import dataclass
+
+from posduif_cli.models.tenants import Failure, State
+from posduif_cli.models.values import Instant, Value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Migration(Value):
+    """One migration as one tenant sees it; *state* is applied, pending, half, missing or changed."""
+
+    version: str
+    name: str
+    state: str
+    checksum: str | None
+    applied_at: Instant | None
+    duration_ms: int | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SchemaStatus(Value):
+    """Where one tenant's schema stands, from the record alone."""
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    latest_version: str | None
+    pending: int
+    error: Failure | None
+    ahead: int = 0

@@ -1,0 +1,99 @@
+"""Tenants, and what becomes of them."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from posduif_cli.models.values import Instant, Value
+
+
+class State(StrEnum):
+    """Where a tenant is in its life."""
+
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    MOVING = "moving"
+    MOVED = "moved"
+    RESTORING = "restoring"
+    DROPPING = "dropping"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Failure(Value):
+    """The last failed migration of a tenant: never an error's text, which may quote rows."""
+
+    version: str
+    sqlstate: str | None
+    file: str | None
+    line: int | None
+    time: datetime
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tenant(Value):
+    """One customer's database.
+
+    *pending* counts the migrations that it lacks, *ahead* those that it has and this machine has no files for, as far
+    as the record tells; *engine_sessions* counts those of the engine's role, and 0 do not mean that the engine is off:
+    an idle one keeps none; *engine_may_log_in* is None without that role; *size_bytes* is None unless it was asked for;
+    *has_database* tells, of a lost tenant only, whether its database is there, with another owner or without its
+    record, or gone.
+    """
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    latest_version: str | None
+    pending: int
+    url: str | None
+    created_at: datetime | None
+    error: Failure | None
+    engine_sessions: int
+    size_bytes: int | None = None
+    has_database: bool | None = None
+    ahead: int = 0
+    engine_may_log_in: bool | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CreatedTenant(Value):
+    """A tenant just made; *password* is the engine's, and None when it has none yet or it went to a file."""
+
+    tenant: Tenant
+    changed: bool
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Loss(Value):
+    """What dropping a tenant would destroy; None for what is no whole tenant, or for the reason in *uncounted*."""
+
+    tenant: str
+    server: str
+    users: int | None
+    devices: int | None
+    messages: int | None
+    last_activity: Instant | None
+    uncounted: str | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adoption(Value):
+    """A database taken in as a tenant.
+
+    *made* is what was added to its schema, *own* what it has beyond a tenant's and keeps, *changes* says in
+    words what its roles gained and lost.
+    """
+
+    tenant: str
+    server: str
+    state: State
+    schema_version: str | None
+    url: str | None
+    changed: bool
+    made: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()

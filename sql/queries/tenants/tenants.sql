@@ -1,0 +1,75 @@
+-- needs: nothing
+
+-- name: list_used_names
+-- What a new tenant's database or its engine's role may be in conflict with.
+SELECT datname::text FROM pg_database UNION SELECT rolname::text FROM pg_roles;
+
+-- name: find_traces
+-- What stands under a tenant's name, ours or not: its database and its engine's role.
+SELECT (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %(name)s) AS owner,
+       (SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %(name)s) AS record,
+       (SELECT datallowconn FROM pg_database WHERE datname = %(name)s) AS open,
+       (SELECT datconnlimit FROM pg_database WHERE datname = %(name)s) AS connection_limit,
+       (SELECT oid IS NOT NULL FROM pg_roles WHERE rolname = %(role)s) AS has_role,
+       (SELECT shobj_description(oid, 'pg_authid') FROM pg_roles r WHERE rolname = %(role)s
+          AND (current_setting('server_version_num')::int < 160000
+               OR NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+                              WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin')
+                  AND EXISTS (SELECT FROM pg_auth_members m
+                              WHERE m.roleid = r.oid AND m.admin_option AND m.member = to_regrole('posduif_admin')
+                                 OR m.member = r.oid AND m.roleid = to_regrole('posduif_engine')))) AS intent,
+       clock_timestamp() AS at;
+
+-- name: count_loss
+-- What dropping this tenant would destroy.
+SELECT (SELECT count(*) FROM public.users) AS users,
+       (SELECT count(*) FROM public.users WHERE device_id IS NOT NULL) AS devices,
+       (SELECT count(*) FROM public.messages) AS messages,
+       (SELECT max(greatest(created_at, synced_at, read_at)) FROM public.messages) AT TIME ZONE 'UTC' AS last_activity;
+
+-- name: find_ties
+-- What keeps a role from being dropped once the database of its name is gone: where it owns or was granted something.
+SELECT DISTINCT coalesce(d.datname::text, 'the whole server')
+FROM pg_shdepend s LEFT JOIN pg_database d ON d.oid = s.dbid
+WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = to_regrole(quote_ident(%(role)s))
+  AND s.classid <> 'pg_auth_members'::regclass
+  AND coalesce(d.datname, (SELECT o.datname FROM pg_database o WHERE s.classid = 'pg_database'::regclass AND o.oid = s.objid),
+               '') <> %(name)s
+ORDER BY 1;
+
+-- name: find_sessions
+-- The sessions in a tenant's database, or of its engine's role, other than this one.
+SELECT pid, coalesce(usename, '')::text AS role, coalesce(application_name, '') AS application,
+       coalesce(state, backend_type) AS state
+FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND (datname = %(database)s OR usename = %(role)s)
+ORDER BY pid;
+
+-- name: end_role
+-- Ends all sessions of a role, wherever they are, waiting for each up to %(wait)s milliseconds, and counts them.
+WITH found AS MATERIALIZED ( -- or others' sessions might be ended before they are told apart
+    SELECT pid FROM pg_stat_activity WHERE usename = %(role)s AND pid <> pg_backend_pid()
+)
+SELECT count(*) FROM found WHERE pg_terminate_backend(pid, %(wait)s);
+
+-- name: end_session
+-- Ends one session; false when it was gone already.
+SELECT pg_terminate_backend(%(pid)s, 5000);
+
+-- name: find_strangers
+-- The clients in a tenant's database whose login is in none of posduif's groups, and is not this session's own.
+SELECT pid, usename::text, coalesce(application_name, '')
+FROM pg_stat_activity
+WHERE datname = %(database)s AND usename NOT IN (session_user, 'posduif_admin', %(database)s || '_engine')
+  AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+                  WHERE m.member = usesysid AND g.rolname = ANY (%(groups)s))
+ORDER BY pid;
+
+-- name: may_log_in
+-- Whether a role may log in.
+SELECT rolcanlogin FROM pg_roles WHERE rolname = %(role)s;
+
+-- name: find_slots
+-- The replication slots of a tenant's database, with the process that reads each.
+SELECT slot_name::text AS slot, active_pid AS pid
+FROM pg_replication_slots WHERE database = %(database)s ORDER BY 1;

@@ -1,0 +1,19 @@
+"""Findings of health, doctor and server init, taken apart."""
+
+from typing import Any
+
+
+def about(report: Any, check: str, subject: str | None = None) -> list[dict[str, Any]]:
+    return [
+        finding
+        for finding in report["findings"]
+        if finding["check"] == check and (subject is None or subject in finding["subject"])
+    ]
+
+
+def by_check(findings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {finding["check"]: finding for finding in findings}
+
+
+def levels(findings: list[dict[str, Any]]) -> dict[str, str]:
+    return {check: finding["level"] for check, finding in by_check(findings).items()}
