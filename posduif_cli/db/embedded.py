@@ -383,7 +383,7 @@ def _refuse_foreign(data_dir: Path) -> None:
         return
     _refuse_open(data_dir)
     found = sorted(p.name for p in data_dir.iterdir() if p.name != _LOCK) if data_dir.exists() else []
-    if found:
+    if found and not marker.is_file():  # a start at the same time may have made it in between
         raise NotOurs(
             f"{data_dir} was not made by posduif's embedded server",
             why=f"it holds {found[0]} and no {_MARKER}",
