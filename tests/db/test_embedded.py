@@ -134,6 +134,16 @@ def test_a_server_lives_from_start_to_remove(base: Path) -> None:
     assert not embedded.exists(place)
 
 
+def test_a_folder_that_everyone_may_write_to_is_refused(base: Path) -> None:
+    place = base / "pg"
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="is not used for the embedded server"):
+        embedded.start(place)
+    place.chmod(0o700)
+    assert embedded.start(place)[1]
+
+
 def test_commands_at_once_start_one_server(base: Path) -> None:
     place = base / "pg"
     told = [said(process).split() for process in [client(place) for _ in range(3)]]

@@ -85,6 +85,16 @@ def test_a_link_of_others_is_not_followed(public: Path, tmp_path: Path) -> None:
 
 
 @as_root
+def test_a_file_of_others_is_not_taken_for_ours(tmp_path: Path) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text("postgres: {host: elsewhere}\n")
+    os.chown(file, NOBODY, NOBODY)
+    assert "belongs to another user" in refused(file)
+    with pytest.raises(ConfigurationError):
+        files.read(file)
+
+
+@as_root
 def test_an_ordinary_user_trusts_itself_and_root_alone(public: Path) -> None:
     shelf = public / "shelf"
     shelf.mkdir()

@@ -227,6 +227,8 @@ FAULTS = {
         "role {t}_x may create objects in schema public",
     ),
     "public reads": ("GRANT SELECT ON users TO PUBLIC", "grants", "is too much"),
+    "code of others": ("GRANT TRIGGER, REFERENCES ON users TO {t}_engine", "grants", "is too much"),
+    "code of others, by a column": ("GRANT REFERENCES (id) ON messages TO {t}_engine", "grants", "is too much"),
     "another role": (
         "ALTER DATABASE {t} SET role = 'posduif_engine'",
         "rights",
