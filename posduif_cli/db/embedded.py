@@ -401,7 +401,7 @@ def _refuse_open(data_dir: Path) -> None:
             f"{data_dir} is not used for the embedded server",
             why=f"user id {about.st_uid} owns it, its mode is {stat.filemode(about.st_mode)}: "
             "others could put a server of theirs there",
-            hint=f"chmod 700 {data_dir}, or set embedded.data_dir to a folder of your own",
+            hint=f"chmod go-w {data_dir}, or set embedded.data_dir to a folder of your own",
         )
 
 

@@ -140,7 +140,7 @@ def test_a_folder_that_everyone_may_write_to_is_refused(base: Path) -> None:
     place.chmod(0o777)
     with pytest.raises(ConfigurationError, match="is not used for the embedded server"):
         embedded.start(place)
-    place.chmod(0o700)
+    place.chmod(0o755)
     assert embedded.start(place)[1]
 
 
