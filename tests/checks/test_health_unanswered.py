@@ -345,6 +345,8 @@ def test_tenants_of_one_name_on_two_servers_are_both_told(
     user(own_server, tenant, device_id="d1")
     user(own_server, tenant, device_id="d2")
     configured(tmp_path, clean_environ, good=server.dsn, own=own_server.dsn)
-    rows = {row["server"]: row["users"] for row in posduif.json("health")["tenants"] if row["tenant"] == tenant}
+    rows = {
+        row["server"]: row["users"] for row in posduif.json("health", code=None)["tenants"] if row["tenant"] == tenant
+    }
     assert rows == {"good": 1, "own": 2}
     posduif("health", tenant, code=5)
