@@ -98,10 +98,8 @@ class Maker:
     def _create(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> CreatedTenant:
         fleet, server, name = self.fleet, session.server, wanted.name
         with session.lock(name):
-            existing = fleet.look(session, name)
-            if existing is not None and existing.state is not State.PROVISIONING:
-                require_same(existing, wanted.url, if_not_exists=self.if_not_exists)
-                _require_web_user(fleet, server, name, wanted.web_user)
+            existing = _whole(fleet, session, wanted, if_not_exists=self.if_not_exists)
+            if existing is not None:
                 return CreatedTenant(existing, changed=False)
             if not self._provision(session, wanted, keep):
                 with fleet.enter(server, name) as inside:
@@ -207,16 +205,26 @@ def require_possible(
 ) -> bool:
     """Raise what `create` would raise before it changes anything; return whether there is nothing to do."""
     name = wanted.name
-    existing = fleet.look(session, name)
-    if existing is not None and existing.state is not State.PROVISIONING:
-        require_same(existing, wanted.url, if_not_exists=if_not_exists)
-        _require_web_user(fleet, session.server, name, wanted.web_user)
+    if _whole(fleet, session, wanted, if_not_exists=if_not_exists) is not None:
         return True
     there = traces.find(session, name)
     traces.require_free(there, name, traces.intent_of(there, name))
     if there.owner is None:
         placements.require_unique(session.server, name)
     return False
+
+
+def _whole(fleet: Fleet, session: Session, wanted: Wanted, *, if_not_exists: bool) -> Tenant | None:
+    """Return the tenant that is there already, as it was asked for; None where it is still to be made or finished.
+
+    Raises as `require_same`.
+    """
+    existing = fleet.look(session, wanted.name)
+    if existing is None or existing.state is State.PROVISIONING:
+        return None
+    require_same(existing, wanted.url, if_not_exists=if_not_exists)
+    _require_web_user(fleet, session.server, wanted.name, wanted.web_user)
+    return existing
 
 
 def steps(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
