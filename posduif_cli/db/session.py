@@ -61,24 +61,25 @@ SELECT pg_backend_pid(), pg_is_in_recovery(),
        pg_has_role(session_user, to_regrole({role})::oid, 'USAGE'),
        (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)
 """
-# Whoever holds ADMIN OPTION could make a member of anyone, and so own what a superuser's session runs into.
+# A role with ADMIN OPTION could make any role a member, and so own the code that a superuser's session runs. The row of
+# NULLs: the first superuser makes the maker of a role a member of it; without such a grant the maker has been dropped.
 # On PostgreSQL 15 CREATEROLE may grant itself every role anyway, so that there nothing can be concluded.
 PLANTED: LiteralString = """
 SELECT m.roleid::regrole::text, array_agg(DISTINCT h.rolname::text)
 FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
 WHERE m.admin_option AND m.roleid IN (to_regrole('posduif_admin'), to_regrole('posduif_engine'))
   AND NOT h.rolsuper AND h.rolname <> 'posduif_admin'
-GROUP BY 1 ORDER BY 1
+GROUP BY 1
+UNION ALL
+SELECT NULL, NULL
+WHERE to_regrole('posduif_admin') IS NOT NULL
+  AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.grantor
+                  WHERE m.roleid = to_regrole('posduif_admin') AND g.rolsuper)
+ORDER BY 1 NULLS LAST
 """
 MEMBERS: LiteralString = """
 SELECT DISTINCT h.rolname::text FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
 WHERE m.roleid = to_regrole(%(role)s) AND m.set_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin' ORDER BY 1
-"""
-# Who makes a role is made a member of it by the first superuser: no such grant is left of a maker that was dropped.
-ORPHANED: LiteralString = """
-SELECT to_regrole('posduif_admin') IS NOT NULL AND NOT EXISTS (
-    SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.grantor
-    WHERE m.roleid = to_regrole('posduif_admin') AND g.rolsuper)
 """
 # Who holds what keeps others from a table of this database, or has changed rows in it or in the shared catalogs and
 # not ended yet.
@@ -338,38 +339,36 @@ class Session:
 
         Code in a tenant's database can always go back to the session's own user.
         """
-        danger = f"{self.login} is a superuser, and the owner of a tenant's database can have its sessions run code"
-        other = "or use a login that is no superuser"
         planted = self.tuples(PLANTED)
         if not planted:
-            if self.value(ORPHANED):
-                raise PlantedRole(
-                    f"the role that made {ADMIN_ROLE} on server {self.server.name} is gone, or never was a superuser's",
-                    why=danger,
-                    hint=[
-                        f"look at who made the databases of {ADMIN_ROLE} and what is in them",
-                        f"where you trust them, a superuser types: GRANT {ADMIN_ROLE} TO {quoted(self.login)};",
-                        other,
-                    ],
-                )
             return
-        lost = sorted({name for role, _ in planted for (name,) in self.tuples(MEMBERS, role=role)})
-        # Never as a statement with these names in it: a holder made whomever it liked a member.
-        regrant = [
-            f"that takes it from {', '.join(lost)}, too: GRANT it WITH INHERIT TRUE, SET TRUE to those you trust"
-        ]
         role, holders = planted[0]
+        if role is None:
+            message = (
+                f"the role that made {ADMIN_ROLE} on server {self.server.name} is gone, or never was a superuser's"
+            )
+            hints = [
+                f"look at who made the databases of {ADMIN_ROLE} and what is in them",
+                f"where you trust them, a superuser types: GRANT {ADMIN_ROLE} TO {quoted(self.login)};",
+            ]
+        else:
+            message = f"{', '.join(holders)} may give {role} to anyone on server {self.server.name}"
+            hints = [
+                f"a superuser types: REVOKE ADMIN OPTION FOR {given} FROM {', '.join(map(quoted, names))} CASCADE;"
+                for given, names in planted
+                if given is not None
+            ]
+            lost = sorted({name for given, _ in planted for (name,) in self.tuples(MEMBERS, role=given)})
+            if lost:
+                # Never as a statement with these names in it: a holder chose the members.
+                taken = ", ".join(lost)
+                hints.append(
+                    f"that takes it from {taken}, too: GRANT it WITH INHERIT TRUE, SET TRUE to those you trust"
+                )
         raise PlantedRole(
-            f"{', '.join(holders)} may give {role} to anyone on server {self.server.name}",
-            why=danger,
-            hint=[
-                *(
-                    f"a superuser types: REVOKE ADMIN OPTION FOR {role} FROM {', '.join(map(quoted, names))} CASCADE;"
-                    for role, names in planted
-                ),
-                *(regrant if lost else ()),
-                other,
-            ],
+            message,
+            why=f"{self.login} is a superuser, and the owner of a tenant's database can have its sessions run code",
+            hint=[*hints, "or use a login that is no superuser"],
         )
 
     def restore(self) -> None:
@@ -755,16 +754,16 @@ class Session:
 
     def _held(self, subject: str, which: Mapping[str, Any]) -> Busy:
         holders = self.tuples(HOLDERS, **which)
-        who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders)
+        who = [f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders]
         ends = [f"or a superuser types: SELECT pg_terminate_backend({pid});" for pid, *_ in holders]
         if not holders:  # a prepared transaction keeps its locks without a session
-            for gid, owner in self.tuples(PREPARED):
-                who += f"{', ' if who else ''}perhaps the prepared transaction {gid} of {owner}"
-                end = self.text("ROLLBACK PREPARED %(gid)s;", gid=gid)
-                ends.append(f"or a superuser types, in {self.database}: {end}")
+            prepared = self.tuples(PREPARED)
+            who = [f"perhaps the prepared transaction {gid} of {owner}" for gid, owner in prepared]
+            undo = [self.text("ROLLBACK PREPARED %(gid)s;", gid=gid) for gid, _ in prepared]
+            ends = [f"or a superuser types, in {self.database}: {statement}" for statement in undo]
         return Busy(
             f"{subject} is being worked on by someone else",
-            why=f"the lock is held by {who}" if who else "the lock was held until a moment ago",
+            why=f"the lock is held by {', '.join(who)}" if who else "the lock was held until a moment ago",
             hint=["try again when that is done", *ends],
         )
 
