@@ -21,7 +21,7 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Tenant
 from support.findings import about
 from support.runner import Posduif
-from support.servers import PgServer, scratch, start
+from support.servers import PgServer, private
 from support.sources import LATEST
 from support.tenants import user
 
@@ -137,16 +137,8 @@ def test_an_invalid_index_is_critical_until_it_is_rebuilt(posduif: Posduif, serv
 @pytest.fixture
 def logical(run_on: Callable[[PgServer], Posduif]) -> Any:
     """A server with wal_level=logical, for this test alone."""
-    import shutil
-
-    from posduif_cli.db import embedded
-
-    folder = scratch()
-    try:
-        yield start(folder / "own", wal_level="logical", max_slot_wal_keep_size="-1")
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
+    with private(wal_level="logical", max_slot_wal_keep_size="-1") as server:
+        yield server
 
 
 def test_a_slot_and_a_whole_server_show(logical: PgServer, run_on: Callable[[PgServer], Posduif]) -> None:
@@ -342,14 +334,7 @@ def test_a_fix_names_its_server_where_there_are_several(
 
 
 def test_connections_in_reserve_are_not_free(run_on: Callable[[PgServer], Posduif]) -> None:
-
-    from posduif_cli.db import embedded
-
-    folder = scratch()
-    try:
-        server = start(
-            folder / "own", max_connections="100", reserved_connections="60", superuser_reserved_connections="5"
-        )
+    with private(max_connections="100", reserved_connections="60", superuser_reserved_connections="5") as server:
         posduif = run_on(server)
         report = posduif.json("health")
         [row] = report["servers"]
@@ -361,11 +346,6 @@ def test_connections_in_reserve_are_not_free(run_on: Callable[[PgServer], Posdui
         [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "max_connections"]
         assert "75 in reserve" in room["message"]
         assert posduif.json("server", "list")[0]["max_connections"] == 100, "the setting"
-    finally:
-        embedded.stop(folder / "own")
-        import shutil
-
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_each_format_says_the_same(posduif: Posduif, server: PgServer, tenant: str) -> None:

@@ -1,7 +1,6 @@
 """`posduif health` where something does not answer: it says so within its limits, and says everything else."""
 
 import json
-import shutil
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ from posduif_cli.db.session import Session
 from posduif_cli.models.servers import Server
 from support.findings import about
 from support.runner import Posduif
-from support.servers import PgServer, scratch, start
+from support.servers import PgServer, private
 from support.tenants import forget, user
 
 WAITING, MESSAGES = 20_000, 200_000
@@ -278,21 +277,17 @@ class Dying(Fleet):
 def test_a_server_that_goes_away_is_one_finding(
     run_on: Callable[..., Posduif], clean_environ: pytest.MonkeyPatch
 ) -> None:
-    folder = scratch()
-    try:
-        dying = start(folder / "own")
-        posduif = run_on(dying)
+    with private() as dying:
+        assert dying.data_dir is not None
+        posduif, folder = run_on(dying), dying.data_dir
         for name in ("anna", "bert", "carl"):
             posduif("tenant", "create", name)
-        fleet = Dying((Server("eu1", dying.dsn),), "health", last=lambda: embedded.stop(folder / "own"))
+        fleet = Dying((Server("eu1", dying.dsn),), "health", last=lambda: embedded.stop(folder))
         report = health.report(fleet)
         [found] = [finding for finding in report.findings if finding.check == "reach"]
         assert (found.level, found.scope, found.subject) == ("critical", "server", "eu1")
         assert found.affected == ("anna", "bert", "carl")
         assert report.coverage == {"servers": 0, "tenants": 3, "visited": 0}
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.db import embedded
 from posduif_cli.models.servers import Server
 from support.runner import Posduif
-from support.servers import PgServer, free_port, scratch, start, system_bin
+from support.servers import PgServer, free_port, private, scratch, start, system_bin
 
 pytestmark = pytest.mark.one_server
 
@@ -128,9 +128,5 @@ def test_a_server_without_tls(
 @pytest.fixture
 def own_tcp() -> Iterator[PgServer]:
     """A server that listens on TCP and has no certificate."""
-    folder = scratch()
-    try:
-        yield start(folder / "own", listen_addresses="127.0.0.1", port=str(free_port()))
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
+    with private(listen_addresses="127.0.0.1", port=str(free_port())) as server:
+        yield server

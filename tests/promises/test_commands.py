@@ -13,7 +13,7 @@ from posduif_cli.cli import tree
 from posduif_cli.db import embedded
 from support.commands import LEAVES
 from support.runner import Posduif, shell
-from support.servers import PgServer, scratch, start
+from support.servers import PgServer, private, scratch
 from support.sources import BUNDLED
 from support.tenants import forget
 
@@ -36,14 +36,10 @@ TEXT = {path for path in LEAVES if path.startswith("completion")}
 
 
 @pytest.fixture(scope="module")
-def private() -> Iterator[PgServer]:
+def alone() -> Iterator[PgServer]:
     """A server of this worker alone, where a tenant may be called acme."""
-    folder = scratch()
-    try:
-        yield start(folder / "own")
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
+    with private() as server:
+        yield server
 
 
 @pytest.fixture
@@ -60,14 +56,14 @@ Prepare = Callable[[str], list[str]]
 
 @pytest.fixture
 def prepare(
-    private: PgServer,
+    alone: PgServer,
     run_on: Callable[[PgServer], Posduif],
     home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Prepare]:
     """Make what a command's example needs, and return the example's words."""
-    posduif = run_on(private)
+    posduif = run_on(alone)
     monkeypatch.chdir(tmp_path)
 
     def make(path: str) -> list[str]:
@@ -107,12 +103,12 @@ def prepare(
         return words[1:]
 
     yield make
-    forget(private, "acme")
+    forget(alone, "acme")
 
 
 @pytest.fixture
-def cli(private: PgServer, run_on: Callable[[PgServer], Posduif]) -> Posduif:
-    return run_on(private)
+def cli(alone: PgServer, run_on: Callable[[PgServer], Posduif]) -> Posduif:
+    return run_on(alone)
 
 
 # What every command promises.
@@ -295,10 +291,10 @@ def test_listings_of_none_one_and_many(own_listing: tuple[Posduif, Callable[[int
 
 
 @pytest.fixture
-def own_listing(cli: Posduif, private: PgServer) -> Iterator[tuple[Posduif, Callable[[int], None]]]:
+def own_listing(cli: Posduif, alone: PgServer) -> Iterator[tuple[Posduif, Callable[[int], None]]]:
     cli("tenant", "create", "acme", "--url", "https://acme.example.com", "--web-user", "desk")
     yield cli, lambda count: fill(cli, count)
-    forget(private, "acme")
+    forget(alone, "acme")
 
 
 def test_no_tenants_yet(own_server: PgServer, run_on: Callable[[PgServer], Posduif]) -> None:
@@ -313,7 +309,7 @@ def test_no_tenants_yet(own_server: PgServer, run_on: Callable[[PgServer], Posdu
     assert own_server.sql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'posduif%%'") == [(0,)]
 
 
-def test_many_tenants_by_name(cli: Posduif, private: PgServer) -> None:
+def test_many_tenants_by_name(cli: Posduif, alone: PgServer) -> None:
     try:
         for name in ("b", "c", "a"):
             cli("tenant", "create", name)
@@ -324,7 +320,7 @@ def test_many_tenants_by_name(cli: Posduif, private: PgServer) -> None:
         }
     finally:
         for name in ("a", "b", "c"):
-            forget(private, name)
+            forget(alone, name)
 
 
 # The streams.

@@ -1,16 +1,14 @@
 """A dry run and a reading command write nothing: no row, no role, no transaction id, no byte of WAL."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posduif_cli.db import embedded
 from support.commands import LEAVES
 from support.runner import Posduif
-from support.servers import PgServer, scratch, start, system_bin
+from support.servers import PgServer, private, programs
 from support.sources import UP
 from support.waiting import sessions, until
 
@@ -68,21 +66,13 @@ EMPTY = [("tenant list", ""), ("tenant verify", "--all"), ("migrate status", "--
 @pytest.fixture(params=["embedded", "system"])
 def quiet(request: pytest.FixtureRequest) -> Iterator[PgServer]:
     """A server that writes nothing by itself, with a plain login `ops` that may make roles, and mallory's database."""
-    system = system_bin() if request.param == "system" else None
-    if request.param == "system" and system is None:
-        pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
-    folder = scratch()
-    try:
-        # Without replicas there are no snapshots of running transactions for them in the WAL.
-        still = {"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "checkpoint_timeout": "1d"}
-        server = start(folder / "own", system, **still)
+    # Without replicas there are no snapshots of running transactions for them in the WAL.
+    still = {"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "checkpoint_timeout": "1d"}
+    with private(programs(request), **still) as server:
         server.sql("CREATE ROLE ops LOGIN CREATEDB CREATEROLE; CREATE ROLE mallory; GRANT mallory TO ops")
         server.sql("CREATE DATABASE theirs OWNER mallory")
         server.sql(f"SET ROLE mallory; {UP[0]} CREATE TABLE invoices (id serial)", database="theirs")
         yield server
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def databases(server: PgServer) -> list[str]:

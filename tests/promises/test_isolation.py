@@ -1,7 +1,5 @@
 """What a tenant's engine may do: its four tables, its own database, and nothing else."""
 
-import shutil
-import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,9 +10,8 @@ import pytest
 import yaml
 from psycopg.errors import InsufficientPrivilege
 
-from posduif_cli.db import embedded
 from support.runner import Posduif
-from support.servers import PgServer, scratch, start
+from support.servers import PgServer, free_port, private
 from support.tenants import FORBIDDEN, TABLES, forget
 
 
@@ -139,13 +136,9 @@ def test_login_by_password_in_utc_on_a_server_elsewhere(
     run_on: Any, tmp_path: Path, clean_environ: pytest.MonkeyPatch
 ) -> None:
     """Over TCP with the password of the FILE, on a server that keeps its clock and its clients on Tokyo time."""
-    folder = scratch()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    try:
-        tokyo: dict[str, Any] = {"timezone": "Asia/Tokyo", "log_timezone": "Asia/Tokyo"}
-        server = start(folder / "tokyo", listen_addresses="127.0.0.1", port=str(port), **tokyo)
+    port = free_port()
+    tokyo: dict[str, Any] = {"timezone": "Asia/Tokyo", "log_timezone": "Asia/Tokyo"}
+    with private(listen_addresses="127.0.0.1", port=str(port), **tokyo) as server:
         posduif: Posduif = run_on(server)
         clean_environ.setenv("PGTZ", "Asia/Tokyo")
         clean_environ.setenv("TZ", "Asia/Tokyo")
@@ -180,6 +173,3 @@ def test_login_by_password_in_utc_on_a_server_elsewhere(
                 login(wrong)
         assert server.sql("SHOW TimeZone", database="acme") == [("UTC",)]
         assert server.sql("SHOW TimeZone") == [("Asia/Tokyo",)]
-    finally:
-        embedded.stop(folder / "tokyo")
-        shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from support.folder import Folder
 from support.kills import kill
 from support.outcomes import statuses
 from support.runner import Posduif
-from support.servers import PgServer, dump, scratch, start
+from support.servers import PgServer, dump, private, start
 from support.sources import BUNDLED, LATEST
 from support.tenants import note, record
 from support.terminal import on_terminal, standing
@@ -49,13 +48,11 @@ Make = Callable[..., list[str]]
 @pytest.fixture(scope="module")
 def ground() -> Iterator[PgServer]:
     """A server with the closed database `pristine`: a tenant as posduif makes it, and a table that counts runs."""
-    folder = scratch()
-    try:
-        server = start(folder / "own", None, **SETTINGS)
+    with private(**SETTINGS) as server:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("POSDUIF_", "PG", "XDG_"))}
         subprocess.run(
             [sys.executable, "-m", "posduif_cli", "tenant", "create", "source", "--web-user", "desk"],
-            env={**environ, "POSDUIF_DSN": server.dsn, "HOME": str(folder)},
+            env={**environ, "POSDUIF_DSN": server.dsn, "HOME": str(_data_dir(server).parent)},
             check=True,
             capture_output=True,
         )
@@ -71,9 +68,6 @@ def ground() -> Iterator[PgServer]:
         server.sql("DROP ROLE source_engine")
         server.sql("CREATE ROLE alice LOGIN NOSUPERUSER; GRANT posduif_admin TO alice")
         yield server
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clone(server: PgServer, *names: str) -> None:

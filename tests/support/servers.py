@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,38 +135,44 @@ def server_of(request: pytest.FixtureRequest, folder: str) -> PgServer:
     if dsn:
         with psycopg.connect(dsn) as conn:
             return PgServer(dsn, conn.info.server_version // 10000)
-    bin_dir = None
-    if request.param == "system" and (bin_dir := system_bin()) is None:
+    return start(shared(request.config) / folder, programs(request))
+
+
+def programs(request: pytest.FixtureRequest) -> Path | None:
+    """Return where the programs of the PostgreSQL are that a parameter names, None for the embedded one's."""
+    if request.param != "system":
+        return None
+    found = system_bin()
+    if found is None:
         pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
-    return start(shared(request.config) / folder, bin_dir)
+    return found
+
+
+@contextmanager
+def private(bin_dir: Path | None = None, **settings: str) -> Iterator[PgServer]:
+    """Start a server in a new folder, without any posduif role, and remove both at the end."""
+    folder = scratch()
+    try:
+        yield start(folder / "own", bin_dir, **settings)
+    finally:
+        embedded.stop(folder / "own")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def own_server() -> Iterator[PgServer]:
     """A server for this test alone, without any posduif role yet."""
-    folder = scratch()
-    try:
-        yield start(folder / "own")
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
+    with private() as server:
+        yield server
 
 
 @pytest.fixture(params=["embedded", "system"])
 def fresh(request: pytest.FixtureRequest) -> Iterator[PgServer]:
     """A server without posduif's roles, with the logins alice and bob (who may) and carol (who may not)."""
-    system = system_bin()
-    if request.param == "system" and system is None:
-        pytest.skip("no PostgreSQL is installed on this system beside the embedded one")
-    folder = scratch()
-    try:
-        server = start(folder / "own", system if request.param == "system" else None)
+    with private(programs(request)) as server:
         server.sql("CREATE ROLE alice LOGIN CREATEDB CREATEROLE; CREATE ROLE bob LOGIN CREATEDB CREATEROLE")
         server.sql("CREATE ROLE carol LOGIN CREATEROLE")
         yield server
-    finally:
-        embedded.stop(folder / "own")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def dump(server: PgServer, database: str, *options: str) -> str:
