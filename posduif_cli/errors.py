@@ -53,23 +53,30 @@ def _without_password(line: str) -> str:
 
 @dataclass(frozen=True, init=False)
 class Run:
-    """A command of posduif that would help, as data: whoever shows it adds the program's path and the server.
+    """A command of posduif that would help, as data; the output adds the program's path and the server.
 
-    A word in capitals stands for what only the reader knows.
+    A word in capitals is a placeholder. *lead* is shown before the command, with a colon between.
     """
 
     words: tuple[str, ...]
+    lead: str
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, lead: str = "") -> None:
         object.__setattr__(self, "words", words)
+        object.__setattr__(self, "lead", scrub(lead))
 
     def __str__(self) -> str:
-        """Spell the command for a shell, as it is typed where nothing has to be added.
+        """Return the hint with its command as it is typed in a shell, without the options of this run.
 
-        >>> str(Run("user", "show", "acme", "Joe the Mobile User"))
-        "posduif user show acme 'Joe the Mobile User'"
+        >>> str(Run("user", "show", "acme", "Joe the Mobile User", lead="see"))
+        "see: posduif user show acme 'Joe the Mobile User'"
         """
-        return scrub(shlex.join(("posduif", *self.words)))
+        return self.spelled("posduif", "")
+
+    def spelled(self, program: str, options: str) -> str:
+        """Return the hint with the path of the program before the command's words and *options* behind them."""
+        command = scrub(shlex.join(self.words))
+        return f"{self.lead}: {program} {command}{options}" if self.lead else f"{program} {command}{options}"
 
 
 Hint = str | Run

@@ -8,7 +8,7 @@ import typer
 
 from posduif_cli.cli.context import App, Noun, app_of, global_options
 from posduif_cli.config import load as config
-from posduif_cli.errors import ConfigurationError, FileExists, UsageError
+from posduif_cli.errors import ConfigurationError, FileExists, Run, UsageError
 from posduif_cli.render.shells import Node, Word
 
 app = Noun(help="Completion of commands by the shell.")
@@ -91,7 +91,9 @@ def _shell(app: App, given: Shell | None) -> Shell:
     name = app.config.terminal.shell
     if name not in list(Shell):
         raise UsageError(
-            f'there is no completion for the shell "{name}"', why="SHELL names it", hint="posduif completion show bash"
+            f'there is no completion for the shell "{name}"',
+            why="SHELL names it",
+            hint=Run("completion", "show", "bash"),
         )
     return Shell(name)
 

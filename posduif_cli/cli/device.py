@@ -6,6 +6,7 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.errors import Run
 
 app = Noun(help="The phones that enrolled.")
 
@@ -19,7 +20,7 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
         found = devices.find_all(conn, limit=limit, offset=offset)
-    app.out.list(found, Device, empty=f"no devices: posduif token create {tenant}")
+    app.out.list(found, Device, empty=Run("token", "create", tenant, lead="no devices"))
 
 
 @app.verb("show", example="posduif device show acme phone-1")

@@ -9,7 +9,7 @@ import typer
 
 from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import PosduifError, UsageError
+from posduif_cli.errors import PosduifError, Run, UsageError
 
 app = Noun(help="Bring tenants to the newest schema, and see who is where.")
 
@@ -57,7 +57,7 @@ def status(
 
         report.skew(app.out, found)
     else:
-        app.out.list(found, SchemaStatus, empty="no tenants yet: posduif tenant create NAME")
+        app.out.list(found, SchemaStatus, empty=Run("tenant", "create", "NAME", lead="no tenants yet"))
     wrong: list[Finding] = []
     unvisited: dict[str, PosduifError] = {}
     if verify or sample is not None:
@@ -158,7 +158,7 @@ def down(
     app.out.expect(Outcome)
     names = options.targets(tenant, everyone, "migrate down")
     if (to is None) == (steps is None):
-        raise UsageError("say how far: either --to or --steps", hint="posduif migrate down acme --steps 1")
+        raise UsageError("say how far: either --to or --steps", hint=Run("migrate", "down", "acme", "--steps", "1"))
     found, errors = rollout.plan_down(app.fleet, tenants=names, to=to, steps=steps, bundled=bundled)
     plan = found.plan
     if dry_run:
@@ -286,7 +286,7 @@ def new(
 
     app = app_of(ctx)
     path = files.new(app.folders, name=name, folder=Path(folder) if folder else None)
-    app.out.say("write the SQL between its markers, then: posduif migrate up --all --dry-run")
+    app.out.say(Run("migrate", "up", "--all", "--dry-run", lead="write the SQL between its markers, then"))
     app.out.show({"path": str(path), "changed": True}) if app.out.machine else app.out.text(str(path))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from posduif_cli import notation
-from posduif_cli.errors import NoTargets, UsageError
+from posduif_cli.errors import NoTargets, Run, UsageError
 
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.", show_default=False)]
 Tenants = Annotated[
@@ -57,7 +57,9 @@ def url(text: str | None) -> str | None:
 def targets(tenants: list[str] | None, everyone: bool, command: str) -> list[str] | None:
     """Return the named tenants, or None for --all; raises NoTargets or UsageError."""
     if tenants and everyone:
-        raise UsageError("--all and tenants by name exclude each other", hint=f"posduif {command} --all")
+        raise UsageError("--all and tenants by name exclude each other", hint=Run(*command.split(), "--all"))
     if not tenants and not everyone:
-        raise NoTargets("no tenants are named", hint=[f"posduif {command} TENANT...", f"posduif {command} --all"])
+        raise NoTargets(
+            "no tenants are named", hint=[Run(*command.split(), "TENANT..."), Run(*command.split(), "--all")]
+        )
     return list(dict.fromkeys(tenants)) if tenants else None

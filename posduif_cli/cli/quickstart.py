@@ -176,4 +176,6 @@ def _remove(app: App) -> None:
     else:
         app.out.text("removed: " + (", ".join(removed) or "nothing"))
         if not any("server" in thing for thing in removed):
-            app.out.say("kept: the embedded server, which holds other tenants or was there before: posduif server stop")
+            app.out.say(
+                Run("server", "stop", lead="kept: the embedded server, which holds other tenants or was there before")
+            )

@@ -9,7 +9,7 @@ import typer
 
 from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import Busy, ConfigurationError, TenantExists, UsageError
+from posduif_cli.errors import Busy, ConfigurationError, Run, TenantExists, UsageError
 from posduif_cli.notation import moment
 
 app = Noun(help="Create, list, show, change and drop tenants.")
@@ -77,7 +77,7 @@ def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
 def _never_kept(tenant: str, file: Path) -> TenantExists:
     return TenantExists(
         f"tenant {tenant} exists, and its engine's password cannot be read again for {file}",
-        hint=f"posduif tenant rotate-password {tenant} --engine-config {file}",
+        hint=Run("tenant", "rotate-password", tenant, "--engine-config", str(file)),
     )
 
 
@@ -121,7 +121,7 @@ def create(
     if (name is None) == (from_ is None):
         raise UsageError(
             "name a tenant, or a list of them by --from, and not both",
-            hint=["posduif tenant create acme", "posduif tenant create --from tenants.csv"],
+            hint=[Run("tenant", "create", "acme"), Run("tenant", "create", "--from", "tenants.csv")],
         )
     if from_ is not None and (url or web_user):
         raise UsageError("--url and --web-user do not go with --from", why="they are columns of the list")
@@ -153,7 +153,9 @@ def create(
         keep.tell(app, name)
     app.out.show(created.tenant, changed=created.changed)
     if created.changed and keep is None:
-        app.out.say(f"its engine has no password yet: posduif tenant rotate-password {name} --engine-config FILE")
+        app.out.say(
+            Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="its engine has no password yet")
+        )
 
 
 def _create_all(
@@ -185,7 +187,16 @@ def _create_all(
         run.run()
     runs.conclude(app, run, {}, names, every=list_all or app.out.machine)
     if engine_configs is None and any(outcome.changed for outcome in run.outcomes):
-        app.out.say("their engines have no passwords yet: posduif tenant rotate-password TENANT --engine-config FILE")
+        app.out.say(
+            Run(
+                "tenant",
+                "rotate-password",
+                "TENANT",
+                "--engine-config",
+                "FILE",
+                lead="their engines have no passwords yet",
+            )
+        )
 
 
 def _text(source: str) -> str:
@@ -210,7 +221,7 @@ def list_(
 
     app = app_of(ctx)
     found, errors = app.fleet.tenants(sizes=sizes)
-    app.out.list(found, Tenant, empty="no tenants yet: posduif tenant create NAME")
+    app.out.list(found, Tenant, empty=Run("tenant", "create", "NAME", lead="no tenants yet"))
     app.report_missing(errors)
 
 
@@ -236,7 +247,7 @@ def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> N
     app.out.expect(Tenant)
     origin = options.url(url)
     if origin is None:
-        raise UsageError("nothing to set", hint=f"posduif tenant set {name} --url https://{name}.example.com")
+        raise UsageError("nothing to set", hint=Run("tenant", "set", name, "--url", f"https://{name}.example.com"))
     changed = engine.set_url(app.fleet, name=name, url=origin)
     _, tenant = app.fleet.find(name)
     app.out.say(f"tenant {name}: {'url set' if changed else 'unchanged'}")
@@ -286,7 +297,9 @@ def adopt(
     told = app.out.format == "table" and not app.out.fields
     app.out.show({field: getattr(done, field) for field in brief} if told else done)
     if done.changed:
-        app.out.say(f"a new password for its engine: posduif tenant rotate-password {name} --engine-config FILE")
+        app.out.say(
+            Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="a new password for its engine")
+        )
 
 
 @app.verb("verify", example="posduif tenant verify --all")
@@ -378,7 +391,7 @@ def rotate_password(
         raise UsageError(
             "there is nowhere to put the new password",
             why="it is never written into a pipe or JSON",
-            hint=f"posduif tenant rotate-password {name} --engine-config FILE",
+            hint=Run("tenant", "rotate-password", name, "--engine-config", "FILE"),
         )
     _guard(app, name, confirm, "rotate the password of {name} on the protected server {server}")
     try:
@@ -402,14 +415,16 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
     settings = engine.engine_config(app.fleet, name=name)
     if out is not None:
         if os.path.lexists(out) and not out.is_char_device():
-            raise UsageError(f"{out} exists", hint=f"posduif tenant rotate-password {name} --engine-config {out}")
+            raise UsageError(f"{out} exists", hint=Run("tenant", "rotate-password", name, "--engine-config", str(out)))
         render.write(out, settings)
         app.out.say(f"written: {out}")
     elif app.out.machine:
         app.out.show(settings)
     else:
         app.out.text(render.text(settings))
-    app.out.say(f"the password in it is a placeholder: posduif tenant rotate-password {name} --engine-config FILE")
+    app.out.say(
+        Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="the password in it is a placeholder")
+    )
 
 
 def _danger(loss: Any) -> str:

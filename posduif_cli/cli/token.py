@@ -127,7 +127,7 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
         found = tokens.find_all(conn, limit=limit, offset=offset)
-        app.out.list(found, Token, empty="no tokens", hint=Run("token", "create", tenant))
+        app.out.list(found, Token, empty=Run("token", "create", tenant, lead="no tokens"))
 
 
 @app.verb("show", example="posduif token show acme 5f3759df-0000-4000-8000-000000000000")

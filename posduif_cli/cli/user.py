@@ -58,7 +58,7 @@ def list_(
     app = app_of(ctx)
     with app.tenant(tenant) as conn:
         found = users.find_all(conn, user_type=type_.value if type_ else None, limit=limit, offset=offset)
-        app.out.list(found, User, empty="no users", hint=Run("user", "create", tenant, "NAME", "--type", "web"))
+        app.out.list(found, User, empty=Run("user", "create", tenant, "NAME", "--type", "web", lead="no users"))
 
 
 @app.verb("show", example="posduif user show acme desk")

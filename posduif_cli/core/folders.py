@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from posduif_cli.db import queries
-from posduif_cli.errors import ConfigurationError
+from posduif_cli.errors import ConfigurationError, Run
 
 FILE_NAME = re.compile(r"(\d+)_(\w+)\.sql", re.ASCII)
 BAD_NAME = "the name is not of the form NNNN_name.sql"
@@ -42,7 +42,7 @@ class Folders:
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigurationError(
-                    f"migrations.paths: {folder} is not a folder", hint="posduif config show --origin"
+                    f"migrations.paths: {folder} is not a folder", hint=Run("config", "show", "--origin")
                 )
         return tuple(tuple(sorted(folder.glob("*.sql"))) for folder in folders)
 

@@ -11,7 +11,7 @@ from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import AccessDenied, NotOurs, UnsafeServer
+from posduif_cli.errors import AccessDenied, NotOurs, Run, UnsafeServer
 from posduif_cli.models.servers import Server
 
 ENGINE_GROUP = "posduif_engine"
@@ -262,7 +262,7 @@ def require_rights(tenant: str, *, hold: bool, is_open: bool) -> None:
         raise UnsafeServer(
             f"the engine's rights in {tenant} could not be given",
             why=f"{ENGINE_GROUP} lacks rights on tables that {ADMIN_ROLE} does not own",
-            hint=f"posduif tenant verify {tenant}",
+            hint=Run("tenant", "verify", tenant),
         )
     if is_open:
         raise UnsafeServer(

@@ -14,6 +14,7 @@ from posduif_cli.db.session import READING, Connection, Footing, Session
 from posduif_cli.errors import (
     AccessDenied,
     InvalidDsn,
+    Run,
     ServerError,
     ServerFull,
     ServerUnreachable,
@@ -122,7 +123,7 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
         return InvalidDsn(
             f"the connection string of server {server.name} is not right",
             why=f"{reason}; it comes from {server.origin or 'the configuration'}",
-            hint="posduif config show --origin",
+            hint=Run("config", "show", "--origin"),
         )
     if (words := next((words for words in _TLS if words in reason), None)) is not None:
         return TlsFailed(
@@ -142,14 +143,14 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
         return AccessDenied(
             f"server {server.name} refuses the connection to database {database}",
             why=reason,
-            hint=["check user and password (~/.pgpass)", "posduif config show"],
+            hint=["check user and password (~/.pgpass)", Run("config", "show")],
         )
     return (ServerFull if full else ServerUnreachable)(
         f"server {server.name} cannot be reached",
         why=reason,
         hint=[
-            "posduif server start" if server.name == "embedded" else "posduif server list",
-            "posduif config show --origin",
+            Run("server", "start") if server.name == "embedded" else Run("server", "list"),
+            Run("config", "show", "--origin"),
         ],
     )
 

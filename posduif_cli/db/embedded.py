@@ -34,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs, WrongState
+from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs, Run, WrongState
 
 _MARKER, _LOCK, _LOG = "posduif-server", "posduif-server.lock", "server.log"
 _LISTEN, _LOGIN = "posduif-listen", "posduif-login"
@@ -205,7 +205,7 @@ def _make_login(data_dir: Path) -> None:
         raise EmbeddedServerFailed(
             f"the login {LOCAL_LOGIN} of the embedded server in {data_dir} could not be made",
             why=str(error).strip(),
-            hint="posduif server stop, then the same command again",
+            hint=[Run("server", "stop"), "then type the same command again"],
         ) from None
     (data_dir / _LOGIN).touch()
 
@@ -225,7 +225,7 @@ def _require_listening(now: Status, listen: tuple[str, int] | None) -> None:
         raise WrongState(
             f"the embedded server runs and {f'listens on {now.listen}' if now.listen else 'does not listen on TCP'}",
             why="an address is taken when a server starts",
-            hint=["posduif server stop", f"posduif server start --listen {wanted or 'off'}"],
+            hint=[Run("server", "stop"), Run("server", "start", "--listen", wanted or "off")],
         )
 
 
@@ -590,7 +590,7 @@ def _spawn(binaries: Binaries, data_dir: Path, user: pwd.struct_passwd, settings
             raise EmbeddedServerFailed(
                 f"the embedded server in {data_dir} does not start",
                 why=_telling_lines(words),
-                hint=[f"see {log}", *["posduif server start --listen off"] * ("listen_addresses" in settings)],
+                hint=[f"see {log}", *[Run("server", "start", "--listen", "off")] * ("listen_addresses" in settings)],
             )
         time.sleep(0.1)
 

@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import OperationFailed, WrongState
+from posduif_cli.errors import OperationFailed, Run, WrongState
 from posduif_cli.models.tenants import Failure, State
 
 PREFIX = "posduif "
@@ -188,7 +188,7 @@ def judge(database: str, found: Sequence[tuple[str | None, ...]]) -> Record:
         raise WrongState(
             f"database {database} is not a tenant any more",
             why=f"it has no record, or {ADMIN_ROLE} does not own it",
-            hint="posduif tenant list",
+            hint=Run("tenant", "list"),
         )
     return record
 
@@ -228,7 +228,7 @@ def require_stored(session: Session, database: str) -> None:
         raise OperationFailed(
             f"the record of {database} could not be written",
             why="the database was dropped or renamed at the same moment",
-            hint="posduif tenant list",
+            hint=Run("tenant", "list"),
         )
 
 

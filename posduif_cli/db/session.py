@@ -29,6 +29,7 @@ from posduif_cli.errors import (
     PoolerInBetween,
     PosduifError,
     QueryFailed,
+    Run,
     SchemaBehind,
     ServerUnreachable,
     StandbyServer,
@@ -568,7 +569,7 @@ class Session:
             raise SchemaBehind(
                 f"tenant {self.database} is at {f'schema {self.bundled}' if self.bundled else 'no schema'}, "
                 f"and this needs {needs}",
-                hint=f"posduif migrate up {self.database}",
+                hint=Run("migrate", "up", self.database),
             )
 
     def execute(self, query: Query, **params: Any) -> int:
@@ -807,7 +808,7 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
         login = quoted(session.login)
         return AccessDenied(
             f"{where}: {message}",
-            hint=f"posduif tenant verify {session.database}"
+            hint=Run("tenant", "verify", session.database)
             if session.member
             else f"a superuser or another administrator types: GRANT {ADMIN_ROLE} TO {login}; "
             "(posduif_support or posduif_health where that is enough)",
@@ -824,7 +825,7 @@ def translate(error: psycopg.Error, session: Session) -> PosduifError:
     lacking = state in ("42P01", "42703") and session.bundled is not None
     return QueryFailed(
         f"{where}: {message}",
-        hint=f"posduif tenant verify {session.database}" if lacking else (),
+        hint=Run("tenant", "verify", session.database) if lacking else (),
         why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),
         sqlstate=state,
         constraint=error.diag.constraint_name,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posduif_cli.errors import Hint
 from posduif_cli.models.values import Value
 
 
@@ -45,7 +46,7 @@ class ServerInfo(Value):
     max_connections: int | None = None
     role: str | None = None
     record_owner: str | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Hint, ...] = ()
     error: str | None = None
     version_number: int | None = None
 

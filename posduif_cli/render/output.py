@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, pairwise, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any, TextIO
 
 from posduif_cli.errors import Hint, OperationFailed, PosduifError, Run, UsageError
 from posduif_cli.models.checks import Finding, Health
+from posduif_cli.models.servers import ServerInfo
 from posduif_cli.render import tables
 from posduif_cli.render.tables import Changed, visible
 
@@ -61,23 +62,13 @@ class Output:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def spell(self, hint: Hint) -> str:
-        """Spell the command that a hint is, or ends with, so that it runs when pasted and asks the same server.
-
-        Prose is left as it is, also where it begins with a command.
+        """Return a hint as text. A command runs when it is pasted, and asks the same server; text is left as it is.
 
         >>> out = Output("table", options={"server": "eu1"})
-        >>> out.spell(Run("tenant", "show", "acme")), out.spell("none yet: posduif tenant create NAME")
-        ('posduif tenant show acme --server eu1', 'none yet: posduif tenant create NAME --server eu1')
-        >>> out.spell("posduif migrate up acme, when that is done")
-        'posduif migrate up acme, when that is done'
+        >>> out.spell(Run("tenant", "create", "NAME", lead="none yet")), out.spell("free some space")
+        ('none yet: posduif tenant create NAME --server eu1', 'free some space')
         """
-        if isinstance(hint, Run):
-            return f"{self.program}{str(hint).removeprefix('posduif')}{self._following(hint.words)}"
-        found = re.fullmatch(r"(.*: )?posduif ((?:(?!: posduif ).)+)", hint, re.DOTALL)
-        words = _words(found[2]) if found else None
-        if found is None or words is None:
-            return hint
-        return f"{found[1] or ''}{self.program} {found[2]}{self._following(words)}"
+        return hint.spelled(self.program, self._following(hint.words)) if isinstance(hint, Run) else hint
 
     def _following(self, words: Sequence[str]) -> str:
         """Return the options that a command lacks to ask the same server."""
@@ -122,11 +113,10 @@ class Output:
         values: Iterable[Any],
         model: type,
         *,
-        empty: str = "",
-        hint: Hint | None = None,
+        empty: Hint = "",
         changed: bool | Callable[[Any], bool] | None = None,
     ) -> None:
-        """Show several things of one kind; *empty*, with a *hint*, is said on stderr when there are none.
+        """Show several things of one kind; *empty* is said on stderr when there are none.
 
         They are written as they come, a batch at a time: there may be a million of them.
         """
@@ -148,7 +138,7 @@ class Output:
             while page := list(islice(subjects, PAGE)):
                 self.table(list(picked) or tables.terminal_columns(model, page), page)
         elif empty:
-            self.say(empty, hint)
+            self.say(empty)
 
     def _spelled(self, value: Any) -> Any:
         """Return a value with the commands in it as they are pasted."""
@@ -158,6 +148,8 @@ class Output:
             return replace(value, fix=self.spell(value.fix))
         if isinstance(value, Health):
             return replace(value, findings=tuple(map(self._spelled, value.findings)))
+        if isinstance(value, ServerInfo):
+            return replace(value, warnings=tuple(map(self.spell, value.warnings)))
         return value
 
     def _checked(self, model: type, *, changes: bool) -> tuple[str, ...]:
@@ -229,11 +221,10 @@ class Output:
         """Write a result that is text already; *own* as for `write`."""
         write(text if text.endswith("\n") else text + "\n", own=own)
 
-    def say(self, text: str, hint: Hint | None = None) -> None:
-        """Tell the person something in one line on stderr, unless -q or JSON asks for silence."""
+    def say(self, text: Hint) -> None:
+        """Write one line to stderr, unless -q or JSON asks for silence."""
         if not self.quiet and not self.machine:
-            line = self.spell(text) if hint is None else f"{text}: {self.spell(hint)}"
-            write(visible(line) + "\n", sys.stderr)
+            write(visible(self.spell(text)) + "\n", sys.stderr)
 
     def warn(self, text: str) -> None:
         """Warn in one line on stderr; -q does not silence it, JSON does."""
@@ -267,23 +258,6 @@ class Output:
         for number, hint in enumerate(error.hints):
             lines.append(f"  {'try' if number == 0 else '   '}   {visible(self.spell(hint))}")
         write("\n".join(lines) + "\n", sys.stderr, own=True)
-
-
-# A word that prose has and no command: a comma or full stop behind it, a semicolon.
-_PROSE = re.compile(r"[,.;:]$|^[;|&(]")
-POSITIONALS = 3  # the most that a command of ours names, as in `message mark TENANT ID read`
-
-
-def _words(text: str) -> list[str] | None:
-    """Return the words of a command behind `posduif`; None for what only begins like one."""
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        return None
-    if not words or not re.fullmatch(r"[a-z]+", words[0]) or any(map(_PROSE.search, words)):
-        return None
-    free = sum(not word.startswith("-") and not before.startswith("-") for before, word in pairwise(words))
-    return words if free <= POSITIONALS + 1 else None  # and the verb
 
 
 def _width(text: str) -> int:

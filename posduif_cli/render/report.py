@@ -19,7 +19,7 @@ def skew(out: Output, rows: Sequence[SchemaStatus]) -> None:
     servers = sorted({row.server for row in rows})
     versions = sorted({row.schema_version or "none" for row in rows}, reverse=True)
     if not rows:
-        out.say("no tenants yet", Run("tenant", "create", "NAME"))
+        out.say(Run("tenant", "create", "NAME", lead="no tenants yet"))
         return
     counts = Counter((row.schema_version or "none", row.server) for row in rows)
     out.grid(

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 
-from posduif_cli.cli import tree
-from posduif_cli.cli.context import App
 from posduif_cli.errors import PosduifError, Run
 from posduif_cli.render.output import Output
+from support.commands import LEAVES
+from support.hints import complaint
 from support.runner import Posduif
 from support.servers import PgServer
 
@@ -23,76 +23,56 @@ PACKAGE = Path(__file__).parent.parent.parent / "posduif_cli"
 pytestmark = pytest.mark.one_server
 
 
-def literals(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the texts of a file with `posduif` in them, each with its line; {} stands for what is filled in."""
+def calls(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line and the words of each command that a file makes as a hint; acme stands for what is filled in."""
+    made = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    for node in made:
+        named = isinstance(node.func, ast.Name) and node.func.id == "Run"
+        if named and not any(isinstance(word, ast.Starred) for word in node.args):
+            yield node.lineno, [str(w.value) if isinstance(w, ast.Constant) else "acme" for w in node.args]
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a file that are neither documentation nor the example of a command, each with its line."""
     code = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {id(part) for node in ast.walk(code) if isinstance(node, ast.JoinedStr) for part in node.values}
+    left_out: set[int] = set()
     for node in ast.walk(code):
-        if isinstance(node, ast.JoinedStr):
-            text = ""
-            for part in node.values:  # what follows a letter is an option or nothing
-                filled = "acme" if not text[-1:].isalnum() else ""
-                text += str(part.value) if isinstance(part, ast.Constant) else filled
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
-            text = node.value.replace("{name}", "acme")
-        else:
+        if isinstance(node, ast.Expr) or (isinstance(node, ast.keyword) and node.arg == "example"):
+            left_out.add(id(node.value))
+        elif isinstance(node, ast.JoinedStr):
+            left_out |= {id(part) for part in node.values}
+    for node in ast.walk(code):
+        if id(node) in left_out:
             continue
-        if "\n" not in text and "posduif " in text:
-            yield node.lineno, text
+        if isinstance(node, ast.JoinedStr):
+            yield (
+                node.lineno,
+                "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in node.values),
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
 
 
-def complaint(words: list[str]) -> str | None:
-    """Have a command line parsed as if it were to be run, without running it; return what is wrong with it."""
-    try:
-        parse(words)
-    except typer.TyperException as error:
-        return error.format_message()
-    return None
+FILES = sorted(PACKAGE.rglob("*.py"))
+RUNS = [pytest.param(words, id=f"{path.relative_to(PACKAGE)}:{line}") for path in FILES for line, words in calls(path)]
+NOUNS = {path.split()[0] for path in LEAVES}
+# What names a command and is none to be typed: the head of a generated file, and the root's help.
+NAMED = ("Generated from the command tree by `posduif", "Start with: posduif", "-- posduif server init, for")
 
 
-def parse(words: list[str]) -> None:
-    """Parse a command line; raises typer.TyperException."""
-    context = tree.root().make_context("posduif", list(words), obj=App())
-    while (name := getattr(context, "_protected_args", None)) or context.args:
-        rest = [*(name or []), *context.args]
-        command = context.command
-        if not hasattr(command, "resolve_command"):
-            return
-        _, sub, rest = command.resolve_command(context, rest)
-        context = sub.make_context(sub.name, rest, parent=context)
-
-
-TEXTS = [
-    pytest.param(text, id=f"{path.relative_to(PACKAGE)}:{line}")
-    for path in sorted(PACKAGE.rglob("*.py"))
-    for line, text in literals(path)
-]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_what_is_spelled_as_a_command_is_one(text: str) -> None:
-    """Every text of the package: what gets a server's name appended must parse with it, and begin no prose."""
-    spelled = Output("table", program="PROGRAM", options={"server": "eu1"}).spell(text)
-    if spelled == text:
-        return
-    command = spelled.partition("PROGRAM ")[2]
-    error = complaint(shlex.split(command))
+@pytest.mark.parametrize("words", RUNS)
+def test_each_hint_of_the_package_is_a_command(words: list[str]) -> None:
+    error = complaint(tuple(words))
     assert error is None or "acme" in error, error  # which we filled in
 
 
-@pytest.mark.parametrize(
-    "prose",
-    [
-        "posduif token purge acme --older-than 1m deletes those that were never used",
-        "posduif migrate up acme, when that is done",
-        "restore its database, or posduif tenant drop acme",
-        "a superuser types: GRANT posduif_admin TO sam;",
-        "check user and password (~/.pgpass)",
-        "posduif user show acme 'it",
-    ],
-)
-def test_nothing_is_added_to_prose(prose: str) -> None:
-    assert Output("table", program="/x/posduif", options={"server": "eu1"}).spell(prose) == prose
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_text_holds_a_command(path: Path) -> None:
+    """A command in a text would be shown without the server, the data folder and the program's path."""
+    for line, text in texts(path):
+        noun = re.search(r"posduif (\w+) [a-z-]", text)
+        if noun and noun[1] in NOUNS and not any(known in text for known in NAMED):
+            pytest.fail(f"{path.name}:{line}: {text}")
 
 
 def test_a_command_is_spelled_once_and_safely() -> None:
@@ -103,8 +83,13 @@ def test_a_command_is_spelled_once_and_safely() -> None:
     assert spell(Run("tenant", "show", "a", "--server", "local")) == (
         "/x/posduif tenant show a --server local --config '/a b.yaml'"
     )
-    assert spell("posduif tenant show a --server local") == spell(Run("tenant", "show", "a", "--server", "local"))
-    assert spell("posduif config init --config x") == "/x/posduif config init --config x --server eu1"
+    assert (
+        spell(Run("config", "init", "--config", "x", lead="or")) == "or: /x/posduif config init --config x --server eu1"
+    )
+    assert (
+        spell("restore its database, or posduif tenant drop acme")
+        == "restore its database, or posduif tenant drop acme"
+    )
     assert spell(Run("quickstart")) == "/x/posduif quickstart --config '/a b.yaml'"
     error = PosduifError("no", hint=Run("tenant", "list", "--dsn", "host=h password=hunter2"))
     assert "hunter2" not in spell(error.hints[0])

@@ -36,7 +36,7 @@ from support.terminal import on_terminal, standing
 from support.waiting import held, sessions, until
 
 CONNECTIONS = 40
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "max_connections": str(CONNECTIONS),
     "shared_buffers": "32MB",
     "autovacuum": "off",

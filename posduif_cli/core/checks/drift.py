@@ -10,7 +10,7 @@ from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import apply, files, history, inventory
 from posduif_cli.core.schema.inventory import Thing
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import PosduifError, Run
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.schema import Migration
 from posduif_cli.models.tenants import State, Tenant
@@ -162,7 +162,7 @@ def _history(tenant: Tenant, history: Sequence[Migration]) -> list[Finding]:
         fits = f"{len(history) - pending} applied migrations fit their files" + (f", {pending} pending" * bool(pending))
         return [Finding("files", "tenant", name, Level.OK, fits)]
     return [
-        Finding("files", "tenant", name, level, message, m.version, fix=f"posduif migrate list {name}")
+        Finding("files", "tenant", name, level, message, m.version, fix=Run("migrate", "list", name))
         for m, message, level in wrong
     ]
 

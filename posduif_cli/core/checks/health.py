@@ -1,6 +1,5 @@
 """Health: what is wrong with servers and tenants. A check is one function over what one query found."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from posduif_cli.errors import (
     Interrupted,
     PosduifError,
     QueryFailed,
+    Run,
     ServerFull,
     ServerUnreachable,
     TenantNotFound,
@@ -143,7 +143,7 @@ def state(facts: TenantFacts) -> Iterator[Finding]:
             Level.CRITICAL,
             f"tenant {name} is active, but its engine may not log in: a suspend was interrupted",
             tenant.state.value,
-            fix=f"posduif tenant resume {name}",
+            fix=Run("tenant", "resume", name),
         )
     if tenant.state in VISITED:
         return
@@ -174,7 +174,7 @@ def schema(facts: TenantFacts) -> Iterator[Finding]:
             Level.CRITICAL,
             f"migration {failed.version} failed at {where} (SQLSTATE {failed.sqlstate or 'unknown'})",
             tenant.schema_version,
-            fix=f"posduif migrate up {tenant.tenant}",
+            fix=Run("migrate", "up", tenant.tenant),
         )
     elif tenant.schema_version is None:
         yield Finding(
@@ -185,7 +185,7 @@ def schema(facts: TenantFacts) -> Iterator[Finding]:
             f"tenant {tenant.tenant} is at no schema: it has none of posduif's tables",
             tenant.pending,
             "migrations",
-            fix=f"posduif migrate up {tenant.tenant}",
+            fix=Run("migrate", "up", tenant.tenant),
         )
     elif tenant.ahead:
         number = f"{tenant.ahead} applied migration{'' if tenant.ahead == 1 else 's'}"
@@ -197,7 +197,7 @@ def schema(facts: TenantFacts) -> Iterator[Finding]:
             f"the tenant is ahead: this machine has no file for {number}",
             tenant.ahead,
             "migrations",
-            fix=f"posduif migrate list {tenant.tenant}",
+            fix=Run("migrate", "list", tenant.tenant),
         )
     elif tenant.pending:
         yield Finding(
@@ -208,7 +208,7 @@ def schema(facts: TenantFacts) -> Iterator[Finding]:
             f"{counted(tenant.pending, 'migration')} pending",
             tenant.pending,
             "migrations",
-            fix=f"posduif migrate up {tenant.tenant}",
+            fix=Run("migrate", "up", tenant.tenant),
         )
     else:
         yield Finding(
@@ -251,7 +251,7 @@ def sync(facts: TenantFacts) -> Iterator[Finding]:
             f"{counted(errors, 'device')} with a synchronisation error",
             errors,
             "devices",
-            fix=f"posduif device list {name}" if errors else None,
+            fix=Run("device", "list", name) if errors else None,
         )
     for row in facts.stuck:
         yield Finding(
@@ -262,7 +262,7 @@ def sync(facts: TenantFacts) -> Iterator[Finding]:
             f"device {row['device']} fetched messages, but not {counted(row['stuck'], 'older one')}",
             row["stuck"],
             "messages",
-            fix=f"posduif message pending {name} --device {shlex.quote(row['device'])}",
+            fix=Run("message", "pending", name, "--device", row["device"]),
         )
 
 
@@ -399,11 +399,11 @@ class _Questions:
             return Level.UNKNOWN, f"locked by {who}" if who else error.sentence, next(iter(error.hints), None)
         if isinstance(error, AccessDenied):
             ours = self.session.member and name != MAINTENANCE
-            return Level.UNKNOWN, error.message, f"posduif tenant verify {name}" if ours else _grant(self.session.login)
+            return Level.UNKNOWN, error.message, Run("tenant", "verify", name) if ours else _grant(self.session.login)
         state = error.sqlstate if isinstance(error, QueryFailed) else None
         if state == QUERY_CANCELED:
             return Level.UNKNOWN, f"it took longer than the limit of {LIMIT.total_seconds():.0f} s", None
-        fix = f"posduif migrate verify {name}" if state in history.NO_SUCH_TABLE_OR_COLUMN else None
+        fix = Run("migrate", "verify", name) if state in history.NO_SUCH_TABLE_OR_COLUMN else None
         return Level.CRITICAL, error.message, fix
 
     def _lockers(self) -> list[str]:
@@ -498,7 +498,7 @@ def _known(tenant: Tenant) -> TenantHealth:
 def _unreachable(scope: str, subject: str, error: PosduifError) -> Finding:
     """Say that nothing could be asked of a server or tenant; it is only unknown where someone else is at work there."""
     level = Level.UNKNOWN if isinstance(error, Busy) else Level.CRITICAL
-    return Finding("reach", scope, subject, level, error.sentence, fix=next(iter(error.hints), "posduif server list"))
+    return Finding("reach", scope, subject, level, error.sentence, fix=next(iter(error.hints), Run("server", "list")))
 
 
 def _closed(tenant: Tenant, error: PosduifError, server: _Answer) -> Finding:

@@ -16,7 +16,7 @@ from posduif_cli.core.fleet.fleet import Fleet, Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.core.schema import files
 from posduif_cli.db import embedded
-from posduif_cli.errors import ConfigurationError, Hint, NotEnough, PosduifError
+from posduif_cli.errors import ConfigurationError, Hint, NotEnough, PosduifError, Run
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.servers import ServerInfo
 
@@ -59,7 +59,7 @@ def machine(facts: Machine) -> Iterator[Finding]:
         yield _machine("completion", Level.OK, f"installed for {facts.shell}: {facts.completion}")
     else:
         text = f"not installed for {facts.shell}"
-        yield _machine("completion", Level.INFO, text, fix=f"posduif completion install {facts.shell}")
+        yield _machine("completion", Level.INFO, text, fix=Run("completion", "install", facts.shell))
     yield from _secret(facts.passfile, "passfile", "libpq ignores it")
 
 
@@ -68,10 +68,12 @@ def _terminal(facts: Machine) -> Finding:
         return _machine("terminal", Level.INFO, "stdout is no terminal: results come as TSV, and no QR code is shown")
     if facts.term in ("", "dumb"):
         text = f'TERM is "{facts.term}": a QR code may not scan from it'
-        return _machine("terminal", Level.WARNING, text, fix="posduif token create TENANT --qr-file code.png")
+        return _machine("terminal", Level.WARNING, text, fix=Run("token", "create", "TENANT", "--qr-file", "code.png"))
     if facts.columns < QR_COLUMNS:
         text = f"{facts.columns} columns are too few for the QR code of a long URL"
-        fix = f"widen the window to {QR_COLUMNS} columns, or: posduif token create TENANT --qr-file code.png"
+        fix = Run(
+            "token", "create", "TENANT", "--qr-file", "code.png", lead=f"widen the window to {QR_COLUMNS} columns, or"
+        )
         return _machine("terminal", Level.WARNING, text, fix=fix)
     return _machine("terminal", Level.OK, f"{facts.term}, {facts.columns} columns")
 
@@ -80,7 +82,7 @@ def configuration(path: Path | None, folders: Folders, *, secret: bool) -> Itera
     """Judge a configuration that could be read: the migrations it names, and the rights on a file with a *secret*."""
     if path is None:
         text = "no configuration file was found; environment, libpq's variables or the embedded server decide"
-        yield _configuration("file", Level.INFO, text, fix="posduif config init")
+        yield _configuration("file", Level.INFO, text, fix=Run("config", "init"))
     else:
         yield _configuration("file", Level.OK, f"{path} is valid")
         if secret:
@@ -123,7 +125,7 @@ def _judge(fleet: Fleet, session: Session) -> Iterator[Finding]:
 def _server(server: ServerInfo) -> Iterator[Finding]:
     if not server.reachable:
         text = server.error or "it cannot be reached"
-        yield _on(server, "reachable", Level.CRITICAL, text, fix="posduif config show --origin")
+        yield _on(server, "reachable", Level.CRITICAL, text, fix=Run("config", "show", "--origin"))
         return
     if _major_of(server) in SUPPORTED:
         yield _on(server, "reachable", Level.OK, f"PostgreSQL {server.version}, as {server.role}")
@@ -131,9 +133,9 @@ def _server(server: ServerInfo) -> Iterator[Finding]:
         text = f"PostgreSQL {server.version} was not tried"
         yield _on(server, "reachable", Level.WARNING, text, fix="use PostgreSQL 15 to 18")
     for warning in server.warnings:
-        text, _, fix = warning.partition(": posduif ")
+        text, fix = (warning.lead, Run(*warning.words)) if isinstance(warning, Run) else (warning, None)
         level = Level.WARNING if text.startswith(f"{server.role} is a superuser") else Level.INFO
-        yield _on(server, "login", level, text, fix=f"posduif {fix}" if fix else None)
+        yield _on(server, "login", level, text, fix=fix)
 
 
 def _major_of(server: ServerInfo) -> int:

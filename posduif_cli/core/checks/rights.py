@@ -13,7 +13,7 @@ from posduif_cli.core.schema.strangers import Stranger
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.session import ADMIN_ROLE
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import Hint, PosduifError, Run
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import counted, listed
@@ -60,7 +60,7 @@ class _Fault:
     check: str
     message: str
     mend: Callable[[], object] | None
-    fix: str
+    fix: Hint
     level: Level = Level.CRITICAL
     then: str | None = None
 
@@ -113,10 +113,10 @@ def _faults(conn: Session, current: record.Record, folders: Folders) -> list[_Fa
     facts = conn.row(_Facts, named["inspect_tenant"])
     assert facts is not None
     role = admin.engine_role(name)
-    mend = f"posduif tenant verify {name} --repair"
+    mend = Run("tenant", "verify", name, "--repair")
     faults = []
 
-    def fault(check: str, message: str, how: Callable[[], object] | None, fix: str = mend, **more: Any) -> None:
+    def fault(check: str, message: str, how: Callable[[], object] | None, fix: Hint = mend, **more: Any) -> None:
         faults.append(_Fault(check, message, how, fix, **more))
 
     def run(template: str, **parts: object) -> Callable[[], object]:
@@ -160,7 +160,7 @@ def _faults(conn: Session, current: record.Record, folders: Folders) -> list[_Fa
             "role",
             f"role {role} is missing, and with it the engine's password",
             lambda: _make_role(conn, current),
-            then=f"posduif tenant rotate-password {name} --engine-config FILE",
+            then=Run("tenant", "rotate-password", name, "--engine-config", "FILE"),
         )
     else:
         _role_faults(conn, current, facts, fault, run)

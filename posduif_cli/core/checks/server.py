@@ -9,7 +9,7 @@ from typing import Any
 from posduif_cli.core.fleet.fleet import Fleet, Session, naming
 from posduif_cli.db import admin, queries, quoting
 from posduif_cli.db.session import ADMIN_ROLE
-from posduif_cli.errors import PosduifError, QueryFailed
+from posduif_cli.errors import Hint, PosduifError, QueryFailed, Run
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.servers import Server, ServerInfo
 
@@ -60,7 +60,7 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         "roles",
         Level.CRITICAL if missing else Level.OK,
         f"missing: {', '.join(missing)}" if missing else f"{', '.join(admin.ROLE_COMMENTS)} are there",
-        fix=f"posduif server init{naming(server)}" if missing else None,
+        fix=Run("server", "init", *naming(server)) if missing else None,
     )
     yield from _people(session)
     pool = admin.engine_limit(admin.configured_pool(server))
@@ -110,7 +110,7 @@ def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
         else f"database {session.database} is closed to PUBLIC",
         fix=None
         if not room.is_open
-        else f"posduif server init --close{naming(server)}"
+        else Run("server", "init", "--close", *naming(server))
         if room.may_close
         else f"a superuser types: {'; '.join(admin.closing_statements())};",
     )
@@ -125,7 +125,7 @@ def _people(session: Session) -> Iterator[Finding]:
             "superuser",
             Level.WARNING,
             f"{session.login} is a superuser: code in a tenant's database could make its author one",
-            fix=f"posduif server init --login NAME{naming(server)}",
+            fix=Run("server", "init", "--login", "NAME", *naming(server)),
         )
     for role, holders, members in session.tuples(named["list_members"], roles=list(admin.ROLE_COMMENTS)):
         if members or holders:
@@ -148,7 +148,7 @@ def _people(session: Session) -> Iterator[Finding]:
 
 
 def _finding(
-    server: Server, check: str, level: Level, message: str, *, value: int | str | None = None, fix: str | None = None
+    server: Server, check: str, level: Level, message: str, *, value: int | str | None = None, fix: Hint | None = None
 ) -> Finding:
     return Finding(check, "server", server.name, level, message, value=value, fix=fix)
 
@@ -180,19 +180,19 @@ def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
     return ServerInfo(server=server.name, reachable=True, source=server.origin, **answer)
 
 
-def _warnings(session: Session, row: dict[str, Any]) -> Iterator[str]:
+def _warnings(session: Session, row: dict[str, Any]) -> Iterator[Hint]:
     option = naming(session.server)
     if row["is_superuser"]:
-        login = f"posduif server init --login NAME{option}"
-        yield f"{row['role']} is a superuser, and code in a tenant's database could make its author one: {login}"
+        text = f"{row['role']} is a superuser, and code in a tenant's database could make its author one"
+        yield Run("server", "init", "--login", "NAME", *option, lead=text)
     if row["is_open"]:
         text = f"PUBLIC may connect to {session.database}"
         may_close = row["is_superuser"] or row["is_owner"]
-        yield f"{text}: posduif server init --close{option}" if may_close else f"{text}; its owner can end that"
+        yield Run("server", "init", "--close", *option, lead=text) if may_close else f"{text}; its owner can end that"
     if row["is_standby"]:
         yield "it is a standby and takes no changes"
     elif row["record_owner"] is None:
-        yield f"it has no posduif roles yet: posduif server init{option}"
+        yield Run("server", "init", *option, lead="it has no posduif roles yet")
     elif not session.member:
         yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
     elif session.heir is False:

@@ -2,7 +2,7 @@
 
 from posduif_cli.db import queries
 from posduif_cli.db.session import Session
-from posduif_cli.errors import DeviceNotFound
+from posduif_cli.errors import DeviceNotFound, Run
 from posduif_cli.models.desk import Device
 
 
@@ -17,6 +17,6 @@ def find(conn: Session, *, device: str) -> Device:
     if found is None:
         raise DeviceNotFound(
             f'device "{device}" is not enrolled in tenant {conn.database}',
-            hint=f"posduif device list {conn.database}",
+            hint=Run("device", "list", conn.database),
         )
     return found

@@ -9,6 +9,7 @@ from posduif_cli.db.session import DESK_CLASS, Session
 from posduif_cli.errors import (
     DeviceExists,
     QueryFailed,
+    Run,
     TokenExpired,
     TokenNotFound,
     TokenRevoked,
@@ -51,7 +52,7 @@ def complete(conn: Session, *, token: str, device: str, username: str) -> Enroll
             raise DeviceExists(
                 f'device "{device}" is enrolled already, as user "{owner}"',
                 why="an enrollment never takes a device over; the token stays good",
-                hint=f"posduif device show {conn.database} '{device}'",
+                hint=Run("device", "show", conn.database, device),
             )
         try:
             user_id, enrolled_at = conn.tuples(
@@ -71,7 +72,7 @@ def complete(conn: Session, *, token: str, device: str, username: str) -> Enroll
 
 
 def _judge(conn: Session, token: _LockedToken | None) -> _LockedToken:
-    another = f"posduif token create {conn.database}"
+    another = Run("token", "create", conn.database)
     if token is None:
         raise TokenNotFound(
             f"tenant {conn.database} does not know this enrollment token",

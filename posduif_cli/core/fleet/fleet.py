@@ -1,6 +1,5 @@
 """The fleet: all tenants on all configured servers; find one, open one, ask many."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,19 +35,18 @@ EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
 
 # What takes a tenant out of each state. What another command has under way is looked at, and nothing that may still be
 # rescued is dropped: a tenant's data can be lost once only.
-NEXT_STEP: Mapping[State, Sequence[str]] = {
-    State.PROVISIONING: ("posduif tenant create {name}",),
-    State.SUSPENDED: ("posduif tenant resume {name}",),
-    State.MOVING: ("posduif tenant show {name}",),
-    State.MOVED: ("posduif tenant show {name}",),
-    State.RESTORING: ("posduif tenant show {name}",),
-    State.DROPPING: ("posduif tenant drop {name} --confirm {name}",),
-    State.LOST: (
-        "restore its database {name}, then: posduif tenant adopt {name}",
-        "or give it up: posduif tenant drop {name} --confirm {name}",
+NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
+    State.PROVISIONING: lambda name: (Run("tenant", "create", name),),
+    State.SUSPENDED: lambda name: (Run("tenant", "resume", name),),
+    State.MOVING: lambda name: (Run("tenant", "show", name),),
+    State.MOVED: lambda name: (Run("tenant", "show", name),),
+    State.RESTORING: lambda name: (Run("tenant", "show", name),),
+    State.DROPPING: lambda name: (Run("tenant", "drop", name, "--confirm", name),),
+    State.LOST: lambda name: (
+        Run("tenant", "adopt", name, lead=f"restore its database {name}, then"),
+        Run("tenant", "drop", name, "--confirm", name, lead="or give it up"),
     ),
 }
-_COMMAND = re.compile(r"(?:^|: )posduif [a-z]")
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ class Fleet:
         return TenantNotFound(
             f'tenant "{name}" not found on server{"s" if len(self.servers) > 1 else ""} {where}',
             why="no tenant has this id" + (f'; the nearest is "{near}"' if near else ""),
-            hint=f"posduif tenant show {near}" if near else "posduif tenant list",
+            hint=Run("tenant", "show", near) if near else Run("tenant", "list"),
         )
 
     def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
@@ -229,18 +227,16 @@ class Fleet:
     def locate(self, finding: Finding, server: str) -> Finding:
         """Name *server* in the command that a finding on it advises, where several servers are configured."""
         fix = finding.fix
-        if len(self.everyone) == 1 or not fix:
+        if len(self.everyone) == 1 or not isinstance(fix, Run) or "--server" in fix.words:
             return finding
-        if isinstance(fix, Run):
-            return replace(finding, fix=Run(*fix.words, "--server", server))
-        return replace(finding, fix=f"{fix} --server {server}") if _COMMAND.search(fix) else finding
+        return replace(finding, fix=Run(*fix.words, "--server", server, lead=fix.lead))
 
     def server(self, name: str) -> Server:
         """Return a server by name; raises NoServer."""
         for server in self.servers:
             if server.name == name:
                 return server
-        raise NoServer(f'server "{name}" is not configured', hint="posduif config show")
+        raise NoServer(f'server "{name}" is not configured', hint=Run("config", "show"))
 
     def server_for_new(self) -> Server:
         """Return the server that a new tenant goes to; raises NoServer when the choice is open."""
@@ -313,7 +309,7 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
     return ServerUnreachable(
         f"servers {', '.join(errors)} could not be asked",
         why="; ".join(error.why or error.message for error in errors.values()),
-        hint="posduif config show --origin",
+        hint=Run("config", "show", "--origin"),
     )
 
 
@@ -324,7 +320,7 @@ def wrong_state(tenant: Tenant) -> WrongState:
         return WrongState(
             f"tenant {name} is {state}",
             why=f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}",
-            hint=f"posduif tenant adopt {name}",
+            hint=Run("tenant", "adopt", name),
         )
     return WrongState(
         f"tenant {name} is {state}",
@@ -333,10 +329,10 @@ def wrong_state(tenant: Tenant) -> WrongState:
             State.DROPPING: "its removal was interrupted",
             State.LOST: "its engine's role exists, but its database does not",
         }.get(state),
-        hint=[step.format(name=name) for step in NEXT_STEP.get(state, ("posduif tenant show {name}",))],
+        hint=NEXT_STEP[state](name) if state in NEXT_STEP else Run("tenant", "show", name),
     )
 
 
-def naming(server: Server) -> str:
+def naming(server: Server) -> tuple[str, ...]:
     """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
-    return "" if server.name in UNNAMED else f" --server {server.name}"
+    return () if server.name in UNNAMED else ("--server", server.name)

@@ -7,7 +7,7 @@ from types import TracebackType
 from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live, split
 from posduif_cli.db import queries
-from posduif_cli.errors import PosduifError, ServerUnreachable, TenantExists
+from posduif_cli.errors import PosduifError, Run, ServerUnreachable, TenantExists
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
@@ -85,7 +85,7 @@ class Placements:
                 raise TenantExists(
                     f"tenant {name} exists on server {other}",
                     why=f"a name exists once in the fleet; there it is {answer.state}",
-                    hint=[f"posduif tenant show {name} --server {other}", "choose another name for the tenant"],
+                    hint=[Run("tenant", "show", name, "--server", other), "choose another name for the tenant"],
                 )
         if errors and not self.ignore_unreachable:
             raise self._unasked(name, errors)

@@ -29,6 +29,7 @@ from posduif_cli.errors import (
     OperationFailed,
     QueryFailed,
     Refused,
+    Run,
     StandbyServer,
     UsageError,
     WrongState,
@@ -81,7 +82,7 @@ def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequenc
                 raise Blocked(
                     f"the version table of {conn.database} is locked",
                     why=_wait_for(who, error),
-                    hint=f"posduif migrate up {conn.database}",
+                    hint=Run("migrate", "up", conn.database),
                 ) from error
         if conn.cancelled:
             raise Interrupted("interrupted")
@@ -115,7 +116,7 @@ def _locked(
         else:
             current = record.read(conn) if answers is None else record.judge(conn.database, answers[2])
         if current.state not in states:
-            raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
+            raise WrongState(f"tenant {conn.database} is {current.state}", hint=Run("tenant", "show", conn.database))
         half = history.half_done(conn) if answers is None or answers[1] == [("t",)] else {}
         for key, done in half.items():
             if key.endswith(history.DOWN) is not down or key.removesuffix(history.DOWN) not in folders.paths:
@@ -200,7 +201,7 @@ def down(
             raise Conflict(
                 f"{conn.database} changed since it was asked what to take back",
                 why=f"that was {', '.join(planned)}; by now it would be {', '.join(versions) or 'nothing'}",
-                hint=f"posduif migrate list {conn.database}",
+                hint=Run("migrate", "list", conn.database),
             )
         done = set(rows)
         before = max(done, default=None)
@@ -229,15 +230,17 @@ def _by_half(tenant: str, key: str, done: int, folders: Folders) -> Conflict:
     )
 
 
-def half_steps(tenant: str, key: str, folders: Folders) -> list[str]:
+def half_steps(tenant: str, key: str, folders: Folders) -> list[Run]:
     """Return the commands that finish or abandon a half-applied file, by its key in `half_done`."""
     version = key.removesuffix(history.DOWN)
-    abandoning = f"posduif migrate abandon {tenant} {version} --confirm {tenant}"
+    abandoning = Run("migrate", "abandon", tenant, version, "--confirm", tenant)
     return [*([_again(tenant, key)] if version in folders.paths else []), abandoning]
 
 
-def _again(tenant: str, key: str) -> str:
-    return f"posduif migrate down {tenant} --steps 1" if key.endswith(history.DOWN) else f"posduif migrate up {tenant}"
+def _again(tenant: str, key: str) -> Run:
+    if key.endswith(history.DOWN):
+        return Run("migrate", "down", tenant, "--steps", "1")
+    return Run("migrate", "up", tenant)
 
 
 def _next(conn: Session) -> None:
@@ -261,7 +264,7 @@ def to_take_back(
         raise UsageError(
             f"there is no migration {to} to go back to",
             why="neither a file nor the tenant has it; versions are compared as they are written, zeros included",
-            hint=f"posduif migrate list {conn.database}",
+            hint=Run("migrate", "list", conn.database),
         )
     chosen = [version for version in done if to is None or version > to][: steps if to is None else None]
     own = next((version for version in chosen if version in folders.bundled), None)
@@ -278,7 +281,7 @@ def to_take_back(
         raise Conflict(
             f"migration {version} of {conn.database} cannot be taken back",
             why=f"{path} has no `-- migrate:down` section" if path else "its file is gone",
-            hint=f"posduif migrate list {conn.database}",
+            hint=Run("migrate", "list", conn.database),
         )
     return [files.of(folders).one(version) for version in chosen]
 
@@ -340,7 +343,7 @@ def abandoning(conn: Session, version: str, *, folders: Folders) -> tuple[Begun,
         raise MigrationNotFound(
             f"migration {version} of {conn.database} is not half applied",
             why=f"what is: {', '.join(sorted({key.removesuffix(history.DOWN) for key in half}))}",
-            hint=f"posduif migrate list {conn.database}",
+            hint=Run("migrate", "list", conn.database),
         )
     file = files.of(folders).sound.get(version)
     section = (file.down if key.endswith(history.DOWN) else file.up) if file else None
@@ -361,14 +364,14 @@ def abandon(conn: Session, version: str, *, folders: Folders, planned: Sequence[
     with conn.lock(conn.database):
         current = record.read(conn)
         if current.state is not State.ACTIVE:
-            raise WrongState(f"tenant {conn.database} is {current.state}", hint=f"posduif tenant show {conn.database}")
+            raise WrongState(f"tenant {conn.database} is {current.state}", hint=Run("tenant", "show", conn.database))
         begun = abandoning(conn, version, folders=folders)
         if not begun:
             return False
         if begun != tuple(planned):
             raise Conflict(
                 f"migration {version} of {conn.database} went on since it was asked whether to abandon it",
-                hint=f"posduif migrate list {conn.database}",
+                hint=Run("migrate", "list", conn.database),
             )
         with conn.transaction(lock_timeout=folders.lock_timeout):
             for key in (version, version + history.DOWN):
@@ -391,7 +394,7 @@ def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folder
                 hint=[
                     "restore the file and put the change into a new migration",
                     "or apply it anew, which loses what it made; the next command takes it back",
-                    f"posduif migrate down {tenant} --to {before}{' --bundled' if own else ''}",
+                    Run("migrate", "down", tenant, "--to", before, *["--bundled"] * own),
                 ],
             )
 
@@ -420,7 +423,7 @@ class _Run:
         return self.file.version + (history.DOWN if self.taking_back else "")
 
     @property
-    def _again(self) -> str:
+    def _again(self) -> Run:
         return _again(self.conn.database, self._key)
 
     def apply(self) -> None:

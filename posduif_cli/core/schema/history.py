@@ -9,7 +9,7 @@ from posduif_cli.core.folders import Folders, digest, hash_in
 from posduif_cli.core.schema import files
 from posduif_cli.db import queries, record
 from posduif_cli.db.session import Session
-from posduif_cli.errors import PosduifError, QueryFailed
+from posduif_cli.errors import PosduifError, QueryFailed, Run
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.schema import Migration, SchemaStatus
 from posduif_cli.models.tenants import State, Tenant
@@ -134,7 +134,7 @@ def _judge(conn: Session, current: record.Record, done: set[str]) -> Finding:
     what = f"the record says {current.schema or 'none'}, the tenant {found or 'none'}"
     if current.schema == found:
         what = f"both say {found}, but the sets of applied migrations differ"
-    return Finding("record", "tenant", name, Level.CRITICAL, what, found, fix=f"posduif tenant verify {name} --repair")
+    return Finding("record", "tenant", name, Level.CRITICAL, what, found, fix=Run("tenant", "verify", name, "--repair"))
 
 
 def problem(conn: Session, folders: Folders) -> str | None:

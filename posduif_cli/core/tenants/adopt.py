@@ -7,7 +7,6 @@ then: none of its triggers, rules or functions may run with an administrator's r
 later on, when posduif writes to the tables, is refused unless it is accepted by name.
 """
 
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from posduif_cli.errors import (
     Conflict,
     NotOurs,
     QueryFailed,
+    Run,
     SuperuserSession,
     TenantNotFound,
 )
@@ -155,11 +155,11 @@ def _look_again(conn: Session, expected: Sequence[Thing], work: _Work) -> _Work:
             why=[f"{stranger.name} {stranger.why}" for stranger in late],
             hint=[
                 *(f"a superuser types, in {conn.database}: {stranger.fix};" for stranger in late if stranger.fix),
-                f"posduif tenant verify {conn.database}",
+                Run("tenant", "verify", conn.database),
             ],
         )
     told = [
-        f"a transaction {other} is open still; when it is over, type: posduif tenant verify {conn.database}"
+        str(Run("tenant", "verify", conn.database, lead=f"a transaction {other} is open still; when it is over, type"))
         for other in others
     ]
     return replace(work, changes=(*work.changes, *told))
@@ -235,8 +235,8 @@ def _require_plain(session: Session, server: Server, name: str, found: _Database
         f"a superuser's session does not adopt database {name}, which posduif did not make",
         why=[f"{session.login} is a superuser", "code in the database could use a superuser's rights"],
         hint=[
-            f"posduif server init --login NAME{naming(server)}",
-            f"then posduif tenant adopt {name} --dsn 'host={host} port={port} user=NAME'",
+            Run("server", "init", "--login", "NAME", *naming(server)),
+            Run("tenant", "adopt", name, "--dsn", f"host={host} port={port} user=NAME", lead="then"),
         ],
     )
 
@@ -264,7 +264,7 @@ def _find(fleet: Fleet, session: Session, name: str) -> _Database | Tenant:
     if found is None:
         raise TenantNotFound(
             f'there is no database "{name}" on server {session.server.name}',
-            hint=f"posduif tenant create {name}",
+            hint=Run("tenant", "create", name),
         )
     # Of a tenant that was being dropped nothing is left but its role, once the database is not posduif's.
     dropped = found.owner != ADMIN_ROLE or record.parse(found.comment) is None
@@ -418,12 +418,9 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
         who = f"a member of {owner}" if owner == ADMIN_ROLE else owner
         if objection.fix:
             hints.append(f"{who} types, in {name}: {objection.fix};")
-    again = f"posduif tenant adopt {name}"
-    accepting: list[str] = []
-    names_of = [objection.accept for objection in objections if objection.accept]
-    if names_of:
-        options = " ".join(f"--accept {shlex.quote(accept)}" for accept in names_of)
-        accepting = [f"{again} {options}"]
+    again = ("tenant", "adopt", name)
+    options = [word for objection in objections if objection.accept for word in ("--accept", objection.accept)]
+    accepting = [Run(*again, *options)] if options else []
     return Conflict(
         f"database {name} cannot be adopted as it is, for {count} reason{'s' if count > 1 else ''}",
         why=[
@@ -431,7 +428,7 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
             *["--accept takes in what may have an administrator's rights"] * len(accepting),
             "nothing was changed",
         ],
-        hint=[*dict.fromkeys(hints), again, *accepting],
+        hint=[*dict.fromkeys(hints), Run(*again), *accepting],
     )
 
 
@@ -473,7 +470,7 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
                 why=error.message.partition(": ")[2],
                 hint=[
                     f"remove what conflicts with it, in {name}, with: {step.sql};",
-                    f"posduif tenant adopt {name}",
+                    Run("tenant", "adopt", name),
                 ],
             ) from error
     conn.script(bookkeeping["create_table"])

@@ -19,12 +19,7 @@ from posduif_cli.core.tenants.template import Template
 from posduif_cli.db import admin, record
 from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import (
-    Busy,
-    PosduifError,
-    QueryFailed,
-    TenantExists,
-)
+from posduif_cli.errors import Busy, PosduifError, QueryFailed, Run, TenantExists
 from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import CreatedTenant, State, Tenant
@@ -247,13 +242,13 @@ def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> N
     if not if_not_exists:
         raise TenantExists(
             f"tenant {name} exists on server {existing.server}",
-            hint=[f"posduif tenant show {name}", "add --if-not-exists to take it as it is"],
+            hint=[Run("tenant", "show", name), "add --if-not-exists to take it as it is"],
         )
     if url is not None and url != existing.url:
         raise TenantExists(
             f"tenant {name} exists and differs",
             why=f"its url is {existing.url or 'not set'}, not {url}",
-            hint=f"posduif tenant set {name} --url {url}",
+            hint=Run("tenant", "set", name, "--url", url),
         )
 
 
@@ -267,7 +262,7 @@ def _require_web_user(fleet: Fleet, server: Server, name: str, web_user: str | N
         raise TenantExists(
             f"tenant {name} exists and differs",
             why=f'it has no web user "{web_user}"',
-            hint=f"posduif user create {name} {web_user} --type web",
+            hint=Run("user", "create", name, web_user, "--type", "web"),
         )
 
 

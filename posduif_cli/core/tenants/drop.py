@@ -10,13 +10,7 @@ from posduif_cli.core.schema import history
 from posduif_cli.core.tenants import engine, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import (
-    AccessDenied,
-    Blocked,
-    Busy,
-    Conflict,
-    QueryFailed,
-)
+from posduif_cli.errors import AccessDenied, Blocked, Busy, Conflict, QueryFailed, Run
 from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Loss, State, Tenant
@@ -159,7 +153,7 @@ def _its_own(name: str, there: traces.Traces) -> Conflict:
     return Conflict(
         f"{admin.engine_role(name)} has rights in database {name}, so that may be the tenant's own",
         why=f"it belongs to {there.owner}" + ("" if there.record else " and has no record") + "; it was not touched",
-        hint=f"posduif tenant adopt {name}",
+        hint=Run("tenant", "adopt", name),
     )
 
 

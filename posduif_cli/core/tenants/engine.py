@@ -10,12 +10,7 @@ from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.tenants import traces
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.session import Session
-from posduif_cli.errors import (
-    AccessDenied,
-    Blocked,
-    Busy,
-    PosduifError,
-)
+from posduif_cli.errors import AccessDenied, Blocked, Busy, PosduifError, Run
 from posduif_cli.models.tenants import State
 
 T = TypeVar("T")
@@ -171,7 +166,7 @@ def in_use(session: Session, name: str, error: PosduifError) -> PosduifError:
     return Busy(
         f"database {name} is in use by sessions that posduif may not end",
         why=named(found),
-        hint=["ask their owners to disconnect", f"posduif tenant drop {name} --confirm {name}"],
+        hint=["ask their owners to disconnect", Run("tenant", "drop", name, "--confirm", name)],
     )
 
 

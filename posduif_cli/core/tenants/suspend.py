@@ -7,7 +7,7 @@ from posduif_cli.core.schema import apply
 from posduif_cli.core.tenants import engine, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.session import Session
-from posduif_cli.errors import Busy
+from posduif_cli.errors import Busy, Run
 from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.tenants import State
 
@@ -48,7 +48,7 @@ def _require_alone(fleet: Fleet, name: str) -> None:
             why=f"still there: {who}",
             hint=[
                 *(f"a superuser types: SELECT pg_terminate_backend({pid});" for pid, *_ in found),
-                f"posduif tenant suspend {name}",
+                Run("tenant", "suspend", name),
             ],
         )
 

@@ -10,7 +10,7 @@ from posduif_cli.db import queries
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.quoting import identifier, quoted
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import AccessDenied
+from posduif_cli.errors import AccessDenied, Run
 from posduif_cli.models.runs import Step
 
 Subject = tuple[str, str]  # kind, as ALTER wants it, and qualified name
@@ -109,7 +109,7 @@ def _require_reach(conn: Session, roles: Sequence[_Role], take: Sequence[tuple[S
     fixes += [f"a superuser types, in {conn.database}: {step.sql};" for step, role in take if unreachable.get(role)]
     raise AccessDenied(
         f"{conn.login} may not act for {', '.join(unreachable)}, who own objects in {conn.database}",
-        hint=[*fixes, f"posduif tenant adopt {conn.database}"],
+        hint=[*fixes, Run("tenant", "adopt", conn.database)],
     )
 
 

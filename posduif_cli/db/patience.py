@@ -1,0 +1,61 @@
+"""Patience: how long a command goes on trying, by the name of what it waits for. The only loop of tries."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from posduif_cli.errors import Interrupted
+
+# How long each thing is waited for in all. A limit that is configured is given by the caller.
+LIMITS: dict[str, timedelta] = {
+    "lock": timedelta(seconds=10),  # an advisory lock that another command holds
+}
+
+
+class Patience:
+    """One wait for one thing: a deadline, and the pauses between the tries.
+
+    The pauses begin with *pause*, double with each try and get no longer than *longest*; without *longest* they stay
+    as they are. *stop* is set, or *interrupted* returns True, when the command is to end at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit: timedelta | None = None,
+        pause: timedelta = timedelta(milliseconds=100),
+        longest: timedelta | None = None,
+        stop: threading.Event | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._limit = (LIMITS[name] if limit is None else limit).total_seconds()
+        self._pause, self._longest = pause.total_seconds(), (longest or pause).total_seconds()
+        self._stop, self._interrupted = stop, interrupted
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now: something was achieved."""
+        self._deadline = time.monotonic() + self._limit
+
+    def over(self, *, needed: timedelta = timedelta(0)) -> bool:
+        """Whether no further try fits into the limit; *needed* is how long one may take. Raises Interrupted."""
+        if self._interrupted() or (self._stop is not None and self._stop.is_set()):
+            raise Interrupted("interrupted")
+        return time.monotonic() + needed.total_seconds() > self._deadline
+
+    def again(self, *, needed: timedelta = timedelta(0)) -> bool:
+        """Pause before the next try and return True, or return False without a pause: as `over`.
+
+        Raises Interrupted as soon as *stop* is set, in the middle of a pause too.
+        """
+        if self.over(needed=timedelta(seconds=self._pause) + needed):
+            return False
+        if self._stop is not None:
+            self._stop.wait(self._pause)
+        else:
+            time.sleep(self._pause)
+        self._pause = min(self._pause * 2, max(self._longest, self._pause))
+        self.over()  # raises Interrupted
+        return True
