@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from posduif_cli.cli.context import Noun, app_of
-from posduif_cli.config import load as config
+from posduif_cli.config import file, load
 
 app = Noun(help="Show or make the configuration.")
 
@@ -19,18 +19,17 @@ def show(
     from posduif_cli.models.servers import Setting
 
     app = app_of(ctx)
-    settings = [Setting(e.key, e.value, e.origin) for e in app.config.entries]
     out = app.out
     if not origin and not out.fields:
         out = out.only("key", "value")
-    out.list(settings, Setting)
+    out.list(app.config.settings, Setting)
 
 
 @app.verb("init", example="posduif config init")
 def init(ctx: typer.Context) -> None:
     """Write a commented configuration file, to --config or the user's usual place; never over one that exists."""
     app = app_of(ctx)
-    path = config.file_to_make(app.options.pop("config", None))
-    config.init(path)
+    path = load.file_to_make(app.options.pop("config", None))
+    file.init(path)
     app.out.say(f"written: {path}")
     app.out.text(str(path)) if not app.out.machine else app.out.show({"path": str(path), "changed": True})

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from posduif_cli import notation
 from posduif_cli.config import load as configuration
-from posduif_cli.config.load import Config, ServerSettings
+from posduif_cli.config.load import Config
 from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, Run, ServerUnreachable
 from posduif_cli.notation import counted as counted
 from posduif_cli.notation import listed
@@ -153,8 +153,7 @@ class App:
 
         Raises NoServer.
         """
-        servers = tuple(map(_server, self.config.servers))
-        return self.fleet_of(servers or (self._embedded(),), tuple(map(_server, self.config.neighbours)))
+        return self.fleet_of(self.config.servers or (self._embedded(),), self.config.neighbours)
 
     def use_embedded(self) -> None:
         """Work on the embedded server, whatever else is configured."""
@@ -265,20 +264,6 @@ class App:
     def duration(self, text: str | None, fallback: timedelta, *, zero: bool = False) -> timedelta:
         """Read a duration option, 0 only with *zero*; raises InvalidDuration."""
         return fallback if text is None else notation.duration(text, zero=zero)
-
-
-def _server(settings: ServerSettings) -> "Server":
-    from posduif_cli.models.servers import Server
-
-    return Server(
-        name=settings.name,
-        dsn=settings.dsn,
-        origin=settings.origin,
-        url=settings.url,
-        max_connections=settings.max_connections,
-        protected=settings.protected,
-        engine=settings.engine,
-    )
 
 
 def program() -> str:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posduif_cli import notation
-from posduif_cli.config import load
+from posduif_cli.config import file as config_file
 from posduif_cli.core import names
 from posduif_cli.errors import ConfigurationError, InvalidDuration, InvalidId, InvalidName, scrub
 from posduif_cli.render import tables
@@ -530,7 +530,7 @@ def test_a_configuration_is_read_or_refused(text: str) -> None:
         file.write(text)
         file.flush()
         try:
-            values, lines = load.read(Path(file.name))
+            values, lines = config_file.read(Path(file.name))
         except ConfigurationError as refused:
             message = refused.message
         else:
