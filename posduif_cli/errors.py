@@ -16,7 +16,7 @@
     ├─ Busy                            10  Blocked
     └─ Interrupted                    130
 
-Exit code 1 is no error: it is the answer "no" to a question.
+Exit code 1 is not an error: it is the answer "no" to a question.
 """
 
 import re
@@ -31,7 +31,7 @@ _SECRETS = re.compile(
     | ( SCRAM-SHA-256\$ ) ( \S+ )                                     # a verifier
     """
 )
-_USER = re.compile(r"://[^\s:/@]*:")  # what stands before the password in a URI
+_USER = re.compile(r"://[^\s:/@]*:")  # what precedes the password in a URI
 
 
 def scrub(text: str) -> str:
@@ -157,7 +157,7 @@ class UrlMissing(ConfigurationError):
 
 
 class PlantedRole(ConfigurationError):
-    """Someone who is no superuser may make anyone a member of posduif's roles, and the login is a superuser."""
+    """The login is a superuser, and a role that is none may add members to posduif's roles."""
 
 
 class NotEnough(ConfigurationError):
@@ -165,7 +165,7 @@ class NotEnough(ConfigurationError):
 
 
 class PoolerInBetween(ConfigurationError):
-    """A connection pooler stands between posduif and the server."""
+    """The connection goes through a connection pooler."""
 
 
 class NotFound(PosduifError):
@@ -199,7 +199,7 @@ class MigrationNotFound(NotFound):
 
 
 class Conflict(PosduifError):
-    """What exists stands against what was asked."""
+    """What exists conflicts with what was asked."""
 
     exit_code = 5
 
@@ -365,7 +365,7 @@ class Busy(PosduifError):
 class Blocked(Busy):
     """A table lock timed out (55P03), or PostgreSQL resolved a deadlock against us (40P01).
 
-    *anonymous* while nobody has looked who was in the way; *roles* are those whose sessions were.
+    *anonymous* is true until the blocking sessions were looked up; *roles* are theirs.
     """
 
     anonymous = False

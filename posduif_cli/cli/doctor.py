@@ -20,7 +20,7 @@ app = Noun()
 
 @app.verb("doctor", example="posduif doctor")
 def doctor(ctx: typer.Context) -> None:
-    """Check this machine, the configuration and each server; every finding comes with what mends it.
+    """Check this machine, the configuration and each server; every finding comes with its repair.
 
     Exits with 1 when something is wrong.
     """

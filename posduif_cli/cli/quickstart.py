@@ -20,7 +20,7 @@ TEXT = "Hello from posduif"
 
 
 class Walk:
-    """Tells the steps: the command that each stands for, and what came of it."""
+    """Tells the steps: the command that does the same, and its result."""
 
     def __init__(self, app: App) -> None:
         self.app = app

@@ -50,7 +50,7 @@ class Root(Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the nouns in the order in which people meet them."""
+        """Return the nouns in the order of the help."""
         return list(NOUNS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -133,7 +133,7 @@ def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any
         name = str(key_node.value)
         key = prefix + name
         if name in seen:
-            raise fail(key_node, key, "stands here a second time")
+            raise fail(key_node, key, "is given twice")
         seen.add(name)
         if prefix == "servers." and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
             raise fail(key_node, key, "a server's name is made of a-z, 0-9, _ and -")
@@ -143,7 +143,7 @@ def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any
             try:
                 values[key] = SCHEMA[pattern](loader.construct_object(value_node, deep=True))
             except (ValueError, KeyError, IndexError, AttributeError, TypeError, yaml.YAMLError) as error:
-                raise fail(value_node, key, str(error) or "is no such value") from None
+                raise fail(value_node, key, str(error) or "cannot be read") from None
         elif pattern == "servers.*" and not getattr(value_node, "value", None):
             raise fail(value_node, f"{key}.dsn", "is missing", 'dsn: "host=... user=..."')
         elif pattern == "servers" or any(known.startswith(f"{pattern}.") for known in SCHEMA):
@@ -162,7 +162,7 @@ def _siblings(pattern: str) -> list[tuple[str, str]]:
 
 
 TEMPLATE = """\
-# Configuration of posduif. Every key is optional; what stands here commented out is the default or an example.
+# Configuration of posduif. Every key is optional; what is commented out here is the default or an example.
 
 # The PostgreSQL servers that hold tenants. Passwords belong into ~/.pgpass or a service file.
 servers:

@@ -22,7 +22,7 @@ class Row:
 def rows(text: str, source: str, *, required: str) -> list[Row]:
     """Read a list of entries: CSV with a header, or YAML or JSON with a list of mappings of plain values.
 
-    A header must have the column *required*: without rows below it nobody else would notice.
+    A header must have the column *required*: without rows below it no other check would notice.
 
     The end of *source* says which; else a text that begins like a list of YAML or JSON is one. Values are kept as
     they are written. Raises UsageError naming source and line.

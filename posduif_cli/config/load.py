@@ -67,7 +67,7 @@ DEFAULTS: dict[str, Any] = {
     "embedded.data_dir": None,
     "embedded.bin_dir": None,
 }
-# What libpq takes for a connection string of words; in anything else a password could stand anywhere.
+# What libpq takes for a connection string of words; in any other text a password could be anywhere.
 WORDS = re.compile(r"\s*(?:\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?(?:\s+|$))*", re.DOTALL)
 SECRET_KEYS = ("password", "jwt_secret")
 MALFORMED = "malformed, and not shown: it may hold a password"

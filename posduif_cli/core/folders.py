@@ -133,13 +133,13 @@ def hash_in(applied: str | None) -> str:
 
 
 def sized(applied: str | None) -> int | None:
-    """Return how many versions a digest stands for; None for what is no digest."""
+    """Return how many versions a digest is of; None for a text that is not a digest."""
     found = _DIGEST.fullmatch(applied or "")
     return int(found[1]) if found else None
 
 
 def bundled_in(applied: str | None) -> str | None:
-    """Return the newest bundled version of a digest, "" without any; None for what is no digest."""
+    """Return the newest bundled version of a digest, "" without any; None for a text that is not a digest."""
     found = _DIGEST.fullmatch(applied or digest(()))
     return found[2] if found else None
 

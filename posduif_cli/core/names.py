@@ -91,7 +91,7 @@ def secret(text: str) -> UUID:
         raise InvalidId(
             "this is not an enrollment token",
             why="a token is a UUID; it is the last part of the enrollment URL",
-            hint="paste the whole URL as it stands below the QR code",
+            hint="paste the whole URL that is printed below the QR code",
         ) from None
 
 

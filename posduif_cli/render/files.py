@@ -165,7 +165,7 @@ def _judged(path: Path, folder: int, name: str) -> _Place:
     if found is not None and stat.S_ISDIR(found.st_mode):
         reason = "it is a folder"
     elif found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISCHR(found.st_mode):
-        reason = "it is a pipe, a socket or a disk: whoever reads it would get the secret"
+        reason = "it is a pipe, a socket or a disk: the program that reads it would get the secret"
     elif found is not None and stat.S_ISCHR(found.st_mode):
         pass
     elif public and not where.st_mode & stat.S_ISVTX:

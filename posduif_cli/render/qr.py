@@ -105,7 +105,7 @@ def picture(text: str, screen: Screen, style: Style = Style.AUTO) -> Picture:
 def compact(matrix: Matrix) -> str:
     """Draw two modules per character, in colours of its own.
 
-    Many terminals leave a gap between lines of glyphs, but backgrounds fill their cell. So a glyph stands
+    Many terminals leave a gap between lines of glyphs, but backgrounds fill their cell. So a glyph is drawn
     only where the two halves differ, and it is the one of two that leaves the gap in its neighbour's colour.
     """
     lines = []
@@ -171,7 +171,7 @@ def svg(text: str) -> str:
 
 
 def screen_of(stream: TextIO, *, term: str, utf8_locale: bool) -> Screen:
-    """Measure the terminal behind *stream*; 80 x 24 stands for what cannot be known."""
+    """Measure the terminal behind *stream*; 80 x 24 where it cannot be known."""
     try:
         # Not shutil's function: it believes COLUMNS, which outlives a resize, before the terminal itself.
         columns, rows = os.get_terminal_size(stream.fileno())

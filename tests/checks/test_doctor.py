@@ -1,4 +1,4 @@
-"""`doctor`: a fault made by hand is found, with what mends it, and a machine without faults is told so."""
+"""`doctor`: a fault made by hand is found together with its repair; a machine without faults has no finding."""
 
 import os
 import stat

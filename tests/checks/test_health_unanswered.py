@@ -89,7 +89,7 @@ def test_odd_times_of_messages_are_no_obstacle(posduif: Posduif, server: PgServe
 
 
 def sleep(server: PgServer, tenant: str) -> None:
-    """Make whoever reads the tenant's messages sleep for ten minutes."""
+    """Make every query of the tenant's messages sleep for ten minutes."""
     phone = user(server, tenant, device_id="d1")
     server.sql(
         "INSERT INTO messages (sender_id, recipient_id, content) VALUES (%s, %s, 'm')", phone, phone, database=tenant

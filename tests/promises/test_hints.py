@@ -96,7 +96,7 @@ def test_a_command_is_spelled_once_and_safely() -> None:
 
 
 def pasted(line: str) -> "subprocess.CompletedProcess[str]":
-    """Run a hint as it stands, without anything in the environment that says which server is meant."""
+    """Run a hint as it was shown, without anything in the environment that says which server is meant."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("POSDUIF_")}
     assert line.startswith("posduif "), line
     line = f"{shlex.quote(sys.executable)} -m posduif_cli {line.removeprefix('posduif ')}"
