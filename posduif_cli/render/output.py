@@ -8,20 +8,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice
+from textwrap import wrap
 from typing import Any, TextIO
 
 from posduif_cli.errors import Hint, OperationFailed, PosduifError, Run, UsageError
 from posduif_cli.models.checks import Finding, Health
 from posduif_cli.models.servers import ServerInfo
-from posduif_cli.render import tables
+from posduif_cli.render import layout, tables
 from posduif_cli.render.tables import Changed, visible
 
-GAP = "   "
-NARROWEST = 16  # cells: a folding column gets no narrower
 BATCH = 1000  # rows that are written at once
 PAGE = 10_000  # rows of one table: its widths come from all of them
 
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 LEVELED = frozenset(("level", "status", "state"))  # the columns whose words say how good something is
 LEVEL_COLORS = {
     "ok": "32",
@@ -136,7 +136,7 @@ class Output:
             _write_all(_tsv(rows, columns))
         elif first:
             while page := list(islice(subjects, PAGE)):
-                self.table(list(picked) or tables.terminal_columns(model, page), page)
+                self.table(list(picked) or tables.terminal_columns(model, page), page, model=model)
         elif empty:
             self.say(empty)
 
@@ -172,31 +172,41 @@ class Output:
                             present=[value is not None for value in values.values()])  # fmt: skip
         return "\n".join(lines) + "\n"
 
-    def table(self, columns: Sequence[str], values: Iterable[Any]) -> None:
-        """Show a table; where the terminal is too narrow for one, a block of lines for each row."""
-        cells = [[tables.cell(_get(self._spelled(value), name), name=name) for name in columns] for value in values]
-        self.grid(columns, cells, folding=[n for n, name in enumerate(columns) if name in tables.FOLDING])
+    def table(self, columns: Sequence[str], values: Iterable[Any], *, model: type | None = None) -> None:
+        """Show a table of some values of a model; in one that is too wide for the terminal see `tables.column`."""
+        shown = [self._spelled(value) for value in values]
+        name = (
+            (model or (type(shown[0].value if isinstance(shown[0], Changed) else shown[0]))).__name__ if shown else ""
+        )
+        self._grid([tables.column(name, field, [_get(value, field) for value in shown], columns) for field in columns])
 
-    def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, folding: Sequence[int] = ()) -> None:
-        """Show rows of text below headers; only the columns in *folding* may become narrower than their text."""
-        rows = [[visible(text) for text in row] for row in rows]
-        titles = [header.replace("_", " ").upper() for header in headers]
-        widths = [max(map(_width, column)) for column in zip(titles, *rows, strict=True)]
-        room = columns_of(sys.stdout) - len(GAP) * (len(widths) - 1)
-        while sum(widths) > room and (wide := max(folding, key=widths.__getitem__, default=None)) is not None:
-            if widths[wide] <= NARROWEST:
-                break
-            widths[wide] = max(NARROWEST, widths[wide] - (sum(widths) - room))
-        if sum(widths) > room:
-            blocks = ("\n".join(self._lines(headers, row)) for row in rows)
-            return write("\n\n".join(blocks) + "\n", own=True)
-        rule = "\u2500" if _unicode(sys.stdout) else "-"
-        lines = [_joined(titles, widths), rule * (sum(widths) + len(GAP) * (len(widths) - 1))]
-        for row in rows:
-            folded = [_fold(text, width) for text, width in zip(row, widths, strict=True)]
-            for parts in zip_longest(*folded, fillvalue=""):
-                painted = [self.paint(part, header) for part, header in zip(parts, headers, strict=True)]
-                lines.append(_joined(painted, widths))
+    def grid(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show rows of text below headers; the last of them are left out where the terminal is too narrow."""
+        self._grid(
+            [
+                layout.Column(header, [layout.Cell(row[at], row[at]) for row in rows], rank=-at if at else None)
+                for at, header in enumerate(headers)
+            ]
+        )
+
+    def _grid(self, columns: Sequence[layout.Column]) -> None:
+        safe = [
+            replace(c, cells=[layout.Cell(visible(cell.text), visible(cell.short)) for cell in c.cells])
+            for c in columns
+        ]
+        unicode = _unicode(sys.stdout)
+        room = columns_of(sys.stdout)
+        laid = layout.fit(safe, room, ellipsis="\u2026" if unicode else "...")
+        rule = "\u2500" if unicode else "-"
+        titles = [name.replace("_", " ").upper() for name in laid.columns]
+        lines = [_joined(titles, laid.widths), rule * (sum(laid.widths) + len(layout.GAP) * (len(laid.widths) - 1))]
+        for parts, below in zip(laid.rows, laid.below, strict=True):
+            for texts in parts:
+                lines.append(_joined([self.paint(t, c) for t, c in zip(texts, laid.columns, strict=True)], laid.widths))
+            lines += [f"  {name.replace('_', ' ')}{layout.GAP}{text}" for name, text in below]
+        if laid.left_out:
+            names = ", ".join(name.replace("_", " ") for name in laid.left_out)
+            lines += wrap(f"left out on {room} columns: {names} (-o tsv and --fields have them)", max(room, 20))
         write("\n".join(lines) + "\n", own=True)
 
     def _lines(
@@ -260,25 +270,11 @@ class Output:
         write("\n".join(lines) + "\n", sys.stderr, own=True)
 
 
-def _width(text: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(re.sub(r"\x1b\[[0-9;]*m", "", text))
-
-
 def _joined(parts: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (part + " " * (width - _width(part)) for part, width in zip(parts, widths, strict=True))
-    return GAP.join(padded).rstrip()
-
-
-def _fold(text: str, width: int) -> Sequence[str]:
-    """Break a text into lines of at most *width* cells, at blanks where it has them."""
-    from rich.console import Console
-    from rich.text import Text
-
-    if _width(text) <= width:
-        return [text]
-    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width, overflow="fold")]
+    padded = (
+        part + " " * (wide - layout.width(_COLORS.sub("", part))) for part, wide in zip(parts, widths, strict=True)
+    )
+    return layout.GAP.join(padded).rstrip()
 
 
 def _get(subject: Any, name: str) -> Any:

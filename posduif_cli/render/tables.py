@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from posduif_cli.render import layout
+
 Row = dict[str, Any]
 PLAIN = frozenset((str, int, float, bool, type(None)))  # the types that JSON has, too: most values are of them
 
@@ -38,24 +40,42 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Adoption": ("tenant", "server", "state", "schema_version", "url", "changed"),
     "Finding": ("level", "check", "subject", "message", "fix"),
 }
-# The columns whose text may be folded to make a table fit; an id or a time is there to be copied whole.
-FOLDING = frozenset(
-    (
-        "content",
-        "url",
-        "message",
-        "fix",
-        "error",
-        "label",
-        "username",
-        "created_by",
-        "subject",
-        "name",
-        "value",
-        "origin",
-        "warnings",
-    )
+# What becomes of a column's texts where the table is too wide for the terminal: they end in an ellipsis, go on in the
+# next line, or get a line of their own below the row, so that a command can be copied. Others are shown whole.
+CUT = (
+    "url",
+    "label",
+    "username",
+    "created_by",
+    "subject",
+    "name",
+    "origin",
+    "device_id",
+    "sender",
+    "recipient",
+    "role",
 )
+FOLDED = ("key", "content", "message", "error", "value", "warnings", "tenants")
+BELOW = ("fix",)
+KINDS: Mapping[str, str] = {
+    **dict.fromkeys(CUT, "cut"), **dict.fromkeys(FOLDED, "folded"), **dict.fromkeys(BELOW, "below")
+}  # fmt: skip
+# The columns of each model that are left out where even that is too wide, the least important first.
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {
+    "Tenant": ("engine_sessions", "url", "server", "size_bytes", "schema_version"),
+    "SchemaStatus": ("latest_version", "ahead", "error", "server", "schema_version"),
+    "Migration": ("duration_ms", "applied_at"),
+    "Outcome": ("seconds", "from", "server", "to"),
+    "User": ("enrolled_at", "device_id", "user_type"),
+    "Token": ("created_by", "username", "expires_at"),
+    "Device": ("enrolled_at", "sync_status", "last_activity", "pending"),
+    "Message": ("created_at", "sender", "recipient"),
+    "ServerInfo": ("role", "size_bytes", "connections", "version", "tenants"),
+    "Setting": ("origin",),
+    "Step": ("tenants",),
+    "Adoption": ("changed", "url", "schema_version", "server"),
+    "Finding": ("subject", "check"),
+}
 ON_REQUEST = frozenset(("size_bytes",))  # shown only where a row has it
 RENAMED = {"from_": "from", "bytes": "size_bytes"}
 UNWRAPPED: Mapping[str, Callable[[Any], Row]] = {
@@ -156,6 +176,26 @@ def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
     if isinstance(value, tuple):
         return "; ".join(cell(item) for item in value)
     return str(plain(value))
+
+
+def short(value: Any, *, name: str = "") -> str:
+    """Write one value as `cell` does where there is little room: an id by its first 8 characters, a time to the minute.
+
+    >>> short(UUID("5f3759df-0000-4000-8000-000000000000")), short(None)
+    ('5f3759df', '')
+    """
+    if isinstance(value, UUID):
+        return str(value)[:8]
+    text = cell(value, name=name)
+    return text.partition(" (")[0] if isinstance(value, datetime) else text
+
+
+def column(model: str, name: str, values: Sequence[Any], among: Sequence[str]) -> layout.Column:
+    """Return a column of a table of values of a model; *among* are the table's columns, of which the first stays."""
+    ranked = LEFT_OUT.get(model) or tuple(reversed(among[1:]))
+    rank = ranked.index(name) if name in ranked else None
+    cells = [layout.Cell(cell(value, name=name), short(value, name=name)) for value in values]
+    return layout.Column(name, cells, KINDS.get(name, "kept"), rank)
 
 
 def relative(seconds: int) -> str:
