@@ -20,12 +20,11 @@ class Row:
 
 
 def rows(text: str, source: str, *, required: str) -> list[Row]:
-    """Read a list of entries: CSV with a header, or YAML or JSON with a list of mappings of plain values.
+    """Return the entries of a list: CSV with a header, or YAML or JSON with a list of mappings of plain values.
 
-    A header must have the column *required*: without rows below it no other check would notice.
-
-    The end of *source* says which; else a text that begins like a list of YAML or JSON is one. Values are kept as
-    they are written. Raises UsageError naming source and line.
+    The end of *source* says which; else a text that begins like a list of YAML or JSON is one. The values of CSV are
+    separated by commas, semicolons or tabs, as the header is. Its header must have the column *required*: without rows
+    below it no other check would notice. Values are kept as they are written. Raises UsageError naming source and line.
     """
     suffix = Path(source).suffix.lower()
     content = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
@@ -38,7 +37,11 @@ def rows(text: str, source: str, *, required: str) -> list[Row]:
 def _csv_rows(text: str, source: str, required: str) -> Iterator[Row]:
     import csv
 
-    reader = csv.reader(text.removeprefix("\ufeff").splitlines(keepends=True), strict=True)
+    lines = text.removeprefix("\ufeff").splitlines(keepends=True)
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] = []
     begin = 1
     try:
@@ -51,7 +54,11 @@ def _csv_rows(text: str, source: str, required: str) -> Iterator[Row]:
                 if len(set(header)) < len(header):
                     raise UsageError(f"{source}:{begin}: a column appears twice", why=",".join(cells))
                 if required not in header:
-                    raise UsageError(f"{source}:{begin}: the column {required} is missing", why=",".join(cells))
+                    raise UsageError(
+                        f"{source}:{begin}: the column {required} is missing",
+                        why=",".join(cells),
+                        hint=f"begin the list with a line such as: {required},url,web_user",
+                    )
             elif len(cells) > len(header):
                 raise UsageError(f"{source}:{begin}: there are more values than columns", why=",".join(header))
             else:
