@@ -26,6 +26,7 @@ def rows(text: str, source: str, *, required: str) -> list[Row]:
     separated by commas, semicolons or tabs, as the header is. Its header must have the column *required*: without rows
     below it no other check would notice. Values are kept as they are written. Raises UsageError naming source and line.
     """
+    text = text.removeprefix("\ufeff")
     suffix = Path(source).suffix.lower()
     content = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     yaml_like = re.match(r"\s*(---|-\s|\[|-$)", content) is not None
@@ -37,7 +38,7 @@ def rows(text: str, source: str, *, required: str) -> list[Row]:
 def _csv_rows(text: str, source: str, required: str) -> Iterator[Row]:
     import csv
 
-    lines = text.removeprefix("\ufeff").splitlines(keepends=True)
+    lines = text.splitlines(keepends=True)
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     # Spreadsheets write semicolons where the comma is the decimal sign.
     delimiter = max(",;\t", key=first.count)
