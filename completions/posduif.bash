@@ -1,17 +1,15 @@
 # Generated from the command tree by `posduif completion show bash`; a test keeps it fresh.
+_posduif_ask() {
+    local IFS=$'\n' name
+    local posduif=${COMP_WORDS[0]/#\~/$HOME}
+    for name in $("$posduif" __complete "${COMP_WORDS[@]:1:COMP_CWORD-1}" 2>/dev/null); do
+        [[ $name == "$cur"* ]] && COMPREPLY+=("$(printf %q "$name")")
+    done
+}
 _posduif() {
-    local cur prev path word skip candidates options
+    local cur prev path word skip candidates options files
     cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} COMPREPLY=()
-    case $prev in
-    --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
-    --output) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
-    --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")); return ;;
-    --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")); return ;;
-    -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")); return ;;
-    --config|--data-dir|--dir|--engine-config|--from|--out|--qr-file) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;
-    --accept|--by|--confirm|--device|--dsn|--engines|--fields|--for|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--pause|--sample|--server|--steps|--to|--ttl|--url|--username|--wave|--web-user) return ;;
-    esac
-    path= skip=
+    path= skip= files=
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
@@ -26,7 +24,7 @@ _posduif() {
     "") candidates='quickstart tenant migrate user token enroll device message health server config doctor completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
     " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
-    " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' ;;
+    " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' files='--from' ;;
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url' ;;
@@ -34,8 +32,8 @@ _posduif() {
     " tenant verify") candidates='' options='--all --repair' ;;
     " tenant suspend") candidates='' options='--confirm -n --dry-run' ;;
     " tenant resume") candidates='' options='-n --dry-run' ;;
-    " tenant rotate-password") candidates='' options='--engine-config --now --confirm' ;;
-    " tenant engine-config") candidates='' options='--out' ;;
+    " tenant rotate-password") candidates='' options='--engine-config --now --confirm' files='--engine-config' ;;
+    " tenant engine-config") candidates='' options='--out' files='--out' ;;
     " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
     " migrate") candidates='status list up down abandon verify new' options='' ;;
     " migrate status") candidates='' options='--all --check --verify --sample --list' ;;
@@ -44,14 +42,14 @@ _posduif() {
     " migrate down") candidates='' options='--all --to --steps --bundled --confirm --jobs --list -n --dry-run' ;;
     " migrate abandon") candidates='' options='--confirm -n --dry-run' ;;
     " migrate verify") candidates='' options='--all --list' ;;
-    " migrate new") candidates='' options='--dir' ;;
+    " migrate new") candidates='' options='--dir' files='--dir' ;;
     " user") candidates='create list show delete' options='' ;;
     " user create") candidates='' options='--type --if-not-exists' ;;
     " user list") candidates='' options='--type --limit --offset' ;;
     " user show") candidates='' options='' ;;
     " user delete") candidates='' options='--confirm -n --dry-run' ;;
     " token") candidates='create list show revoke purge' options='' ;;
-    " token create") candidates='' options='--by --for --ttl --qr --qr-file' ;;
+    " token create") candidates='' options='--by --for --ttl --qr --qr-file' files='--qr-file' ;;
     " token list") candidates='' options='--limit --offset' ;;
     " token show") candidates='' options='' ;;
     " token revoke") candidates='' options='' ;;
@@ -84,7 +82,26 @@ _posduif() {
     " completion uninstall") candidates='bash zsh fish' options='' ;;
     " version") candidates='' options='' ;;
     esac
+    if [ -n "$skip" ]; then
+        case $prev in
+        --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")) ;;
+        --output) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
+        --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;
+        --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")) ;;
+        -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
+        --fields)
+            local before=${cur%"${cur##*,}"} cur=${cur##*,}
+            _posduif_ask; compopt -o nospace 2>/dev/null
+            COMPREPLY=("${COMPREPLY[@]/#/$before}") ;;
+        *) case " $files --config --data-dir " in
+           *" $prev "*) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")) ;;
+           *) _posduif_ask ;;
+           esac ;;
+        esac
+        return
+    fi
     [[ $cur == -* ]] && candidates="$options -h --help --server --dsn --config -o --output --fields --color --data-dir -q --quiet --debug"
     COMPREPLY=($(compgen -W "$candidates" -- "$cur"))
+    [[ $cur == -* || -n $COMPREPLY ]] || _posduif_ask
 }
 complete -F _posduif posduif

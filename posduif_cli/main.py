@@ -43,6 +43,10 @@ def run(argv: list[str]) -> int:
             sys.stdout.flush()
             return 0
         argv = ["version"]
+    if argv[:1] == ["__complete"]:
+        from posduif_cli.cli import candidates
+
+        return candidates.run(argv[1:])
     from posduif_cli.cli import tree
 
     return tree.run(argv)

@@ -23,6 +23,13 @@ class Shell(StrEnum):
 
 
 Which = Annotated[Shell | None, typer.Argument(help="The shell; by default the one of SHELL.", show_default=False)]
+# Where the package that loads users' completions has its own script, on Linux and macOS.
+BASH_COMPLETION = (
+    "/usr/share/bash-completion/bash_completion",
+    "/etc/bash_completion",
+    "/usr/local/share/bash-completion/bash_completion",
+    "/opt/homebrew/share/bash-completion/bash_completion",
+)
 MARK = "Generated from the command tree by `posduif completion"
 
 
@@ -131,8 +138,8 @@ def install(ctx: typer.Context, shell: Which = None) -> None:
     app.out.say("open a new shell to use it")
     if chosen is Shell.ZSH:
         app.out.say(f"zsh looks there if ~/.zshrc has, before compinit: fpath=({path.parent} $fpath)")
-    if chosen is Shell.BASH:
-        app.out.say("bash looks there if the package bash-completion is installed")
+    if chosen is Shell.BASH and not any(Path(place).exists() for place in BASH_COMPLETION):
+        app.out.say(f"the package bash-completion is not installed; without it, add to ~/.bashrc: source {path}")
 
 
 @app.verb("uninstall", example="posduif completion uninstall bash")

@@ -172,7 +172,7 @@ def _output(app: App, argv: list[str]) -> "Output":
     """Return where an error goes, as argv asks for it, also where the error came before argv was parsed."""
     from posduif_cli.render.output import Output
 
-    app.options |= _tolerantly(argv)
+    app.options |= tolerantly(argv)
     asked = app.options.get("output", "")
     try:
         out = app.out
@@ -181,7 +181,7 @@ def _output(app: App, argv: list[str]) -> "Output":
     return replace(out, format=asked if asked in configuration.FORMATS else out.format)
 
 
-def _tolerantly(argv: list[str]) -> dict[str, Any]:
+def tolerantly(argv: list[str]) -> dict[str, Any]:
     """Return the global options of a command line that cannot be parsed, as far as they can be told."""
     found = App()
     settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -227,6 +227,11 @@ def user_config_home() -> Path:
     return _base(os.environ, "XDG_CONFIG_HOME", ".config")
 
 
+def user_cache_home() -> Path:
+    """Where this user's programs keep what may be deleted at any time: `$XDG_CACHE_HOME`."""
+    return _base(os.environ, "XDG_CACHE_HOME", ".cache")
+
+
 def drop_session_variables() -> None:
     """Remove what libpq would send as start-up values of a session, which RESET goes back to: zone and styles."""
     for name in ("PGTZ", "PGDATESTYLE", "PGGEQO"):

@@ -33,7 +33,7 @@ class Node:
 def script(name: str, nodes: Sequence[Node], common: Sequence[Word]) -> str:
     """Write the script for one shell; *common* are the options that every command takes.
 
-    The same tree always makes the same text, and the script itself runs no program.
+    The same tree always makes the same text. For names the script runs `posduif __complete`.
     """
     return {"bash": bash, "zsh": zsh, "fish": fish}[name](nodes, common)
 
@@ -46,25 +46,22 @@ def bash(nodes: Sequence[Node], common: Sequence[Word]) -> str:
     """Write the completion for bash."""
     options = [*common, *(option for node in nodes for option in node.options)]
     valued = sorted(set(_names(option for option in options if option.takes_value)))
-    paths = sorted(set(_names(option for option in options if option.is_path)))
     choices = {name: option.choices for option in options if option.choices for name in option.names}
-    silent = [name for name in valued if name not in (*choices, *paths)]
     known = [f'" {" ".join(node.path)}"' for node in nodes if node.path]
     return "\n".join(
         [
             NOTE.format("bash"),
+            "_posduif_ask() {",
+            "    local IFS=$'\\n' name",
+            "    local posduif=${COMP_WORDS[0]/#\\~/$HOME}",
+            '    for name in $("$posduif" __complete "${COMP_WORDS[@]:1:COMP_CWORD-1}" 2>/dev/null); do',
+            '        [[ $name == "$cur"* ]] && COMPREPLY+=("$(printf %q "$name")")',
+            "    done",
+            "}",
             "_posduif() {",
-            "    local cur prev path word skip candidates options",
+            "    local cur prev path word skip candidates options files",
             "    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} COMPREPLY=()",
-            "    case $prev in",
-            *(
-                f"""    {name}) COMPREPLY=($(compgen -W '{" ".join(values)}' -- "$cur")); return ;;"""
-                for name, values in sorted(choices.items())
-            ),
-            f'    {"|".join(paths)}) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return ;;',
-            f"    {'|'.join(silent)}) return ;;",
-            "    esac",
-            "    path= skip=",
+            "    path= skip= files=",
             '    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do',
             '        if [ -n "$skip" ]; then skip=; continue; fi',
             "        case $word in",
@@ -78,8 +75,26 @@ def bash(nodes: Sequence[Node], common: Sequence[Word]) -> str:
             "    case $path in",
             *(_bash_case(node) for node in nodes),
             "    esac",
+            '    if [ -n "$skip" ]; then',
+            "        case $prev in",
+            *(
+                f"""        {name}) COMPREPLY=($(compgen -W '{" ".join(values)}' -- "$cur")) ;;"""
+                for name, values in sorted(choices.items())
+            ),
+            "        --fields)",
+            '            local before=${cur%"${cur##*,}"} cur=${cur##*,}',
+            "            _posduif_ask; compopt -o nospace 2>/dev/null",
+            '            COMPREPLY=("${COMPREPLY[@]/#/$before}") ;;',
+            f'        *) case " $files {" ".join(_paths(common))} " in',
+            '           *" $prev "*) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")) ;;',
+            "           *) _posduif_ask ;;",
+            "           esac ;;",
+            "        esac",
+            "        return",
+            "    fi",
             f'    [[ $cur == -* ]] && candidates="$options {" ".join(_names(common))}"',
             '    COMPREPLY=($(compgen -W "$candidates" -- "$cur"))',
+            "    [[ $cur == -* || -n $COMPREPLY ]] || _posduif_ask",
             "}",
             "complete -F _posduif posduif",
             "",
@@ -87,10 +102,15 @@ def bash(nodes: Sequence[Node], common: Sequence[Word]) -> str:
     )
 
 
+def _paths(options: Iterable[Word]) -> list[str]:
+    return _names(option for option in options if option.is_path)
+
+
 def _bash_case(node: Node) -> str:
     pattern = f'" {" ".join(node.path)}"' if node.path else '""'
     words = [name for name, _ in node.commands] or node.arguments
-    return f"    {pattern}) candidates='{' '.join(words)}' options='{' '.join(_names(node.options))}' ;;"
+    files = f" files='{' '.join(_paths(node.options))}'" if _paths(node.options) else ""
+    return f"    {pattern}) candidates='{' '.join(words)}' options='{' '.join(_names(node.options))}'{files} ;;"
 
 
 def _zsh_text(text: str) -> str:
@@ -102,7 +122,7 @@ def _zsh_option(option: Word) -> list[str]:
     if option.choices:
         value = f":value:({' '.join(option.choices)})"
     elif option.takes_value:
-        value = ":file:_files" if option.is_path else ":value: "
+        value = ":file:_files" if option.is_path else ":value:_posduif_ask"
     exclusive = f"({' '.join(option.names)})" if len(option.names) > 1 else ""
     return [f"'{exclusive}{name}[{_zsh_text(option.help)}]{value}'" for name in option.names]
 
@@ -112,9 +132,19 @@ def zsh(nodes: Sequence[Node], common: Sequence[Word]) -> str:
     lines = ["#compdef posduif", NOTE.format("zsh"), "", "typeset -ga _posduif_common=("]
     lines += [f"    {spec}" for option in common for spec in _zsh_option(option)]
     lines += [")", ""]
+    # The words of the whole line: within a command's own function zsh shows only those behind it.
+    lines += [
+        "_posduif_ask() {",
+        "    local -a names",
+        '    names=("${(@f)$(_call_program names ${(q)_posduif_line[@]} 2>/dev/null)}")',
+        "    compadd -a names",
+        "}",
+        "",
+    ]
     for node in nodes:
         lines += [f"{_zsh_function(node.path)}() {{", *(f"    {line}" for line in _zsh_body(node)), "}", ""]
-    return "\n".join([*lines, '_posduif "$@"', ""])
+    started = "typeset -ga _posduif_line=($words[1] __complete ${words[2,CURRENT-1]})"
+    return "\n".join([*lines, started, '_posduif "$@"', ""])
 
 
 def _zsh_function(path: Sequence[str]) -> str:
@@ -124,8 +154,8 @@ def _zsh_function(path: Sequence[str]) -> str:
 def _zsh_body(node: Node) -> Iterator[str]:
     specs = [spec for option in node.options for spec in _zsh_option(option)]
     if not node.commands:
-        if node.arguments:
-            specs.append(f"'*:argument:({' '.join(node.arguments)})'")
+        words = f"({' '.join(node.arguments)})" if node.arguments else "_posduif_ask"
+        specs.append(f"'*:argument:{words}'")
         yield " ".join(["_arguments", "$_posduif_common", *specs])
         return
     yield "local curcontext=$curcontext state line"
@@ -150,21 +180,47 @@ def _fish_text(text: str) -> str:
 
 def fish(nodes: Sequence[Node], common: Sequence[Word]) -> str:
     """Write the completion for fish."""
-    lines = [NOTE.format("fish"), "complete -c posduif -f"]
+    valued = sorted(set(_names(o for o in (*common, *(o for node in nodes for o in node.options)) if o.takes_value)))
+    lines = [
+        NOTE.format("fish"),
+        "function __posduif_words",
+        "    set -l words (commandline -opc)",
+        "    set -l skip 0",
+        "    for word in $words[2..-1]",
+        "        if test $skip = 1",
+        "            set skip 0",
+        f"        else if contains -- $word {' '.join(valued)}",
+        "            set skip 1",
+        "        else if not string match -q -- '-*' $word",
+        "            echo $word",
+        "        end",
+        "    end",
+        "end",
+        "function __posduif_is",
+        "    set -l words (__posduif_words)",
+        '    test (count $words) -ge (count $argv); and test "$words[1..(count $argv)]" = "$argv"',
+        "end",
+        "function __posduif_ends",
+        '    test "$(__posduif_words)" = "$(string join \\n -- $argv)"',
+        "end",
+        "function __posduif_ask",
+        "    set -l words (commandline -opc)",
+        "    $words[1] __complete $words[2..-1] 2>/dev/null",
+        "end",
+        "complete -c posduif -f",
+    ]
     lines += [f"complete -c posduif {_fish_option(option)}" for option in common]
     for node in nodes:
-        seen = [f"__fish_seen_subcommand_from {word}" for word in node.path]
+        path = " ".join(node.path)
         if node.commands:
-            words = " ".join(name for name, _ in node.commands)
-            test = "; and ".join([*seen, f"not __fish_seen_subcommand_from {words}"])
+            test = f"__posduif_ends {path}".rstrip()
             lines += [
                 f"complete -c posduif -n '{test}' -a {name} -d {_fish_text(text)}" for name, text in node.commands
             ]
             continue
-        test = "; and ".join(seen)
-        if node.arguments:
-            lines.append(f"complete -c posduif -n '{test}' -a '{' '.join(node.arguments)}'")
-        lines += [f"complete -c posduif -n '{test}' {_fish_option(option)}" for option in node.options]
+        words = " ".join(node.arguments) or "(__posduif_ask)"
+        lines.append(f"complete -c posduif -n '__posduif_is {path}' -a '{words}'")
+        lines += [f"complete -c posduif -n '__posduif_is {path}' {_fish_option(option)}" for option in node.options]
     return "\n".join([*lines, ""])
 
 
@@ -173,5 +229,5 @@ def _fish_option(option: Word) -> str:
     if option.choices:
         parts += ["-x", f"-a '{' '.join(option.choices)}'"]
     elif option.takes_value:
-        parts.append("-r -F" if option.is_path else "-x")
+        parts.append("-r -F" if option.is_path else "-x -a '(__posduif_ask)'")
     return " ".join([*parts, f"-d {_fish_text(option.help)}"])
