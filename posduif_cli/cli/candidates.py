@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,11 @@ def _asked(app: App, kind: str, tenant: str) -> list[str]:
     from posduif_cli.core import servers
     from posduif_cli.models.servers import Server
 
-    if not app.config.servers:
-        dsn = servers.status(app.config.data_dir).dsn  # a server that is not running is not started for a name
-        if dsn is None:
-            return []
-        app.fleet = app.fleet_of((Server(servers.NAME, dsn),))
+    chosen = app.config.servers or (Server(servers.NAME, "", embedded=True),)
+    if any(server.embedded for server in chosen):
+        dsn = servers.status(app.config.data_dir).dsn  # one that is not running is not started for a name
+        chosen = tuple(replace(s, dsn=dsn or "") if s.embedded else s for s in chosen if dsn or not s.embedded)
+    app.fleet = app.fleet_of(chosen)
     if kind == "tenants":
         return [found.tenant for found in app.fleet.tenants()[0]]
     from posduif_cli.core.desk import devices, users

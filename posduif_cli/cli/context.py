@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +154,43 @@ class App:
 
         Raises NoServer.
         """
-        return self.fleet_of(self.config.servers or (self._embedded(),), self.config.neighbours)
+        chosen = tuple(map(self._started, self.config.servers)) or (self._embedded(),)
+        return self.fleet_of(chosen, tuple(map(self._started, self.config.neighbours)))
+
+    def _started(self, server: "Server") -> "Server":
+        """Return a server of the configuration with its DSN; the embedded one is started if need be."""
+        if not server.embedded:
+            return server
+        from posduif_cli.core import servers
+
+        made, started = servers.embedded(self.config.data_dir, self.config.bin_dir)
+        if made is None:
+            raise NoServer(
+                f"server {server.name} is the embedded server, and there is none yet",
+                why=f"nothing was made in {self.config.data_dir}",
+                hint=Run("server", "start"),
+            )
+        if started:
+            self.out.say(f"started the embedded server in {self.config.data_dir}")
+        engine = {**made.engine, **server.engine}
+        return replace(server, dsn=made.dsn, url=server.url or made.url, engine=engine)
+
+    def tell_of_hidden_tenants(self) -> None:
+        """Say on stderr that the embedded server has tenants, where the configuration leaves it out."""
+        from posduif_cli.core import servers
+        from posduif_cli.models.servers import Server
+
+        found = self.config.servers
+        if any(server.embedded for server in (*found, *self.config.neighbours)) or not any(s.named for s in found):
+            return
+        dsn = servers.status(self.config.data_dir).dsn
+        if dsn is None:
+            return
+        there, _ = self.fleet_of((Server(servers.NAME, dsn, embedded=True, named=False),)).tenants()
+        if there:
+            text = f"the embedded server, which the configuration leaves out, has {counted(len(there), 'tenant')}"
+            self.out.say(Run("tenant", "list", "--server", servers.NAME, lead=text))
+            self.out.say("to have it beside the others, add below servers:  local: {embedded: true}")
 
     def use_embedded(self) -> None:
         """Work on the embedded server, whatever else is configured."""

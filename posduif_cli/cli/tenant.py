@@ -222,6 +222,8 @@ def list_(
     app = app_of(ctx)
     found, errors = app.fleet.tenants(sizes=sizes)
     app.out.list(found, Tenant, empty=Run("tenant", "create", "NAME", lead="no tenants yet"))
+    if not found:
+        app.tell_of_hidden_tenants()
     app.report_missing(errors)
 
 

@@ -67,6 +67,7 @@ def _paths(value: Any) -> tuple[Path, ...]:
 
 SCHEMA: dict[str, Reader] = {
     "servers.*.dsn": _text,
+    "servers.*.embedded": _flag,
     "servers.*.url": _origin,
     "servers.*.max_connections": _count,
     "servers.*.protected": _flag,
@@ -190,6 +191,7 @@ EXAMPLE_SERVER = """\
 #     max_connections: 8
 #     protected: true
 #     engine: {host: db1.internal, redis: {host: redis1}, max_connections: 5}
+#   local: {embedded: true}     # the embedded server beside the others
 """
 
 

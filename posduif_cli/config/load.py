@@ -263,12 +263,20 @@ def _servers(values: Mapping[str, Any], path: Path | None) -> dict[str, Server]:
                 where = where.setdefault(group, {})
             where[leaf] = value
     for name, settings in found.items():
-        if "dsn" not in settings:
+        if settings.get("embedded"):
+            if "dsn" in settings:
+                raise ConfigurationError(
+                    f"{path}: servers.{name}: has both dsn and embedded", hint="give one of the two"
+                )
+            settings["dsn"] = ""
+        elif "dsn" not in settings:
             raise ConfigurationError(
                 f"{path}: servers.{name}.dsn: is missing",
-                hint=f'add  dsn: "host=... user=..."  below servers.{name}',
+                hint=f'add  dsn: "host=... user=..."  below servers.{name}, or  embedded: true',
             )
         _check_dsn(settings["dsn"], f"{path}, servers.{name}.dsn")
+    if len(several := [name for name, settings in found.items() if settings.get("embedded")]) > 1:
+        raise ConfigurationError(f"{path}: {' and '.join(several)} are both the embedded server")
     return {name: Server(name=name, origin=str(path), **found[name]) for name in found}
 
 
@@ -285,7 +293,7 @@ def _choose(
         else:
             dsn = None
     if dsn:
-        return (Server(name="dsn", dsn=_check_dsn(dsn, dsn_source), origin=dsn_source),)
+        return (Server(_host(_check_dsn(dsn, dsn_source)), dsn, origin=dsn_source, named=False),)
     if server == "embedded" and "embedded" not in configured:
         return ()
     if server and server not in configured:
@@ -299,7 +307,19 @@ def _choose(
     if configured:
         return tuple(configured.values())
     named = [name for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE") if env.get(name)]
-    return (Server(name="libpq", dsn="", origin=named[0]),) if named else ()
+    return (Server(name="libpq", dsn="", origin=named[0], named=False),) if named else ()
+
+
+def _host(dsn: str) -> str:
+    """Return what the server of a DSN is called: its host, or `dsn` where it has none but a socket.
+
+    >>> _host("host=db1.internal user=alice"), _host("postgresql://alice@[::1]:5433/x"), _host("host=/run user=x")
+    ('db1.internal', '::1', 'dsn')
+    """
+    uri = re.match(r"postgres(?:ql)?://(?:[^/?]*@)?(\[[^]/?]*\]|[^:/?,]*)", dsn)
+    words = re.search(r"(?:^|\s)host(?:addr)?\s*=\s*'?([^\s',]+)", dsn)
+    host = uri[1].strip("[]") if uri else words[1] if words else ""
+    return host if re.fullmatch(r"[\w.:-]+", host) else "dsn"
 
 
 def _default_server(name: str | None, values: Mapping[str, Any], path: Path | None) -> str | None:

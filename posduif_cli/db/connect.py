@@ -149,7 +149,7 @@ def _refused(error: psycopg.Error, server: Server, database: str) -> ServerError
         f"server {server.name} cannot be reached",
         why=reason,
         hint=[
-            Run("server", "start") if server.name == "embedded" else Run("server", "list"),
+            Run("server", "start") if server.embedded else Run("server", "list"),
             Run("config", "show", "--origin"),
         ],
     )

@@ -61,12 +61,12 @@ def test_the_server_in_force(cli: Posduif, clean_environ: pytest.MonkeyPatch, tm
     clean_environ.setenv("POSDUIF_SERVER", "eu2")
     assert servers(cli) == [("eu2", str(path))]
     assert servers(cli, "--server", "eu1") == [("eu1", str(path))]
-    assert servers(cli, "--dsn", DEAD) == [("dsn", "--dsn")]
+    assert servers(cli, "--dsn", DEAD) == [("127.0.0.1", "--dsn")]
     clean_environ.delenv("POSDUIF_SERVER")
     clean_environ.setenv("POSDUIF_DSN", DEAD)
-    assert servers(cli) == [("dsn", "POSDUIF_DSN")]
+    assert servers(cli) == [("127.0.0.1", "POSDUIF_DSN")]
     assert servers(cli, "--server", "eu1") == [("eu1", str(path))]
-    assert servers(cli, "--dsn", DEAD) == [("dsn", "--dsn")]
+    assert servers(cli, "--dsn", DEAD) == [("127.0.0.1", "--dsn")]
 
 
 def test_two_at_once_is_usage(cli: Posduif, clean_environ: pytest.MonkeyPatch, file: Path) -> None:

@@ -29,7 +29,6 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
-UNNAMED = ("dsn", "libpq", "embedded")  # what servers are called that no configuration names
 SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
 EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
 
@@ -335,4 +334,4 @@ def wrong_state(tenant: Tenant) -> WrongState:
 
 def naming(server: Server) -> tuple[str, ...]:
     """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
-    return () if server.name in UNNAMED else ("--server", server.name)
+    return ("--server", server.name) if server.named else ()
