@@ -86,18 +86,18 @@ complete -c posduif -n '__posduif_is tenant verify' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant verify' -l all -d "Every tenant of the configured servers"
 complete -c posduif -n '__posduif_is tenant verify' -l repair -d "Mend what is posduif's to mend; the tenant's own table wins"
 complete -c posduif -n '__posduif_is tenant suspend' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is tenant suspend' -l confirm -x -a '(__posduif_ask)' -d "Confirm by the name of what is destroyed"
+complete -c posduif -n '__posduif_is tenant suspend' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is tenant suspend' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is tenant resume' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant resume' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is tenant rotate-password' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant rotate-password' -l engine-config -r -F -d "Write the sync engine's configuration here (mode 0600)"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l now -d "End the engine's sessions, too, which the old one opened"
-complete -c posduif -n '__posduif_is tenant rotate-password' -l confirm -x -a '(__posduif_ask)' -d "Confirm by the name of what is destroyed"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is tenant engine-config' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant engine-config' -l out -r -F -d "Write to this file instead of stdout"
 complete -c posduif -n '__posduif_is tenant drop' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is tenant drop' -l confirm -x -a '(__posduif_ask)' -d "Confirm by the name of what is destroyed"
+complete -c posduif -n '__posduif_is tenant drop' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is tenant drop' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_ends migrate' -a status -d "Show which version every tenant is at, from one query per server"
 complete -c posduif -n '__posduif_ends migrate' -a list -d "List a tenant's migrations: applied, pending, half (applied), missing (its file is gone) or changed since"
@@ -127,12 +127,12 @@ complete -c posduif -n '__posduif_is migrate down' -l all -d "Every tenant of th
 complete -c posduif -n '__posduif_is migrate down' -l to -x -a '(__posduif_ask)' -d "Take back all newer than this"
 complete -c posduif -n '__posduif_is migrate down' -l steps -x -a '(__posduif_ask)' -d "Take back this many from each tenant"
 complete -c posduif -n '__posduif_is migrate down' -l bundled -d "Take back posduif's own migrations, too"
-complete -c posduif -n '__posduif_is migrate down' -l confirm -x -a '(__posduif_ask)' -d "Confirm by the name of what is destroyed"
+complete -c posduif -n '__posduif_is migrate down' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is migrate down' -l jobs -x -a '(__posduif_ask)' -d "At once on each server, within its share"
 complete -c posduif -n '__posduif_is migrate down' -l list -d "List every tenant, the unchanged ones too"
 complete -c posduif -n '__posduif_is migrate down' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is migrate abandon' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is migrate abandon' -l confirm -x -a '(__posduif_ask)' -d "Confirm by the name of what is destroyed"
+complete -c posduif -n '__posduif_is migrate abandon' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is migrate abandon' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is migrate verify' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is migrate verify' -l all -d "Every tenant of the configured servers"
@@ -152,7 +152,7 @@ complete -c posduif -n '__posduif_is user list' -l limit -x -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is user list' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
 complete -c posduif -n '__posduif_is user show' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is user delete' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is user delete' -l confirm -x -a '(__posduif_ask)' -d "Confirm by the name of what is destroyed"
+complete -c posduif -n '__posduif_is user delete' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is user delete' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_ends token' -a create -d "Create an enrollment token and show its QR code; into a pipe, the bare enrollment URL"
 complete -c posduif -n '__posduif_ends token' -a list -d "List the tokens of a tenant, the newest first; never their secrets"
@@ -163,7 +163,7 @@ complete -c posduif -n '__posduif_is token create' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is token create' -l by -x -a '(__posduif_ask)' -d "Web user who creates it; needed if there are several"
 complete -c posduif -n '__posduif_is token create' -l for -x -a '(__posduif_ask)' -d "Whose phone it is for"
 complete -c posduif -n '__posduif_is token create' -l ttl -x -a '(__posduif_ask)' -d "How long it lives: 30m, 1h, 7d"
-complete -c posduif -n '__posduif_is token create' -l qr -x -a 'auto compact large always never plain plain-inverted' -d "How to draw the code"
+complete -c posduif -n '__posduif_is token create' -l qr -x -a 'auto compact large always never plain plain-inverted' -d "compact (small), large (scans from farther away), plain or plain-inverted (no colours), always (into a pipe too), never, or auto: what fits the terminal"
 complete -c posduif -n '__posduif_is token create' -l qr-file -r -F -d "Write the code to FILE.png or FILE.svg"
 complete -c posduif -n '__posduif_is token list' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is token list' -l limit -x -a '(__posduif_ask)' -d "At most this many"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from posduif_cli.cli.context import App, Noun, app_of, global_options
+from posduif_cli.cli.context import App, Noun, app_of, global_options, summary
 from posduif_cli.config import load as config
 from posduif_cli.errors import ConfigurationError, FileExists, Run, UsageError
 from posduif_cli.render.shells import Node, Word
@@ -22,7 +22,10 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
-Which = Annotated[Shell | None, typer.Argument(help="The shell; by default the one of SHELL.", show_default=False)]
+Which = Annotated[
+    Shell | None,
+    typer.Argument(metavar="[SHELL]", help="bash, zsh or fish; by default the one of SHELL.", show_default=False),
+]
 # Where the package that loads users' completions has its own script, on Linux and macOS.
 BASH_COMPLETION = (
     "/usr/share/bash-completion/bash_completion",
@@ -42,15 +45,9 @@ def nodes() -> list[Node]:
     for noun, help in tree.NOUNS.items():
         command = tree.load(noun)
         verbs: dict[str, Any] = getattr(command, "commands", {})
-        found.append(_node((noun,), command, tuple((verb, short(verbs[verb])) for verb in verbs), help))
+        found.append(_node((noun,), command, tuple((verb, summary(verbs[verb])) for verb in verbs), help))
         found += [_node((noun, verb), verbs[verb], ()) for verb in verbs]
     return found
-
-
-def short(command: Any) -> str:
-    """Return the first sentence of a command's help."""
-    text = " ".join((command.help or "").split("\n\n")[0].split())
-    return text.split(". ")[0].rstrip(".")
 
 
 def _node(path: tuple[str, ...], command: Any, commands: tuple[tuple[str, str], ...], help: str = "") -> Node:
@@ -59,7 +56,7 @@ def _node(path: tuple[str, ...], command: Any, commands: tuple[tuple[str, str], 
         word for p in command.params if p.param_type_name == "option" and (word := _word(p)).names not in everywhere
     )
     arguments = [choice for p in command.params if p.param_type_name == "argument" for choice in _choices(p)]
-    return Node(path, help or short(command), commands, options, tuple(arguments))
+    return Node(path, help or summary(command), commands, options, tuple(arguments))
 
 
 def common() -> list[Word]:

@@ -79,9 +79,39 @@ class Command(TyperCommand):
         with formatter.section("Global options"):
             formatter.write_dl(rows)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage line: what may be left out is in brackets."""
+        return ["[OPTIONS]", *(_usage(p) for p in self.own_params if p.param_type_name == "argument")]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the example in one line, however long: a broken one does not run when it is pasted."""
+        formatter.write(f"\n  {self.epilog}\n")
+
+
+def _usage(argument: Any) -> str:
+    name = argument.metavar or argument.name.upper()
+    return name if argument.required or name.startswith("[") else f"[{name}]"
+
+
+def summary(command: Any) -> str:
+    """Return the first sentence of a command's help."""
+    text = " ".join((command.help or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".")
+
 
 class Group(TyperGroup):
     """A noun's group of verbs, which takes the global options too."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the verbs, each with the whole first sentence of its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary(command)) for name, command in self.commands.items()])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write how to get the help of a verb, which has an example."""
+        path, verb = ctx.command_path, next(iter(self.commands), "")
+        if verb:
+            formatter.write(f"\n  More about one, with an example: {path} {verb} --help\n")
 
     def __init__(self, *args: Any, params: list[Any] | None = None, **kwargs: Any) -> None:
         hidden = global_options()

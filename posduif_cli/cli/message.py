@@ -105,7 +105,9 @@ def mark(
     ctx: typer.Context,
     tenant: options.Tenant,
     message: Annotated[str, typer.Argument(metavar="ID", help="Id of the message.", show_default=False)],
-    status: Annotated[Status, typer.Argument(help="What it is now.", show_default=False)],
+    status: Annotated[
+        Status, typer.Argument(metavar="STATUS", help="What it is now: synced or read.", show_default=False)
+    ],
 ) -> None:
     """Mark a message as synced or read."""
     from posduif_cli.core.desk import messages

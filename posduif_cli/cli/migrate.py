@@ -140,7 +140,9 @@ def down(
     tenant: options.Tenants = None,
     everyone: options.All = False,
     to: Annotated[str | None, typer.Option("--to", metavar="VERSION", help="Take back all newer than this.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Take back this many from each tenant.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Take back this many from each tenant.")
+    ] = None,
     bundled: Annotated[bool, typer.Option("--bundled", help="Take back posduif's own migrations, too.")] = False,
     confirm: options.Confirm = None,
     jobs: options.Jobs = 4,

@@ -15,7 +15,8 @@ Tenants = Annotated[
 All = Annotated[bool, typer.Option("--all", help="Every tenant of the configured servers.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done; change nothing.")]
 Confirm = Annotated[
-    str | None, typer.Option("--confirm", metavar="NAME", help="Confirm by the name of what is destroyed.")
+    str | None,
+    typer.Option("--confirm", metavar="NAME", help="The name of what is changed or destroyed, to confirm it."),
 ]
 IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed when it exists and does not differ.")]
 EngineConfig = Annotated[
@@ -28,13 +29,15 @@ Url = Annotated[
     typer.Option("--url", metavar="ORIGIN", help="Origin that phones reach the tenant by: https://host[:port]."),
 ]
 ListAll = Annotated[bool, typer.Option("--list", help="List every tenant, the unchanged ones too.")]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, max=64, help="At once on each server, within its share.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", metavar="N", min=1, max=64, help="At once on each server, within its share.")
+]
 IgnoreUnreachable = Annotated[
     bool,
     typer.Option("--ignore-unreachable", help="Take a server that cannot be reached for one without this name."),
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many.")]
-Offset = Annotated[int, typer.Option("--offset", min=0, help="Skip this many.")]
+Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, max=1_000_000, help="At most this many.")]
+Offset = Annotated[int, typer.Option("--offset", metavar="N", min=0, help="Skip this many.")]
 TokenTenant = Annotated[
     str,
     typer.Argument(

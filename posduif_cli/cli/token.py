@@ -45,7 +45,15 @@ def create(
     ttl: Annotated[
         str | None, typer.Option("--ttl", metavar="DURATION", help="How long it lives: 30m, 1h, 7d.")
     ] = None,
-    qr: Annotated[Qr, typer.Option("--qr", help="How to draw the code.")] = Qr.AUTO,
+    qr: Annotated[
+        Qr,
+        typer.Option(
+            "--qr",
+            metavar="HOW",
+            help="compact (small), large (scans from farther away), plain or plain-inverted (no colours), "
+            "always (into a pipe too), never, or auto: what fits the terminal.",
+        ),
+    ] = Qr.AUTO,
     qr_file: Annotated[
         Path | None, typer.Option("--qr-file", metavar="FILE", help="Write the code to FILE.png or FILE.svg.")
     ] = None,

@@ -125,6 +125,9 @@ def test_help(cli: Posduif, path: str) -> None:
     assert result.err == ""
     assert "\n  Example: posduif " + path in result.out or "\nExample: posduif " + path in result.out
     assert "Global options" in result.out
+    usage = result.out.split("\n\n")[0]
+    assert not set("{<") & set(usage), "no template that was left unfilled"
+    assert "range>" not in result.out
     # What an option is for belongs to it.
     for parameter in LEAVES[path].params:
         assert getattr(parameter, "help", None), (path, parameter.name)
