@@ -142,10 +142,10 @@ def _asked(app: App, kind: str, tenant: str) -> list[str]:
         return [found.tenant for found in app.fleet.tenants()[0]]
     from posduif_cli.core.desk import devices, users
 
-    with app.fleet.open(tenant) as conn:
+    with app.fleet.open(tenant) as place:
         if kind == "users":
-            return [user.username for user in users.find_all(conn, limit=MOST)]
-        return [device.device_id for device in devices.find_all(conn, limit=MOST)]
+            return [user.username for user in users.find_all(place.session, limit=MOST)]
+        return [device.device_id for device in devices.find_all(place.session, limit=MOST)]
 
 
 def _kept(app: App, kind: str, tenant: str, ask: Callable[[], list[str]]) -> list[str]:

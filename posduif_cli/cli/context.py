@@ -3,10 +3,8 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from posduif_cli import notation
 from posduif_cli.config import load as configuration
 from posduif_cli.config.load import Config
 from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, Run, ServerUnreachable
@@ -22,7 +19,7 @@ from posduif_cli.notation import counted as counted
 from posduif_cli.notation import listed
 
 if TYPE_CHECKING:
-    from posduif_cli.core.fleet.fleet import Fleet, Session
+    from posduif_cli.core.fleet.fleet import Fleet
     from posduif_cli.core.folders import Folders
     from posduif_cli.models.runs import Plan
     from posduif_cli.models.servers import Server
@@ -260,12 +257,6 @@ class App:
         self.out.say(f"{'started' if started else 'using'} the embedded server in {self.config.data_dir}")
         return server
 
-    @contextmanager
-    def tenant(self, name: str) -> "Iterator[Session]":
-        """Open a session in a tenant's database."""
-        with self.fleet.open(name) as conn:
-            yield conn
-
     def report_ended(self) -> None:
         """Name on stderr the sessions of engines that were ended because they were in the way."""
         if "fleet" in self.__dict__:
@@ -327,10 +318,6 @@ class App:
                 why="nothing was changed" + (f"; {given} is not {expected}" if given else "; it was not confirmed"),
                 hint=f"add --confirm {expected}",
             )
-
-    def duration(self, text: str | None, fallback: timedelta, *, zero: bool = False) -> timedelta:
-        """Read a duration option, 0 only with *zero*; raises InvalidDuration."""
-        return fallback if text is None else notation.duration(text, zero=zero)
 
 
 def program() -> str:

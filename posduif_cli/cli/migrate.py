@@ -10,6 +10,7 @@ import typer
 from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import PosduifError, Run, UsageError
+from posduif_cli.notation import duration
 
 app = Noun(help="Bring tenants to the newest schema, and see who is where.")
 
@@ -80,8 +81,8 @@ def list_(ctx: typer.Context, tenant: options.Tenant) -> None:
     from posduif_cli.models.schema import Migration
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = history.read(conn, folders=app.fleet.folders)
+    with app.fleet.open(tenant) as place:
+        found = history.read(place.session, folders=app.fleet.folders)
     app.out.list(found, Migration, empty="no migrations")
     name_faults(app)
 
@@ -119,7 +120,7 @@ def up(
         name_faults(app)
         app.report_failed(errors, among=names)
         return
-    pace = rollout.Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
+    pace = rollout.Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
     _ = app.fleet  # says which server is used before the progress line begins
     with runs.watched(app) as watcher:
 
@@ -228,7 +229,8 @@ def abandon(
     from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
+    with app.fleet.open(tenant) as place:
+        conn = place.session
         begun = apply.abandoning(conn, version, folders=app.folders)
         stays = [
             f"statement {each.number}{'' if each.done else ' (begun, perhaps done)'}"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,10 @@ from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import Busy, ConfigurationError, Run, TenantExists, UsageError
 from posduif_cli.notation import moment
+
+if TYPE_CHECKING:
+    from posduif_cli.core.fleet.fleet import Found
+    from posduif_cli.models.tenants import Loss
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -133,26 +137,23 @@ def create(
 
     if not dry_run:
         app.out.expect(Tenant)
-    asked: dict[str, Any] = {
-        "name": name,
-        "url": options.url(url),
-        "web_user": web_user,
-        "if_not_exists": if_not_exists,
-        "ignore_unreachable": ignore_unreachable,
-    }
+    wanted = create.Wanted(name, options.url(url), web_user)
     if dry_run:
-        app.show_plan(create.plan_create(app.fleet, **asked))
+        app.show_plan(
+            create.creating(app.fleet, wanted, if_not_exists=if_not_exists, ignore_unreachable=ignore_unreachable)
+        )
         return
     keep = keeper(app, name, engine_config)
-    created = create.create(app.fleet, **asked, keep=keep)
-    if engine_config and not created.changed and not engine_config.exists():
+    tenant, changed = create.create(
+        app.fleet, wanted, if_not_exists=if_not_exists, ignore_unreachable=ignore_unreachable, keep=keep
+    )
+    if engine_config and not changed and not engine_config.exists():
         raise _never_kept(name, engine_config)
-    server = created.tenant.server
-    app.out.say(f"tenant {name} {'created' if created.changed else 'exists, unchanged,'} on server {server}")
-    if keep and created.changed:
+    app.out.say(f"tenant {name} {'created' if changed else 'exists, unchanged,'} on server {tenant.server}")
+    if keep and changed:
         keep.tell(app, name)
-    app.out.show(created.tenant, changed=created.changed)
-    if created.changed and keep is None:
+    app.out.show(tenant, changed=changed)
+    if changed and keep is None:
         app.out.say(
             Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="its engine has no password yet")
         )
@@ -235,8 +236,7 @@ def show(
 ) -> None:
     """Show one tenant."""
     app = app_of(ctx)
-    _, tenant = app.fleet.find(name, sizes=sizes)
-    app.out.show(tenant)
+    app.out.show(app.fleet.find(name, sizes=sizes).tenant)
 
 
 @app.verb("set", example="posduif tenant set acme --url https://acme.example.com")
@@ -250,8 +250,7 @@ def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> N
     origin = options.url(url)
     if origin is None:
         raise UsageError("nothing to set", hint=Run("tenant", "set", name, "--url", f"https://{name}.example.com"))
-    changed = engine.set_url(app.fleet, name=name, url=origin)
-    _, tenant = app.fleet.find(name)
+    tenant, changed = engine.set_url(app.fleet, app.fleet.find(name), url=origin)
     app.out.say(f"tenant {name}: {'url set' if changed else 'unchanged'}")
     app.out.show(tenant, changed=changed)
 
@@ -284,7 +283,9 @@ def adopt(
     origin = options.url(url)
     if dry_run:
         app.show_plan(
-            adopt.plan(app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable)
+            adopt.adopting(
+                app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
+            )
         )
         return
     app.out.expect(Adoption)
@@ -335,41 +336,44 @@ def suspend(
     ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
 ) -> None:
     """Shut a tenant's engine out and end its sessions. The data stays; backups go on."""
+    from posduif_cli.core.fleet import steps
     from posduif_cli.core.tenants import suspend
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     if dry_run:
-        app.show_plan(suspend.plan_suspend(app.fleet, name=name))
+        app.show_plan(steps.plan(suspend.suspending(app.fleet, app.fleet.find(name))))
         return
     app.out.expect(Tenant)
-    _guard(app, name, confirm, "suspend {name} on the protected server {server}")
-    changed = suspend.suspend(app.fleet, name=name)
+    found = app.fleet.find(name)
+    _guard(app, found, confirm, "suspend {name} on the protected server {server}")
+    tenant, changed = suspend.suspend(app.fleet, found)
     app.out.say(f"tenant {name} {'is suspended' if changed else 'was suspended already'}")
-    app.out.show(app.fleet.find(name)[1], changed=changed)
+    app.out.show(tenant, changed=changed)
 
 
 @app.verb("resume", example="posduif tenant resume acme")
 def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = False) -> None:
     """Bring a suspended tenant to the newest schema and let its engine in again."""
+    from posduif_cli.core.fleet import steps
     from posduif_cli.core.tenants import suspend
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     if dry_run:
-        app.show_plan(suspend.plan_resume(app.fleet, name=name))
+        app.show_plan(steps.plan(suspend.resuming(app.fleet, app.fleet.find(name))))
         return
     app.out.expect(Tenant)
-    changed = suspend.resume(app.fleet, name=name)
+    tenant, changed = suspend.resume(app.fleet, app.fleet.find(name))
     app.out.say(f"tenant {name} {'is active' if changed else 'was active already'}")
-    app.out.show(app.fleet.find(name)[1], changed=changed)
+    app.out.show(tenant, changed=changed)
 
 
-def _guard(app: App, name: str, confirm: str | None, danger: str) -> None:
+def _guard(app: App, found: "Found", confirm: str | None, danger: str) -> None:
     """Have a change on a protected server confirmed; raises ConfirmationMissing."""
-    server, _ = app.fleet.find(name)
-    if server.protected:
-        app.confirm(name, confirm, danger.format(name=name, server=server.name))
+    if found.server.protected:
+        name = found.tenant.tenant
+        app.confirm(name, confirm, danger.format(name=name, server=found.server.name))
 
 
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
@@ -395,16 +399,17 @@ def rotate_password(
             why="it is never written into a pipe or JSON",
             hint=Run("tenant", "rotate-password", name, "--engine-config", "FILE"),
         )
-    _guard(app, name, confirm, "rotate the password of {name} on the protected server {server}")
+    found = app.fleet.find(name)
+    _guard(app, found, confirm, "rotate the password of {name} on the protected server {server}")
     try:
-        engine.rotate_password(app.fleet, name=name, keep=keep, now=now)
+        tenant = engine.rotate_password(app.fleet, found, keep=keep, now=now)
     except Busy:
         if keep.kept:  # it was changed all the same
             keep.tell(app, name)
         raise
     app.out.say(f"tenant {name}: the engine's password was changed; restart the engine with it")
     keep.tell(app, name)
-    app.out.show(app.fleet.find(name)[1], changed=True)
+    app.out.show(tenant, changed=True)
 
 
 @app.verb("engine-config", example="posduif tenant engine-config acme")
@@ -429,17 +434,16 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
     )
 
 
-def _danger(loss: Any) -> str:
+def _danger(loss: "Loss") -> str:
     """Say what dropping a tenant destroys."""
     if loss.uncounted:
         return f"drop tenant {loss.tenant} on server {loss.server}; its rows were not counted: {loss.uncounted}"
     if loss.users is None:
         return f"drop what is left of tenant {loss.tenant} on server {loss.server}, which is no whole tenant"
     last = f", last activity {moment(loss.last_activity)}" if loss.last_activity else ""
-    return (
-        f"drop tenant {loss.tenant} on server {loss.server} with {counted(loss.users, 'user')}, "
-        f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}"
-    )
+    rows = ((loss.users, "user"), (loss.devices, "device"), (loss.messages, "message"))
+    counts = ", ".join(counted(number or 0, noun) for number, noun in rows)
+    return f"drop tenant {loss.tenant} on server {loss.server} with {counts}{last}"
 
 
 @app.verb("drop", example="posduif tenant drop acme --confirm acme")
@@ -451,14 +455,16 @@ def drop(
     from posduif_cli.models.tenants import Loss
 
     app = app_of(ctx)
-    if not dry_run:
-        app.out.expect(Loss)
     if dry_run:
-        app.show_plan(drop.plan_drop(app.fleet, name=name))
+        app.show_plan(drop.dropping(app.fleet, app.fleet.find(name)))
         return
-    loss = drop.loss(app.fleet, name=name, confirmed=confirm == name)
-    app.confirm(name, confirm, _danger(loss))
-    changed = drop.drop(app.fleet, name=name)
-    gone = f"dropped from server {loss.server}" if changed else "was dropped by someone else in this moment"
+    app.out.expect(Loss)
+    loss, changed = drop.drop(
+        app.fleet,
+        app.fleet.find(name),
+        confirmed=confirm == name,
+        confirm=lambda loss: app.confirm(name, confirm, _danger(loss)),
+    )
+    gone = f"dropped from server {loss.server}" if changed else "was dropped by another command in this moment"
     app.out.say(f"tenant {name} {gone}")
     app.out.show(loss, changed=changed)

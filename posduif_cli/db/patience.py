@@ -10,6 +10,9 @@ from posduif_cli.errors import Interrupted
 # How long each thing is waited for in all. A limit that is configured is given by the caller.
 LIMITS: dict[str, timedelta] = {
     "lock": timedelta(seconds=10),  # an advisory lock that another command holds
+    "engine": timedelta(seconds=10),  # until an engine that keeps coming back is shut out
+    "killed": timedelta(seconds=2),  # until a server has ended the session of a killed command: it looks every 500 ms
+    "adoption": timedelta(seconds=10),  # transactions that were open while a database was taken in
 }
 
 

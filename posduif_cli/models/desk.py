@@ -1,7 +1,6 @@
 """Users, tokens, devices, enrollments, messages."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 from uuid import UUID
 
 from posduif_cli.models.values import Instant, Value
@@ -44,7 +43,6 @@ class IssuedToken(Value):
     details: Token
     token: UUID = field(repr=False)
     enrollment_url: str = field(repr=False)
-    lifetime: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

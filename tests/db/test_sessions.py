@@ -93,8 +93,8 @@ def test_a_fleet_asks_once(here: Server, tenant: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Session, "_set_up", noted)
     fleet = Fleet((here,), "test")
-    with fleet.open(tenant) as conn:
-        assert conn.value("SELECT current_user") == "posduif_admin"
+    with fleet.open(tenant) as place:
+        assert place.session.value("SELECT current_user") == "posduif_admin"
     assert asked == ["postgres"]
 
 
@@ -112,8 +112,8 @@ def test_who_is_no_administrator_stands_on_no_footing(
             with pytest.raises(AccessDenied), fleet.open(tenant):
                 pass
         else:
-            with fleet.open(tenant) as conn:
-                assert conn.value("SELECT current_user") == login
+            with fleet.open(tenant) as place:
+                assert place.session.value("SELECT current_user") == login
     finally:
         server.sql(f"DROP ROLE {login}")
 

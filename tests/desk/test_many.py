@@ -29,9 +29,8 @@ sys.exit(code)
 def peak(out: Path, *argv: str) -> tuple[int, int]:
     """Run a command; return its peak resident size and how many lines it wrote."""
     with out.open("w") as stream:
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, *argv], stdout=stream, stderr=subprocess.PIPE, env=os.environ
-        )
+        program = [sys.executable, "-c", PEAK, *argv]
+        done = subprocess.run(program, stdout=stream, stderr=subprocess.PIPE, env=os.environ)
     assert done.returncode == 0, done.stderr
     return int(done.stderr.split()[-1]), out.read_text().count("\n")
 

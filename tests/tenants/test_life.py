@@ -140,9 +140,12 @@ def test_a_protected_server_wants_a_word(
 
 
 LIVES: dict[str, tuple[Callable[[Fleet, str], Any], str]] = {
-    "suspend": (lambda fleet, name: suspend.suspend(fleet, name=name), "suspended"),
-    "resume": (lambda fleet, name: suspend.resume(fleet, name=name), "active"),
-    "rotate": (lambda fleet, name: engine.rotate_password(fleet, name=name, keep=lambda *_: None, now=True), "active"),
+    "suspend": (lambda fleet, name: suspend.suspend(fleet, fleet.find(name)), "suspended"),
+    "resume": (lambda fleet, name: suspend.resume(fleet, fleet.find(name)), "active"),
+    "rotate": (
+        lambda fleet, name: engine.rotate_password(fleet, fleet.find(name), keep=lambda *_: None, now=True),
+        "active",
+    ),
 }
 
 
@@ -156,7 +159,7 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
         nth = 0
         while True:
             nth += 1
-            (suspend.suspend if verb == "resume" else suspend.resume)(fleet, name=tenant)
+            (suspend.suspend if verb == "resume" else suspend.resume)(fleet, fleet.find(tenant))
             struck, call = killed(lambda: work(fleet, tenant), when, nth)
             may_login, may_connect, comment, _ = role(server, tenant)
             noted = record(server, tenant)["state"]
@@ -174,7 +177,11 @@ def test_two_administrators_at_once(posduif: Posduif, server: PgServer, tenant: 
     fleet = Fleet((Server("dsn", server.dsn),), "test")
     for verb in (suspend.suspend, suspend.resume):
         changed: list[bool] = []
-        both = [threading.Thread(target=lambda: changed.append(verb(fleet, name=tenant))) for _ in range(2)]  # noqa: B023
+
+        def once() -> None:
+            changed.append(verb(fleet, fleet.find(tenant))[1])  # noqa: B023
+
+        both = [threading.Thread(target=once) for _ in range(2)]
         for one in both:
             one.start()
         for one in both:

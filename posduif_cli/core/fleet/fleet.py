@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.folders import Folders, bundled_in
-from posduif_cli.db import connect, queries, record
+from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, QUESTION_TIMEOUT, Footing
 from posduif_cli.db.session import Session as Session
 from posduif_cli.errors import (
@@ -19,7 +20,6 @@ from posduif_cli.errors import (
     NoServer,
     PosduifError,
     Run,
-    ServerError,
     ServerUnreachable,
     TenantNotFound,
     WrongState,
@@ -30,10 +30,10 @@ from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
 SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
-EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
+EMPTIEST = "emptiest"  # as default_server: the server with the fewest tenants
 
-# What takes a tenant out of each state. What another command has under way is looked at, and nothing that may still be
-# rescued is dropped: a tenant's data can be lost once only.
+# What takes a tenant out of each state. A tenant that another command works on is only shown, and what can still be
+# rescued is not dropped.
 NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
     State.PROVISIONING: lambda name: (Run("tenant", "create", name),),
     State.SUSPENDED: lambda name: (Run("tenant", "resume", name),),
@@ -49,11 +49,56 @@ NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
 
 
 @dataclass(frozen=True)
+class Traces:
+    """What is under a tenant's name on one server, whether it is posduif's or not.
+
+    *comment* is the database's; `record` trusts it. *intent* is None unless posduif made the engine's role for this
+    tenant. *tenant* is what the marks mean together, None where they are not posduif's. *at* is the server's clock.
+    """
+
+    name: str
+    owner: str | None = None
+    comment: str | None = None
+    open: bool | None = None
+    connection_limit: int | None = None
+    has_role: bool = False
+    intent: Intent | None = None
+    tenant: Tenant | None = None
+    at: datetime | None = None
+
+    @property
+    def record(self) -> Record | None:
+        """The database's record; None where posduif_admin does not own the database."""
+        return record.parse(self.comment) if self.owner == ADMIN_ROLE else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tenant, the server that has it, and its record, all from the answer to one question."""
+
+    server: Server
+    tenant: Tenant
+    record: Record | None
+
+    def require(self, *states: State) -> None:
+        """Raise WrongState unless the tenant is in one of *states*."""
+        if self.tenant.state not in states:
+            raise wrong_state(self.tenant)
+
+
+@dataclass(frozen=True)
+class Place(Found):
+    """A tenant that is worked on: what `Found` says, and a session in its database."""
+
+    session: Session
+
+
+@dataclass(frozen=True)
 class Fleet:
     """The servers that a command works on; *command* shows in `application_name`.
 
     *neighbours* are those that --server left out: they are asked only whether they have a tenant of a new one's name.
-    *ended* names the sessions of engines that had to be ended because they held posduif's own locks.
+    *ended* names the sessions of engines that posduif ended because they held its own locks.
     """
 
     servers: tuple[Server, ...]
@@ -110,8 +155,12 @@ class Fleet:
 
     def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
         """Return the tenants of the server that *session* is on, by name; all, or the one of a name."""
-        rows = session.dicts(queries.load("fleet/fleet")["list_tenants"], name=name, sizes=sizes)
+        rows = self._rows(session, name, sizes=sizes)
         return [tenant for row in rows if (tenant := self.judge(row, session.server)) is not None]
+
+    def _rows(self, session: Session, name: str | None, *, sizes: bool) -> list[dict[str, Any]]:
+        question = queries.load("fleet/fleet")["list_tenants"]
+        return session.dicts(question, name=name, role=name and admin.engine_role(name), sizes=sizes)
 
     def judge(self, row: Mapping[str, Any], server: Server) -> Tenant | None:
         """Make a Tenant of what the catalog says of a name; None when it is not ours."""
@@ -134,7 +183,7 @@ class Fleet:
             latest_version=self.folders.latest,
             pending=standing.pending,
             ahead=standing.ahead,
-            url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
+            url=noted.url if noted and noted.url else origin(server, name),
             created_at=noted.created if noted else None,
             error=noted.failed if noted else None,
             engine_sessions=row["engine_sessions"],
@@ -143,11 +192,25 @@ class Fleet:
             has_database=row["has_database"] if state is State.LOST else None,
         )
 
-    def look(self, session: Session, name: str) -> Tenant | None:
-        """Return the tenant as one server knows it, or None."""
-        return next(iter(self.list_on(session, name=name)), None)
+    def look(self, session: Session, name: str, *, sizes: bool = False) -> Traces:
+        """Return what is under a tenant's name on the server that *session* is on."""
+        row = next(iter(self._rows(session, name, sizes=sizes)), None)
+        if row is None:
+            return Traces(name)
+        intent = record.parse_intent(row["intent"])
+        return Traces(
+            name=name,
+            owner=row["owner"],
+            comment=row["record"],
+            open=row["open"],
+            connection_limit=row["connection_limit"],
+            has_role=row["has_role"],
+            intent=intent if intent is not None and intent.tenant == name else None,
+            tenant=self.judge(row, session.server),
+            at=row["at"],
+        )
 
-    def find(self, name: str, *, sizes: bool = False) -> tuple[Server, Tenant]:
+    def find(self, name: str, *, sizes: bool = False) -> Found:
         """Find a tenant on whichever server has it.
 
         Raises InvalidName, TenantNotFound with the nearest name, AmbiguousTenant, or the error of a server
@@ -155,12 +218,12 @@ class Fleet:
         """
         names.tenant(name)
         limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
-        told, errors = split(self.ask(lambda session: self.list_on(session, name=name, sizes=sizes), limit=limit))
-        whole = live([tenant for tenants in told.values() for tenant in tenants])
+        told, errors = split(self.ask(lambda session: self.look(session, name, sizes=sizes), limit=limit))
+        whole = live([traces.tenant for traces in told.values() if traces.tenant is not None])
         if len(whole) > 1:
             raise ambiguous(name, whole)
         if whole:
-            return self.server(whole[0].server), whole[0]
+            return Found(self.server(whole[0].server), whole[0], told[whole[0].server].record)
         if errors:
             raise all_unreachable(errors)
         raise self._not_found(name, self.tenants()[0])
@@ -183,7 +246,7 @@ class Fleet:
         if wanted is None:
             return self.tenants()
         if len(wanted) == 1:
-            return [self.find(wanted[0])[1]], {}
+            return [self.find(wanted[0]).tenant], {}
         for name in wanted:
             names.tenant(name)
         known, unasked = self.tenants()
@@ -250,16 +313,15 @@ class Fleet:
         )
 
     @contextmanager
-    def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Session]:
-        """Open a session in a tenant's database.
+    def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Place]:
+        """Open a session in a tenant's database; yield it with what was found of the tenant.
 
         Raises as `find`, and WrongState unless the tenant is in one of *states*.
         """
-        server, tenant = self.find(name)
-        if tenant.state not in states:
-            raise wrong_state(tenant)
-        with self.enter(server, name) as session:
-            yield session
+        found = self.find(name)
+        found.require(*states)
+        with self.enter(found.server, name) as session:
+            yield Place(found.server, found.tenant, found.record, session)
 
     def enter(self, server: Server, name: str) -> Session:
         """Connect to a tenant's database; TenantNotFound or WrongState when it was dropped since it was found.
@@ -269,13 +331,14 @@ class Fleet:
         try:
             footing = self._footings.get(server.name)
             session = connect.connect(server, name, command=self.command, footing=footing, path="public")
-        except ServerError as error:
-            _, now = self.find(name)
-            if isinstance(error, AccessDenied) and now.state in (State.DROPPING, State.LOST, State.MOVED):
-                raise wrong_state(now) from None
-            if isinstance(error, AccessDenied):
-                with self.maintenance(server) as session:
-                    session.require_member()
+        except AccessDenied:
+            with self.maintenance(server) as session:
+                now = self.look(session, name).tenant
+                if now is None:
+                    raise self._not_found(name, self.list_on(session)) from None
+                if now.state in (State.DROPPING, State.LOST, State.MOVED):
+                    raise wrong_state(now) from None
+                session.require_member()
             raise
         session.ended = self.ended
         session.bundled = self._bundled.get((server.name, name))
@@ -330,6 +393,11 @@ def wrong_state(tenant: Tenant) -> WrongState:
         }.get(state),
         hint=NEXT_STEP[state](name) if state in NEXT_STEP else Run("tenant", "show", name),
     )
+
+
+def origin(server: Server, name: str) -> str | None:
+    """Return the origin that phones reach a tenant by, as its server's `url` says it; None where that is not set."""
+    return server.url and server.url.replace("{tenant}", name)
 
 
 def naming(server: Server) -> tuple[str, ...]:

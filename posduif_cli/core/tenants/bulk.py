@@ -248,7 +248,7 @@ class Application:
                     session = self.fleet.maintenance(desk.server)
                     session.require_admin()
                 with self._crew.watch(session):
-                    created = maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
+                    tenant, changed = maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
             except PosduifError as error:
                 if self._crew.interrupted:
                     break
@@ -266,7 +266,7 @@ class Application:
                 found = PosduifError(f"a bug in posduif: {type(bug).__name__}", why=str(bug)[:200])
                 self._fail(entry, desk.server.name, found, started)
             else:
-                self._settle(created.tenant, changed=created.changed, started=started)
+                self._settle(tenant, changed=changed, started=started)
                 deadline = time.monotonic() + PATIENCE
         if session is not None:
             session.close()
