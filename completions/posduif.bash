@@ -13,10 +13,10 @@ _posduif() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --accept|--by|--color|--config|--confirm|--data-dir|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
+        --accept|--by|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--status|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" message"|" message send"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
@@ -27,7 +27,7 @@ _posduif() {
     " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' files='--from' ;;
     " tenant list") candidates='' options='--sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
-    " tenant set") candidates='' options='--url' ;;
+    " tenant set") candidates='' options='--url --desk' ;;
     " tenant adopt") candidates='' options='--url --accept --ignore-unreachable -n --dry-run' ;;
     " tenant verify") candidates='' options='--all --repair' ;;
     " tenant suspend") candidates='' options='--confirm -n --dry-run' ;;
@@ -49,18 +49,21 @@ _posduif() {
     " user show") candidates='' options='' ;;
     " user delete") candidates='' options='--confirm -n --dry-run' ;;
     " token") candidates='create list show revoke purge' options='' ;;
-    " token create") candidates='' options='--by --for --ttl --qr --qr-file' files='--qr-file' ;;
-    " token list") candidates='' options='--limit --offset' ;;
-    " token show") candidates='' options='' ;;
+    " token create") candidates='' options='--by --for --ttl --qr --qr-file --force' files='--qr-file' ;;
+    " token list") candidates='' options='--for --status --limit --offset' ;;
+    " token show") candidates='' options='--qr --qr-file --force' files='--qr-file' ;;
     " token revoke") candidates='' options='' ;;
     " token purge") candidates='' options='--all --older-than -n --dry-run' ;;
     " enroll") candidates='complete' options='' ;;
-    " enroll complete") candidates='' options='--device --username' ;;
-    " device") candidates='list show' options='' ;;
+    " enroll complete") candidates='' options='--device --username --replace-device --re-enroll' ;;
+    " device") candidates='list show remove' options='' ;;
     " device list") candidates='' options='--limit --offset' ;;
     " device show") candidates='' options='' ;;
-    " message") candidates='send inbox unread pending mark' options='' ;;
+    " device remove") candidates='' options='' ;;
+    " message") candidates='send list show inbox unread pending mark' options='' ;;
     " message send") candidates='' options='--from --to' ;;
+    " message list") candidates='' options='--from --to --status --limit --offset' ;;
+    " message show") candidates='' options='' ;;
     " message inbox") candidates='' options='--limit --offset' ;;
     " message unread") candidates='' options='' ;;
     " message pending") candidates='' options='--device --limit --offset' ;;
@@ -87,6 +90,7 @@ _posduif() {
         --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")) ;;
         --output) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
         --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;
+        --status) COMPREPLY=($(compgen -W 'pending_sync synced read' -- "$cur")) ;;
         --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")) ;;
         -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
         --fields)

@@ -5,7 +5,7 @@ function __posduif_words
     for word in $words[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --accept --by --color --config --confirm --data-dir --device --dir --dsn --engine-config --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --sample --server --steps --to --ttl --type --url --username --wave --web-user -o
+        else if contains -- $word --accept --by --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --sample --server --status --steps --to --ttl --type --url --username --wave --web-user -o
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -53,7 +53,7 @@ complete -c posduif -n '__posduif_is quickstart' -l remove -d "Remove what an ea
 complete -c posduif -n '__posduif_ends tenant' -a create -d "Create a tenant: its database, its engine's role, its schema"
 complete -c posduif -n '__posduif_ends tenant' -a list -d "List the tenants of all servers, from one query a server"
 complete -c posduif -n '__posduif_ends tenant' -a show -d "Show one tenant"
-complete -c posduif -n '__posduif_ends tenant' -a set -d "Change a tenant's url"
+complete -c posduif -n '__posduif_ends tenant' -a set -d "Change a tenant's url, or the web user who creates its tokens"
 complete -c posduif -n '__posduif_ends tenant' -a adopt -d "Take in a database that other people made: add what it lacks, keep what it has, refuse what differs"
 complete -c posduif -n '__posduif_ends tenant' -a verify -d "Compare records with reality: versions, owner, grants, roles, settings"
 complete -c posduif -n '__posduif_ends tenant' -a suspend -d "Shut a tenant's engine out and end its sessions"
@@ -77,6 +77,7 @@ complete -c posduif -n '__posduif_is tenant show' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant show' -l sizes -d "Ask for the database's size, too"
 complete -c posduif -n '__posduif_is tenant set' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant set' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
+complete -c posduif -n '__posduif_is tenant set' -l desk -x -a '(__posduif_ask)' -d "Web user who creates tokens where --by is not given"
 complete -c posduif -n '__posduif_is tenant adopt' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant adopt' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
 complete -c posduif -n '__posduif_is tenant adopt' -l accept -x -a '(__posduif_ask)' -d "Take in code of other people on posduif's tables, named as the refusal names it; repeatable"
@@ -156,7 +157,7 @@ complete -c posduif -n '__posduif_is user delete' -l confirm -x -a '(__posduif_a
 complete -c posduif -n '__posduif_is user delete' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_ends token' -a create -d "Create an enrollment token and show its QR code; into a pipe, the bare enrollment URL"
 complete -c posduif -n '__posduif_ends token' -a list -d "List the tokens of a tenant, the newest first; never their secrets"
-complete -c posduif -n '__posduif_ends token' -a show -d "Show one token, by its id or by what the phone's owner has; never its secret"
+complete -c posduif -n '__posduif_ends token' -a show -d "Show one token, by its id, its label or by what the phone's owner has; never its secret, but with --qr"
 complete -c posduif -n '__posduif_ends token' -a revoke -d "End a token at once"
 complete -c posduif -n '__posduif_ends token' -a purge -d "Delete unused tokens that expired or were revoked a while ago; used ones stay"
 complete -c posduif -n '__posduif_is token create' -a '(__posduif_ask)'
@@ -165,39 +166,58 @@ complete -c posduif -n '__posduif_is token create' -l for -x -a '(__posduif_ask)
 complete -c posduif -n '__posduif_is token create' -l ttl -x -a '(__posduif_ask)' -d "How long it lives: 30m, 1h, 7d"
 complete -c posduif -n '__posduif_is token create' -l qr -x -a 'auto compact large always never plain plain-inverted' -d "compact (small), large (scans from farther away), plain or plain-inverted (no colours), always (into a pipe too), never, or auto: what fits the terminal"
 complete -c posduif -n '__posduif_is token create' -l qr-file -r -F -d "Write the code to FILE.png or FILE.svg"
+complete -c posduif -n '__posduif_is token create' -l force -d "Replace the file of --qr-file"
 complete -c posduif -n '__posduif_is token list' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is token list' -l for -x -a '(__posduif_ask)' -d "Only those for this phone"
+complete -c posduif -n '__posduif_is token list' -l status -x -a 'active used expired revoked' -d "Only these: active, used, expired or revoked"
 complete -c posduif -n '__posduif_is token list' -l limit -x -a '(__posduif_ask)' -d "At most this many"
 complete -c posduif -n '__posduif_is token list' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
 complete -c posduif -n '__posduif_is token show' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is token show' -l qr -x -a 'auto compact large always never plain plain-inverted' -d "Draw the code of an enrollment URL again: compact (small), large (scans from farther away), plain or plain-inverted (no colours), always (into a pipe too), never, or auto: what fits the terminal"
+complete -c posduif -n '__posduif_is token show' -l qr-file -r -F -d "Write the code to FILE.png or FILE.svg"
+complete -c posduif -n '__posduif_is token show' -l force -d "Replace the file of --qr-file"
 complete -c posduif -n '__posduif_is token revoke' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is token purge' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is token purge' -l all -d "Every tenant of the configured servers"
 complete -c posduif -n '__posduif_is token purge' -l older-than -x -a '(__posduif_ask)' -d "Expired or revoked at least this long ago; 0s: all"
 complete -c posduif -n '__posduif_is token purge' -s n -l dry-run -d "Show what would be done; change nothing"
-complete -c posduif -n '__posduif_ends enroll' -a complete -d "Spend a token and make the mobile user, all or nothing; never takes a user or a device over"
+complete -c posduif -n '__posduif_ends enroll' -a complete -d "Spend a token and make the mobile user, all or nothing"
 complete -c posduif -n '__posduif_is enroll complete' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is enroll complete' -l device -x -a '(__posduif_ask)' -d "Id of the phone"
-complete -c posduif -n '__posduif_is enroll complete' -l username -x -a '(__posduif_ask)' -d "Name of the new mobile user"
+complete -c posduif -n '__posduif_is enroll complete' -l username -x -a '(__posduif_ask)' -d "Name of the mobile user; a new one"
+complete -c posduif -n '__posduif_is enroll complete' -l replace-device -d "The user exists: give it this phone in place of its own"
+complete -c posduif -n '__posduif_is enroll complete' -l re-enroll -d "The phone is enrolled: it stays with its user"
 complete -c posduif -n '__posduif_ends device' -a list -d "List the devices of a tenant by user, with what waits for each"
 complete -c posduif -n '__posduif_ends device' -a show -d "Show one device"
+complete -c posduif -n '__posduif_ends device' -a remove -d "Take a lost phone from its user; the user and its messages stay, and a new phone can be enrolled"
 complete -c posduif -n '__posduif_is device list' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is device list' -l limit -x -a '(__posduif_ask)' -d "At most this many"
 complete -c posduif -n '__posduif_is device list' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
 complete -c posduif -n '__posduif_is device show' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is device remove' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_ends message' -a send -d "Send a message from one user to another"
+complete -c posduif -n '__posduif_ends message' -a list -d "List messages of a tenant, the newest first: whether one was fetched, and when it was read"
+complete -c posduif -n '__posduif_ends message' -a show -d "Show one message: whether it was fetched and read, and when"
 complete -c posduif -n '__posduif_ends message' -a inbox -d "List what a user received, the newest first"
 complete -c posduif -n '__posduif_ends message' -a unread -d "Count what a user has not read"
-complete -c posduif -n '__posduif_ends message' -a pending -d "List what waits for a device, the oldest first"
+complete -c posduif -n '__posduif_ends message' -a pending -d "List what waits to be fetched by a phone, the oldest first"
 complete -c posduif -n '__posduif_ends message' -a mark -d "Mark a message as synced or read"
 complete -c posduif -n '__posduif_is message send' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is message send' -l from -x -a '(__posduif_ask)' -d "Name or id of the sender"
 complete -c posduif -n '__posduif_is message send' -l to -x -a '(__posduif_ask)' -d "Name or id of the recipient"
+complete -c posduif -n '__posduif_is message list' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is message list' -l from -x -a '(__posduif_ask)' -d "Only of this sender"
+complete -c posduif -n '__posduif_is message list' -l to -x -a '(__posduif_ask)' -d "Only to this recipient"
+complete -c posduif -n '__posduif_is message list' -l status -x -a 'pending_sync synced read' -d "Only these: pending_sync, synced or read"
+complete -c posduif -n '__posduif_is message list' -l limit -x -a '(__posduif_ask)' -d "At most this many"
+complete -c posduif -n '__posduif_is message list' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
+complete -c posduif -n '__posduif_is message show' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is message inbox' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is message inbox' -l limit -x -a '(__posduif_ask)' -d "At most this many"
 complete -c posduif -n '__posduif_is message inbox' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
 complete -c posduif -n '__posduif_is message unread' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is message pending' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is message pending' -l device -x -a '(__posduif_ask)' -d "Id of the device"
+complete -c posduif -n '__posduif_is message pending' -l device -x -a '(__posduif_ask)' -d "Only for this device; else for all users"
 complete -c posduif -n '__posduif_is message pending' -l limit -x -a '(__posduif_ask)' -d "At most this many"
 complete -c posduif -n '__posduif_is message pending' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
 complete -c posduif -n '__posduif_is message mark' -a 'read synced'

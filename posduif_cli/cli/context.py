@@ -76,6 +76,17 @@ class Command(TyperCommand):
         with formatter.section("Global options"):
             formatter.write_dl(rows)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; an option whose value is [optional] has the first of its choices without one."""
+        words = list(args)
+        for option in self.own_params:
+            choices = [getattr(choice, "value", choice) for choice in getattr(option.type, "choices", ())]
+            if choices and option.param_type_name == "option" and (option.metavar or "").startswith("["):
+                for at in reversed([at for at, word in enumerate(words) if word in option.opts]):
+                    if words[at + 1 : at + 2] not in [[choice] for choice in choices]:
+                        words.insert(at + 1, choices[0])
+        return list(super().parse_args(ctx, words))
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words of the usage line: what may be left out is in brackets."""
         return ["[OPTIONS]", *(_usage(p) for p in self.own_params if p.param_type_name == "argument")]

@@ -36,3 +36,27 @@ def show(
     with app.fleet.open(tenant) as place:
         found = devices.find(place.session, device=device)
     app.out.show(found)
+
+
+@app.verb("remove", example="posduif device remove acme Mia")
+def remove(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    device: Annotated[
+        str, typer.Argument(metavar="DEVICE", help="Id of the device, or name or id of its user.", show_default=False)
+    ],
+) -> None:
+    """Take a lost phone from its user; the user and its messages stay, and a new phone can be enrolled.
+
+    The lost phone is not shut out by this: the sync engine serves every device id.
+    """
+    from posduif_cli.core.desk import devices
+    from posduif_cli.models.desk import User
+
+    app = app_of(ctx)
+    app.out.expect(User)
+    with app.fleet.open(tenant) as place:
+        user, changed = devices.remove(place.session, device=device)
+    app.out.say(f"user {user.username} of tenant {tenant} {'has no device now' if changed else 'had no device'}")
+    app.out.say(Run("token", "create", tenant, "--for", user.username, lead="a code for the new phone"))
+    app.out.show(user, changed=changed)

@@ -1,18 +1,30 @@
 """`posduif message`: send, read and mark messages."""
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from posduif_cli.cli import options
-from posduif_cli.cli.context import Noun, app_of
+from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from posduif_cli.models.desk import Message
 
 app = Noun(help="Send, read and mark messages.")
 
 User = Annotated[str, typer.Argument(metavar="USER", help="Name or id of the user.", show_default=False)]
+
+
+class State(StrEnum):
+    """How far a message is."""
+
+    PENDING_SYNC = "pending_sync"
+    SYNCED = "synced"
+    READ = "read"
 
 
 class Status(StrEnum):
@@ -53,6 +65,61 @@ def send(
     app.out.show(message, changed=True)
 
 
+def show_all(app: App, found: Sequence["Message"], *, empty: str) -> None:
+    """Show messages, and say where the login may not read their texts."""
+    from posduif_cli.models.desk import Message
+
+    if any(message.content is None for message in found):
+        app.out.say("texts are left out: this login may not read them")
+    app.out.list(found, Message, empty=empty)
+
+
+@app.verb("list", example="posduif message list acme --to Mia --status pending_sync")
+def list_(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    sender: Annotated[str | None, typer.Option("--from", metavar="USER", help="Only of this sender.")] = None,
+    recipient: Annotated[str | None, typer.Option("--to", metavar="USER", help="Only to this recipient.")] = None,
+    status: Annotated[
+        State | None,
+        typer.Option("--status", metavar="STATUS", help="Only these: pending_sync, synced or read."),
+    ] = None,
+    limit: options.Limit = 50,
+    offset: options.Offset = 0,
+) -> None:
+    """List messages of a tenant, the newest first: whether one was fetched, and when it was read."""
+    from posduif_cli.core.desk import messages
+
+    app = app_of(ctx)
+    with app.fleet.open(tenant) as place:
+        found = messages.find_all(
+            place.session,
+            sender=sender,
+            recipient=recipient,
+            status=status.value if status else None,
+            limit=limit,
+            offset=offset,
+        )
+    show_all(app, found, empty="no messages")
+
+
+@app.verb("show", example="posduif message show acme 5f3759df-0000-4000-8000-000000000000")
+def show(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    message: Annotated[str, typer.Argument(metavar="ID", help="Id of the message.", show_default=False)],
+) -> None:
+    """Show one message: whether it was fetched and read, and when."""
+    from posduif_cli.core.desk import messages
+
+    app = app_of(ctx)
+    with app.fleet.open(tenant) as place:
+        found = messages.find(place.session, message=message)
+    if found.content is None:
+        app.out.say("the text is left out: this login may not read it")
+    app.out.show(found)
+
+
 @app.verb("inbox", example="posduif message inbox acme Mia --limit 20")
 def inbox(
     ctx: typer.Context,
@@ -63,12 +130,11 @@ def inbox(
 ) -> None:
     """List what a user received, the newest first."""
     from posduif_cli.core.desk import messages
-    from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
     with app.fleet.open(tenant) as place:
-        found = messages.inbox(place.session, user=user, limit=limit, offset=offset)
-    app.out.list(found, Message, empty="no messages")
+        found = messages.find_all(place.session, recipient=user, limit=limit, offset=offset)
+    show_all(app, found, empty="no messages")
 
 
 @app.verb("unread", example="posduif message unread acme Mia")
@@ -86,18 +152,19 @@ def unread(ctx: typer.Context, tenant: options.Tenant, user: User) -> None:
 def pending(
     ctx: typer.Context,
     tenant: options.Tenant,
-    device: Annotated[str, typer.Option("--device", metavar="ID", help="Id of the device.")],
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="ID", help="Only for this device; else for all users.")
+    ] = None,
     limit: options.Limit = 50,
     offset: options.Offset = 0,
 ) -> None:
-    """List what waits for a device, the oldest first."""
+    """List what waits to be fetched by a phone, the oldest first."""
     from posduif_cli.core.desk import messages
-    from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
     with app.fleet.open(tenant) as place:
         found = messages.pending(place.session, device=device, limit=limit, offset=offset)
-    app.out.list(found, Message, empty="nothing waits for this device")
+    show_all(app, found, empty="nothing waits for this device" if device else "nothing waits")
 
 
 @app.verb("mark", example="posduif message mark acme 5f3759df-0000-4000-8000-000000000000 read")

@@ -91,8 +91,9 @@ def _tenant(app: App, walk: Walk) -> None:
 
 
 def _phone(app: App, walk: Walk) -> None:
-    from posduif_cli.cli.token import Qr, present
+    from posduif_cli.cli.token import present
     from posduif_cli.core.desk import devices, enrollments, tokens
+    from posduif_cli.models.codes import Style
 
     with app.fleet.open(TENANT) as place:
         conn = place.session
@@ -106,7 +107,7 @@ def _phone(app: App, walk: Walk) -> None:
                 told="a phone scans this to enroll; no sync engine answers behind it yet:",
             )
             if not app.out.machine:
-                present(app, issued, Qr.AUTO)
+                present(app, issued, Style.AUTO)
             enrollments.complete(conn, token=str(issued.token), device=PHONE, username=MOBILE_USER)
             walk.step(
                 f"enroll complete {TENANT} {issued.token} --device {PHONE} --username {shlex.quote(MOBILE_USER)}",

@@ -240,18 +240,27 @@ def show(
 
 
 @app.verb("set", example="posduif tenant set acme --url https://acme.example.com")
-def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> None:
-    """Change a tenant's url."""
+def set_(
+    ctx: typer.Context,
+    name: options.Tenant,
+    url: options.Url = None,
+    desk: Annotated[
+        str | None,
+        typer.Option("--desk", metavar="USER", help="Web user who creates tokens where --by is not given."),
+    ] = None,
+) -> None:
+    """Change a tenant's url, or the web user who creates its tokens."""
     from posduif_cli.core.tenants import engine
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     app.out.expect(Tenant)
     origin = options.url(url)
-    if origin is None:
+    if origin is None and desk is None:
         raise UsageError("nothing to set", hint=Run("tenant", "set", name, "--url", f"https://{name}.example.com"))
-    tenant, changed = engine.set_url(app.fleet, app.fleet.find(name), url=origin)
-    app.out.say(f"tenant {name}: {'url set' if changed else 'unchanged'}")
+    tenant, changed = engine.change(app.fleet, app.fleet.find(name), url=origin, desk=desk)
+    what = " and ".join(["url"] * (origin is not None) + ["desk"] * (desk is not None))
+    app.out.say(f"tenant {name}: {f'{what} set' if changed else 'unchanged'}")
     app.out.show(tenant, changed=changed)
 
 

@@ -1,6 +1,8 @@
 """`posduif token`: enrollment tokens and their QR codes."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +11,8 @@ import typer
 
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import Run, UsageError
+from posduif_cli.errors import PosduifError, Run, TokenNotFound, UsageError
+from posduif_cli.models.codes import Style
 from posduif_cli.notation import duration
 
 if TYPE_CHECKING:
@@ -21,16 +24,23 @@ app = Noun(help="Enrollment tokens and their QR codes.")
 LONGEST_LINE = 10_000  # bytes, of a token or an enrollment URL on stdin
 
 
-class Qr(StrEnum):
-    """How to draw the QR code."""
+class Status(StrEnum):
+    """Where a token is in its life."""
 
-    AUTO = "auto"
-    COMPACT = "compact"
-    LARGE = "large"
-    ALWAYS = "always"
-    NEVER = "never"
-    PLAIN = "plain"
-    PLAIN_INVERTED = "plain-inverted"
+    ACTIVE = "active"
+    USED = "used"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+HOW = (
+    "compact (small), large (scans from farther away), plain or plain-inverted (no colours), always (into a pipe too), "
+    "never, or auto: what fits the terminal."
+)
+QrFile = Annotated[
+    Path | None, typer.Option("--qr-file", metavar="FILE", help="Write the code to FILE.png or FILE.svg.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file of --qr-file.")]
 
 
 @app.verb("create", example="posduif token create acme --for 'Mia, phone 2' --ttl 30m")
@@ -45,18 +55,9 @@ def create(
     ttl: Annotated[
         str | None, typer.Option("--ttl", metavar="DURATION", help="How long it lives: 30m, 1h, 7d.")
     ] = None,
-    qr: Annotated[
-        Qr,
-        typer.Option(
-            "--qr",
-            metavar="HOW",
-            help="compact (small), large (scans from farther away), plain or plain-inverted (no colours), "
-            "always (into a pipe too), never, or auto: what fits the terminal.",
-        ),
-    ] = Qr.AUTO,
-    qr_file: Annotated[
-        Path | None, typer.Option("--qr-file", metavar="FILE", help="Write the code to FILE.png or FILE.svg.")
-    ] = None,
+    qr: Annotated[Style, typer.Option("--qr", metavar="HOW", help=HOW)] = Style.AUTO,
+    qr_file: QrFile = None,
+    force: Force = False,
 ) -> None:
     """Create an enrollment token and show its QR code; into a pipe, the bare enrollment URL."""
     from posduif_cli.core.desk import tokens
@@ -65,46 +66,57 @@ def create(
     app = app_of(ctx)
     app.out.expect(IssuedToken)
     if qr_file is not None:
-        check_qr_file(qr_file)
+        check_qr_file(qr_file, force=force)
     longest = app.config.enrollment_max_ttl
     lifetime = min(app.config.enrollment_ttl, longest) if ttl is None else duration(ttl)
     with app.fleet.open(tenant) as place:
         issued = tokens.create(place, by=by, label=label, ttl=lifetime, max_ttl=longest)
     try:
         if qr_file is not None:
-            write_qr(app, issued, qr_file)
+            write_qr(app, issued, qr_file, force=force)
     finally:
-        # The token is made: without this nobody could ever use it.
-        present(app, issued, qr)
+        # The token is made: without this it could never be used.
+        present(app, issued, qr, drawn_elsewhere=qr_file is not None)
 
 
-def check_qr_file(path: Path) -> None:
-    """Raise UsageError or ConfigurationError before a token is made that could not be written."""
+def check_qr_file(path: Path, *, force: bool) -> None:
+    """Raise UsageError, FileExists or ConfigurationError before a token is made that could not be written."""
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", hint="--qr-file token.png")
     from posduif_cli.render import files
 
-    files.check(path)
+    files.check(path, new=not force)
 
 
-def write_qr(app: App, issued: "IssuedToken", path: Path) -> None:
+def write_qr(app: App, issued: "IssuedToken", path: Path, *, force: bool) -> None:
     """Write the code as a picture that only its owner can read: it is a credential."""
     from posduif_cli.render import files, qr
 
     picture = qr.png(issued.enrollment_url) if path.suffix == ".png" else qr.svg(issued.enrollment_url).encode()
-    files.write_private(path, picture)
+    files.write_private(path, picture, new=not force)
     app.out.say(f"QR code: {path}")
 
 
-def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = None) -> None:
-    """Show a new token: the code and the facts on a terminal, the bare URL into a pipe, JSON if asked."""
+def present(
+    app: App,
+    issued: "IssuedToken",
+    style: Style,
+    *,
+    note: str | None = None,
+    drawn_elsewhere: bool = False,
+    changed: bool = True,
+) -> None:
+    """Show a token with its secret: the code and the facts on a terminal, the bare URL into a pipe, JSON if asked.
+
+    The facts are below the code, where they are still on the screen.
+    """
     from posduif_cli.render import tables
 
     out = app.out
     if out.machine or (out.format == "tsv" and app.config.output == "tsv") or out.fields:
-        out.show(issued, changed=True)
+        out.show(issued, changed=changed)
         return
-    drawn = (out.format == "table" and sys.stdout.isatty()) or style is Qr.ALWAYS
+    drawn = (out.format == "table" and sys.stdout.isatty()) or style is Style.ALWAYS
     if not drawn:
         out.text(issued.enrollment_url)
         return
@@ -112,54 +124,111 @@ def present(app: App, issued: "IssuedToken", style: Qr, *, note: str | None = No
 
     terminal = app.config.terminal
     screen = qr.screen_of(sys.stdout, term=terminal.term, utf8_locale=terminal.utf8)
-    picture = qr.picture(issued.enrollment_url, screen, qr.Style(style.value))
+    picture = qr.picture(issued.enrollment_url, screen, style)
     token = issued.details
-    out.say(f"token {token.id} of tenant {token.tenant}" + (f" for {token.label}" if token.label else ""))
-    out.say(f"created by {token.created_by}, expires {tables.cell(token.expires_at)}")
-    if note:
-        out.say(note)
+    whose = f" for {token.label}" if token.label else ""
+    caption = f"enrollment{whose} (id {str(token.id)[:8]}), {token.tenant}, expires {tables.short(token.expires_at)}"
+    said = [caption, *([note] if note else [])]
+    # Below the code, where it is still on the screen, unless the top of the code would scroll away for it.
+    below = picture.text is None or picture.spare >= len(said)
+    if not below:
+        for line in said:
+            out.say(line)
     if picture.text:
         out.text(picture.text, own=True)
+    if below:
+        for line in said:
+            out.say(line)
     out.text(issued.enrollment_url)
     if picture.advice:
         out.say(picture.advice)
-    elif picture.text and style in (Qr.AUTO, Qr.COMPACT):
-        out.say("does not scan?  --qr large  or  --qr-file FILE.png")
+    elif picture.spare > len(said) and not drawn_elsewhere and not picture.large:
+        out.say(Run("token", "show", "URL", "--qr", "large", lead="does not scan? the same, larger"))
 
 
-@app.verb("list", example="posduif token list acme")
-def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 1000, offset: options.Offset = 0) -> None:
+@app.verb("list", example="posduif token list acme --status active")
+def list_(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    label: Annotated[str | None, typer.Option("--for", metavar="LABEL", help="Only those for this phone.")] = None,
+    status: Annotated[
+        Status | None,
+        typer.Option("--status", metavar="STATUS", help="Only these: active, used, expired or revoked."),
+    ] = None,
+    limit: options.Limit = 1000,
+    offset: options.Offset = 0,
+) -> None:
     """List the tokens of a tenant, the newest first; never their secrets."""
     from posduif_cli.core.desk import tokens
     from posduif_cli.models.desk import Token
 
     app = app_of(ctx)
     with app.fleet.open(tenant) as place:
-        found = tokens.find_all(place.session, limit=limit, offset=offset)
+        found = tokens.find_all(
+            place.session, label=label, status=status.value if status else None, limit=limit, offset=offset
+        )
         app.out.list(found, Token, empty=Run("token", "create", tenant, lead="no tokens"))
 
 
 @app.verb("show", example="posduif token show acme 5f3759df-0000-4000-8000-000000000000")
-def show(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenText = None) -> None:
-    """Show one token, by its id or by what the phone's owner has; never its secret."""
+def show(
+    ctx: typer.Context,
+    tenant: options.TokenTenant,
+    token: options.TokenText = None,
+    drawn: Annotated[
+        Style | None,
+        typer.Option("--qr", metavar="[HOW]", help=f"Draw the code of an enrollment URL again: {HOW}"),
+    ] = None,
+    qr_file: QrFile = None,
+    force: Force = False,
+) -> None:
+    """Show one token, by its id, its label or by what the phone's owner has; never its secret, but with --qr."""
     from posduif_cli.core.desk import tokens
 
     app = app_of(ctx)
+    if qr_file is not None:
+        check_qr_file(qr_file, force=force)
     name, secret = which(app, tenant, token)
-    with app.fleet.open(name) as place:
-        found = tokens.find(place.session, token=secret)
-    app.out.show(found)
+    with app.fleet.open(name) as place, _told_of_others(app, name, secret):
+        if drawn is None and qr_file is None:
+            app.out.show(tokens.find(place.session, token=secret))
+            return
+        issued = tokens.again(place, token=secret)
+    if qr_file is not None:
+        write_qr(app, issued, qr_file, force=force)
+    if drawn is not None:
+        present(app, issued, drawn, drawn_elsewhere=qr_file is not None, changed=False)
+
+
+@contextmanager
+def _told_of_others(app: App, name: str, token: str) -> Iterator[None]:
+    """Name in TokenNotFound the tenant whose enrollment URL was given with another tenant's name."""
+    from posduif_cli.core.desk import tokens
+
+    try:
+        yield
+    except TokenNotFound:
+        with suppress(PosduifError):
+            owner = tokens.tenant_of(app.fleet, url=token) if "/" in token else name
+            if owner != name:
+                raise TokenNotFound(
+                    f"this enrollment URL belongs to tenant {owner}, not {name}",
+                    hint=Run("token", "show", "URL", lead="the URL names its tenant by itself"),
+                ) from None
+        raise
 
 
 def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
-    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL stands for both."""
+    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL may be given for both."""
     from posduif_cli.core.desk import tokens
+    from posduif_cli.core.names import ids
 
     given = [_line() if text == "-" else text for text in (tenant, token) if text is not None]
     if len(given) == 2:
         return given[0], given[1]
     if "/" not in given[0]:
-        raise UsageError("the token is missing", hint="give TENANT and TOKEN, or the whole enrollment URL")
+        lacks = "tenant" if ids(given[0]) else "token"
+        raise UsageError(f"the {lacks} is missing", hint="give TENANT and TOKEN, or the whole enrollment URL")
     return tokens.tenant_of(app.fleet, url=given[0]), given[0]
 
 

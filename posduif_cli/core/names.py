@@ -79,6 +79,19 @@ def uuid(text: str, *, kind: str) -> UUID:
     return UUID(text)
 
 
+def ids(text: str) -> tuple[UUID, UUID] | None:
+    """Return the first and the last id that begin as *text* does: a UUID, or 8 or more of its digits; else None.
+
+    >>> [str(one)[:13] for one in ids("5F3759DF") or ()]
+    ['5f3759df-0000', '5f3759df-ffff']
+    """
+    digits = text.replace("-", "")
+    whole = str(UUID(digits.ljust(32, "0"))) if re.fullmatch(r"[0-9a-fA-F]{8,32}", digits) else ""
+    if not whole or not (whole.startswith(text.lower()) or text == digits):
+        return None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
 def secret(text: str) -> UUID:
     """Read an enrollment token from what a person pastes: the token itself or the whole enrollment URL.
 

@@ -18,7 +18,7 @@ from posduif_cli.models.tenants import Failure, State
 
 PREFIX = "posduif "
 UNDEFINED_DATABASE = "3D000"
-KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note", "engine"})
+KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note", "engine", "desk"})
 MOST_CONNECTIONS = 100_000
 _decode = json.JSONDecoder().raw_decode  # in place: `loads` takes twice the time for a text this short
 _STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
@@ -29,7 +29,8 @@ class Record:
     """The parsed record.
 
     *applied* is the digest of the set of applied versions, *note* a comment that people wrote before posduif
-    took the database in, *engine* what the tenant's engine was given, *extra* what a newer posduif put there.
+    took the database in, *engine* what the tenant's engine was given, *desk* the id of the web user who creates tokens,
+    *extra* what a newer posduif put there.
     """
 
     state: State
@@ -40,6 +41,7 @@ class Record:
     failed: Failure | None = None
     note: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
+    desk: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,6 +107,7 @@ def parse(comment: str | None) -> Record | None:
         failed=_failure(failed) if isinstance(failed, dict) else None,
         note=_text(payload.get("note")),
         engine=engine if isinstance(engine := payload.get("engine"), dict) else {},
+        desk=_text(payload.get("desk")),
         extra={key: value for key, value in payload.items() if key not in KNOWN},
     )
 
@@ -145,6 +148,7 @@ def dump(record: Record) -> str:
         "failed": failed,
         "note": record.note,
         "engine": dict(record.engine) or None,
+        "desk": record.desk,
     }
     kept = {key: value for key, value in payload.items() if value is not None} | dict(record.extra)
     return PREFIX + json.dumps(kept, ensure_ascii=True, separators=(",", ":"))

@@ -11,6 +11,7 @@ class User(Value):
     """A web or mobile user of a tenant."""
 
     id: UUID
+    tenant: str
     username: str
     user_type: str
     device_id: str | None
@@ -60,6 +61,7 @@ class Device(Value):
     """A phone; *last_activity* is when it last fetched messages, *pending* how many wait for it."""
 
     device_id: str
+    tenant: str
     user_id: UUID
     username: str
     enrolled_at: Instant | None
@@ -82,12 +84,13 @@ class Enrollment(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Message(Value):
-    """A message between two users of a tenant."""
+    """A message between two users of a tenant; *content* is None where the login may not read it."""
 
     id: UUID
+    tenant: str
     sender: str
     recipient: str
-    content: str
+    content: str | None
     status: str
     created_at: Instant
     synced_at: Instant | None

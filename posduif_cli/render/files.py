@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from posduif_cli.errors import ConfigurationError
+from posduif_cli.errors import ConfigurationError, FileExists
 
 LINKS = 40  # as many as Linux follows
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,10 +34,15 @@ class _Place:
         return self.mode is not None and stat.S_ISCHR(self.mode)
 
 
-def check(path: Path) -> None:
-    """Raise ConfigurationError where `write_private` would; nothing is changed."""
-    with _place(path):
-        pass
+def check(path: Path, *, new: bool = False) -> None:
+    """Raise ConfigurationError or FileExists where `write_private` would; nothing is changed."""
+    with _place(path) as place:
+        if new and place.mode is not None and not place.device:
+            raise _taken(path)
+
+
+def _taken(path: Path) -> FileExists:
+    return FileExists(f"{path} exists", why="it was left as it is", hint="name another file, or add --force")
 
 
 def read(path: Path) -> str | None:
@@ -63,11 +68,12 @@ def add_passwords(path: Path, lines: Sequence[str]) -> None:
     write_private(path, "".join(f"{line}\n" for line in [*lines, *kept]).encode(errors="surrogateescape"))
 
 
-def write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes, *, new: bool = False) -> None:
     """Replace *path* by *content*, whole or not at all: mode 0600, fsynced, and so is its folder.
 
-    Raises ConfigurationError when that cannot be done, or others could get hold of it: for a pipe or socket, a link
-    that is neither ours nor root's, and a folder in which everyone may replace files.
+    With *new* a file that is there is left as it is, and FileExists raised. Raises ConfigurationError when that cannot
+    be done, or others could get hold of it: for a pipe or socket, a link that is neither ours nor root's, and a folder
+    in which everyone may replace files.
     """
     with _place(path) as place:
         if place.device:
@@ -86,7 +92,14 @@ def write_private(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
-            os.replace(temporary, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+            if new:
+                os.link(temporary, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+                os.unlink(temporary, dir_fd=place.folder)
+            else:
+                os.replace(temporary, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+        except FileExistsError:
+            os.unlink(temporary, dir_fd=place.folder)
+            raise _taken(path) from None
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=place.folder)

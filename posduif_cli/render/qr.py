@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NamedTuple, TextIO
 
 from qrcode.constants import ERROR_CORRECT_L, ERROR_CORRECT_M
@@ -18,6 +17,7 @@ from qrcode.exceptions import DataOverflowError
 from qrcode.main import QRCode
 
 from posduif_cli.errors import UsageError
+from posduif_cli.models.codes import Style
 
 Matrix = Sequence[Sequence[bool]]
 """Rows of modules, the quiet zone included; True is dark."""
@@ -25,7 +25,7 @@ Matrix = Sequence[Sequence[bool]]
 SCREEN_BORDER = 2  # modules; 0 is never read on a dark theme, and 4 is read no better than 2
 FILE_BORDER = 4  # modules, as the standard asks: paper and chat windows are not ours to know
 MOST_DIGITS = 7089  # of any code; the encoder would spend minutes on megabytes before it gives up
-SPARE_ROWS = 2  # for the URL and the prompt around the code
+SPARE_ROWS = 2  # for the URL and the prompt below the code
 
 _DARK_INK = "\x1b[0;38;5;232;48;5;231m"
 _LIGHT_INK = "\x1b[0;38;5;231;48;5;232m"
@@ -34,23 +34,6 @@ _END_OF_LINE = "\x1b[0m\n"
 _NO_COLOURS = "TERM names no terminal that can draw a QR code: use --qr-file FILE"
 _NO_BLOCKS = "the output's encoding has no block characters: use --qr=large or --qr-file FILE"
 _LOWER, _UPPER, _FULL = "\u2584", "\u2580", "\u2588"
-
-
-class Style(StrEnum):
-    """How to draw a code on the terminal."""
-
-    AUTO = "auto"
-    COMPACT = "compact"
-    """Half blocks: two modules per character."""
-    LARGE = "large"
-    """Two coloured spaces per module: pure ASCII, and scans from farther away."""
-    ALWAYS = "always"
-    """Compact, whatever the output is, for example a pipe into `less -R`."""
-    NEVER = "never"
-    PLAIN = "plain"
-    """No colours, for light text on a dark ground."""
-    PLAIN_INVERTED = "plain-inverted"
-    """No colours, for dark text on a light ground."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +55,10 @@ class Picture:
     """Ready to be written as it is, newline included; None when no code can be shown."""
     advice: str | None
     """One line for stderr: why there is no code, or that it scrolls, and what to do."""
+    large: bool = False
+    """Whether it was drawn as large as it can be."""
+    spare: int = 0
+    """How many rows of the terminal are left below code, URL and prompt."""
 
 
 class _Shape(NamedTuple):
@@ -229,7 +216,7 @@ def _fit(text: str, screen: Screen, shapes: Sequence[_Shape]) -> Picture:
             needed.append(columns)
             if columns <= screen.columns:
                 if rows <= screen.rows:
-                    return Picture(shape.draw(matrix), None)
+                    return Picture(shape.draw(matrix), None, shape.draw is large, screen.rows - rows)
                 drawable.append((rows, shape, matrix))
     if not drawable:
         have, need = f"the terminal is {screen.columns} columns wide", f"the code needs {min(needed)}"

@@ -13,6 +13,7 @@ import pytest
 from support.camera import THEMES, png_pixels, raster, read, svg_pixels
 from support.runner import Posduif
 from support.servers import PgServer
+from support.tenants import record
 from support.terminal import on_terminal
 
 URL = r"https://{}\.example\.com/api/enrollment/[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}"
@@ -60,7 +61,10 @@ def test_a_wrong_field_makes_no_token(posduif: Posduif, tenant: str) -> None:
     assert posduif.json("token", "list", tenant) == []
 
 
-def test_who_makes_it(posduif: Posduif, server: PgServer, tenant: str) -> None:
+def test_who_makes_it(posduif: Posduif, server: PgServer, name: str) -> None:
+    tenant = name
+    posduif("tenant", "create", tenant, "--url", "https://x.example.com")
+    posduif("user", "create", tenant, "desk", "--type", "web")
     assert posduif.json("token", "create", tenant)["created_by"] == "desk"
     for username in ("bert", "O'Neil"):
         posduif("user", "create", tenant, username, "--type", "web")
@@ -74,6 +78,25 @@ def test_who_makes_it(posduif: Posduif, server: PgServer, tenant: str) -> None:
     assert "mobile" in posduif("token", "create", tenant, "--by", "Mia", code=5).err
     assert posduif("token", "create", tenant, "--by", "brt", "-o", "json", code=4).error["code"] == "user_not_found"
     assert server.sql("SELECT count(*) FROM enrollment_tokens", database=tenant) == [(3,)]
+
+
+def test_the_desk_that_the_record_names_makes_it(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    """`tenant create --web-user` and `tenant set --desk` write its id: names would be readable by every role."""
+    posduif("user", "create", tenant, "anna", "--type", "web")
+    posduif("user", "create", tenant, "Mia", "--type", "mobile")
+    assert posduif.json("token", "create", tenant)["created_by"] == "desk"
+    assert record(server, tenant)["desk"] == posduif.json("user", "show", tenant, "desk")["id"]
+    assert posduif.json("tenant", "set", tenant, "--desk", "anna")["changed"] is True
+    assert posduif.json("tenant", "set", tenant, "--desk", "anna")["changed"] is False
+    assert posduif.json("token", "create", tenant)["created_by"] == "anna"
+    assert posduif.json("token", "create", tenant, "--by", "desk")["created_by"] == "desk"
+    assert record(server, tenant)["desk"] == posduif.json("user", "show", tenant, "anna")["id"], "unchanged by --by"
+    assert "mobile" in posduif("tenant", "set", tenant, "--desk", "Mia", code=5).err
+    posduif("tenant", "set", tenant, "--desk", "nosuch", code=4)
+    posduif("tenant", "set", tenant, code=2)
+    # One that is gone decides nothing.
+    server.sql("DELETE FROM enrollment_tokens; DELETE FROM users WHERE username = 'anna'", database=tenant)
+    assert posduif.json("token", "create", tenant)["created_by"] == "desk"
 
 
 def test_nobody_could_make_it(posduif: Posduif, name: str) -> None:
@@ -189,7 +212,10 @@ def test_a_code_in_a_file(posduif: Posduif, tenant: str, tmp_path: Path, suffix:
     file = tmp_path / f"code.{suffix}"
     file.write_text("old")
     file.chmod(0o644)
-    url = posduif("token", "create", tenant, "--qr-file", str(file)).out.strip()
+    refused = posduif("token", "create", tenant, "--qr-file", str(file), "-o", "json", code=5).error
+    assert (refused["code"], file.read_text()) == ("file_exists", "old")
+    assert posduif.json("token", "list", tenant) == []
+    url = posduif("token", "create", tenant, "--qr-file", str(file), "--force").out.strip()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "code"))] == [file.name]
     pixels = png_pixels(file.read_bytes()) if suffix == "png" else svg_pixels(file.read_text())

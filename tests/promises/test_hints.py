@@ -129,7 +129,7 @@ def test_hints_run_when_they_are_pasted(posduif: Posduif, server: PgServer, name
     [make_user] = run("token", "create", name, code=4)
     assert pasted(make_user).returncode == 0
     run("user", "create", name, "it's; me", "--type", "web")
-    [by] = run("token", "create", name, code=2)
+    by, _ = run("token", "create", name, code=2)
     made = pasted(f"{by} -o json")
     assert made.returncode == 0, made.stderr
     token = json.loads(made.stdout)

@@ -18,8 +18,9 @@ from qrcode.constants import ERROR_CORRECT_M
 from qrcode.main import QRCode
 
 from posduif_cli.errors import UsageError
+from posduif_cli.models.codes import Style
 from posduif_cli.render import qr
-from posduif_cli.render.qr import Matrix, Screen, Style
+from posduif_cli.render.qr import Matrix, Screen
 from support.camera import THEMES, photo, png_pixels, raster, read, svg_pixels
 
 Draw = Callable[[Matrix], str]

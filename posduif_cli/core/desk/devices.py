@@ -1,9 +1,10 @@
 """Devices: the phones that enrolled."""
 
+from posduif_cli.core.desk import users
 from posduif_cli.db import queries
 from posduif_cli.db.session import Session
-from posduif_cli.errors import DeviceNotFound, Run
-from posduif_cli.models.desk import Device
+from posduif_cli.errors import Conflict, DeviceNotFound, Run
+from posduif_cli.models.desk import Device, User
 
 
 def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> list[Device]:
@@ -20,3 +21,24 @@ def find(conn: Session, *, device: str) -> Device:
             hint=Run("device", "list", conn.database),
         )
     return found
+
+
+def remove(conn: Session, *, device: str) -> tuple[User, bool]:
+    """Take a device, named by its id or its user, from its user; return the user and whether there was one.
+
+    The user and its messages stay. The phone is not shut out: the sync engine serves any device id.
+    Raises UserNotFound, and Conflict for a web user.
+    """
+    named = queries.load("desk/devices")
+    known = conn.row(Device, named["list_devices"], device=device, limit=1, offset=0)
+    user = users.find(conn, str(known.user_id) if known else device)
+    if user.user_type != "mobile":
+        raise Conflict(
+            f'user "{user.username}" is a {user.user_type} user', why="a device is taken from mobile users only"
+        )
+    with conn.transaction():
+        [(held, _)] = conn.tuples(named["lock_user"], id=user.id)
+        if held is not None:
+            conn.execute(named["clear_device"], id=user.id)
+            conn.execute(named["delete_sync_metadata"], device=held)
+    return users.find(conn, str(user.id)), held is not None

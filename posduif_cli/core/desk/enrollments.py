@@ -1,13 +1,18 @@
 """Enrollment: a phone spends a token and becomes a mobile user."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from posduif_cli.core import names
+from posduif_cli.core.desk import users
 from posduif_cli.db import queries
 from posduif_cli.db.session import DESK_CLASS, Session
 from posduif_cli.errors import (
+    Conflict,
     DeviceExists,
+    DeviceNotFound,
     QueryFailed,
     Run,
     TokenExpired,
@@ -16,7 +21,7 @@ from posduif_cli.errors import (
     TokenUsed,
     UserExists,
 )
-from posduif_cli.models.desk import Enrollment
+from posduif_cli.models.desk import Enrollment, User
 from posduif_cli.models.values import Instant
 from posduif_cli.notation import moment
 
@@ -33,46 +38,104 @@ class _LockedToken:
     device_id: str | None
 
 
-def complete(conn: Session, *, token: str, device: str, username: str) -> Enrollment:
+def complete(
+    conn: Session,
+    *,
+    token: str,
+    device: str,
+    username: str | None,
+    replace_device: bool = False,
+    re_enroll: bool = False,
+) -> Enrollment:
     """Spend a token, make the mobile user and its synchronisation row, all or nothing.
 
-    Raises TokenNotFound, TokenUsed, TokenRevoked or TokenExpired; UserExists or DeviceExists, and then the
-    token stays good: a name or a phone is never taken over.
+    With *replace_device* the user exists and gets this device in place of its own; with *re_enroll* the device is
+    enrolled and stays with its user. Raises TokenNotFound, TokenUsed, TokenRevoked or TokenExpired; UserExists,
+    DeviceExists, UserNotFound, DeviceNotFound or Conflict, and then the token stays good.
     """
     secret = names.secret(token)
     names.device(device)
-    names.username(username)
+    if username is not None:
+        names.username(username)
     named = queries.load("desk/enrollments")
     with conn.transaction():
         found = conn.row(_LockedToken, named["lock_token"], token=secret)
-        spendable = _judge(conn, found)
+        spendable = _judge(conn, found, secret)
         conn.execute(named["lock_device"], **{"class": DESK_CLASS, "device": device})
-        owner = conn.value(named["find_device_owner"], device=device)
-        if owner is not None:
+        owner = next(iter(conn.tuples(named["find_device_owner"], device=device)), None)
+        given = {"device": device, "token": spendable.id}
+        if re_enroll:
+            user = _owner(conn, device, owner, username)
+            made = conn.tuples(named["give_device"], user=user.id, **given)
+        elif owner is not None:
             raise DeviceExists(
-                f'device "{device}" is enrolled already, as user "{owner}"',
+                f'device "{device}" is enrolled already, as user "{owner[1]}"',
                 why="an enrollment never takes a device over; the token stays good",
-                hint=Run("device", "show", conn.database, device),
+                hint=[Run("device", "show", conn.database, device), "add --re-enroll if it is the same phone"],
             )
-        try:
-            user_id, enrolled_at = conn.tuples(
-                named["add_mobile_user"], username=username, device=device, token=spendable.id
-            )[0]
-        except QueryFailed as error:
-            if error.sqlstate != UNIQUE_VIOLATION:
-                raise
-            raise UserExists(
-                f'user "{username}" exists in tenant {conn.database}',
-                why="an enrollment never takes a user over; the token stays good",
-                hint="choose another --username",
-            ) from error
+        elif replace_device:
+            assert username is not None
+            user = users.find(conn, username)
+            _require_mobile(user)
+            [(held, _)] = conn.tuples(queries.load("desk/devices")["lock_user"], id=user.id)
+            if held is not None:
+                conn.execute(queries.load("desk/devices")["delete_sync_metadata"], device=held)
+            made = conn.tuples(named["give_device"], user=user.id, **given)
+        else:
+            assert username is not None
+            made = _add(conn, username, given)
         conn.execute(named["add_sync_metadata"], device=device)
         conn.execute(named["spend_token"], id=spendable.id, device=device)
-    return Enrollment(conn.database, user_id, username, device, spendable.id, enrolled_at)
+    [(user_id, enrolled_at)] = made
+    name = username if username is not None and not re_enroll else user.username
+    return Enrollment(conn.database, user_id, name, device, spendable.id, enrolled_at)
 
 
-def _judge(conn: Session, token: _LockedToken | None) -> _LockedToken:
+def _add(conn: Session, username: str, given: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    try:
+        return conn.tuples(queries.load("desk/enrollments")["add_mobile_user"], username=username, **given)
+    except QueryFailed as error:
+        if error.sqlstate != UNIQUE_VIOLATION:
+            raise
+        raise UserExists(
+            f'user "{username}" exists in tenant {conn.database}',
+            why="an enrollment takes no user over by itself; the token stays good",
+            hint=["choose another --username", "or add --replace-device if it is this user's new phone"],
+        ) from error
+
+
+def _owner(conn: Session, device: str, owner: tuple[Any, ...] | None, username: str | None) -> User:
+    """Return the user who enrolls its device again."""
+    if owner is None:
+        raise DeviceNotFound(
+            f'device "{device}" is not enrolled in tenant {conn.database}',
+            why="so there is nothing to enroll again; the token stays good",
+            hint=Run("device", "list", conn.database),
+        )
+    if username is not None and username != owner[1]:
+        raise Conflict(
+            f'device "{device}" belongs to user "{owner[1]}", not "{username}"',
+            why="--re-enroll keeps the device's user; the token stays good",
+            hint=Run("device", "remove", conn.database, device),
+        )
+    user = users.find(conn, str(owner[0]))
+    _require_mobile(user)
+    return user
+
+
+def _require_mobile(user: User) -> None:
+    if user.user_type != "mobile":
+        raise Conflict(f'user "{user.username}" is a {user.user_type} user', why="only mobile users enroll a phone")
+
+
+def _judge(conn: Session, token: _LockedToken | None, secret: UUID) -> _LockedToken:
     another = Run("token", "create", conn.database)
+    if token is None and conn.value(queries.load("desk/enrollments")["is_id"], id=secret):
+        raise TokenNotFound(
+            "this is the id of a token, not the token",
+            why="the token is the last part of the enrollment URL, and only who created it was shown it",
+            hint=another,
+        )
     if token is None:
         raise TokenNotFound(
             f"tenant {conn.database} does not know this enrollment token",

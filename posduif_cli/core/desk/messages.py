@@ -1,12 +1,12 @@
 """Messages: send, list and mark them, as the sync engine and the phones would."""
 
-from uuid import UUID
+from dataclasses import replace
 
 from posduif_cli.core import names
 from posduif_cli.core.desk import devices, users
 from posduif_cli.db import queries
 from posduif_cli.db.session import Session
-from posduif_cli.errors import Conflict, MessageNotFound, UsageError
+from posduif_cli.errors import Conflict, MessageNotFound, Run, UsageError
 from posduif_cli.models.desk import Message, Unread
 
 
@@ -26,6 +26,7 @@ def send(conn: Session, *, sender: str, recipient: str, text: str) -> Message:
         conn.execute(named["note_last_message"], sender=origin.id, content=text)
     # Not read back: people at the support desk may send a message, but read none.
     return Message(
+        tenant=conn.database,
         sender=origin.username,
         recipient=target.username,
         content=text,
@@ -37,18 +38,57 @@ def send(conn: Session, *, sender: str, recipient: str, text: str) -> Message:
     )
 
 
-def find(conn: Session, *, message: UUID) -> Message:
-    """Return one message; raises MessageNotFound."""
-    found = conn.row(Message, queries.load("desk/messages")["get_message"], id=message)
-    if found is None:
-        raise MessageNotFound(f"message {message} not found in tenant {conn.database}")
-    return found
+def find(conn: Session, *, message: str) -> Message:
+    """Return one message by its id, or by the first 8 or more digits of it; raises InvalidId, MessageNotFound."""
+    between = names.ids(message)
+    if between is None:
+        names.uuid(message, kind="message")
+    first, last = between or (None, None)
+    found = conn.rows(Message, queries.load("desk/messages")["get_message"], first=first, last=last)
+    if len(found) > 1:
+        raise UsageError(f"several messages of tenant {conn.database} have an id that begins with {message}")
+    if not found:
+        raise MessageNotFound(
+            f"message {message} not found in tenant {conn.database}", hint=Run("message", "list", conn.database)
+        )
+    return _with_texts(conn, found)[0]
 
 
-def inbox(conn: Session, *, user: str, limit: int, offset: int) -> list[Message]:
-    """Return what a user received, the newest first; raises UserNotFound."""
-    found = users.find(conn, user)
-    return conn.rows(Message, queries.load("desk/messages")["list_inbox"], user=found.id, limit=limit, offset=offset)
+def find_all(
+    conn: Session,
+    *,
+    sender: str | None = None,
+    recipient: str | None = None,
+    device: str | None = None,
+    status: str | None = None,
+    oldest_first: bool = False,
+    limit: int,
+    offset: int,
+) -> list[Message]:
+    """Return messages, the newest first, of users, for a device, of a status, or all; raises UserNotFound.
+
+    `content` is None where the login may not read it.
+    """
+    found = conn.rows(
+        Message,
+        queries.load("desk/messages")["list_messages"],
+        sender=users.find(conn, sender).id if sender is not None else None,
+        recipient=users.find(conn, recipient).id if recipient is not None else None,
+        device=device,
+        status=status,
+        oldest_first=oldest_first,
+        limit=limit,
+        offset=offset,
+    )
+    return _with_texts(conn, found)
+
+
+def _with_texts(conn: Session, found: list[Message]) -> list[Message]:
+    named = queries.load("desk/messages")
+    if not found or not conn.value(named["may_read_texts"]):
+        return found
+    texts = dict(conn.tuples(named["read_texts"], ids=[message.id for message in found]))
+    return [replace(message, content=texts.get(message.id)) for message in found]
 
 
 def unread(conn: Session, *, user: str) -> Unread:
@@ -57,12 +97,10 @@ def unread(conn: Session, *, user: str) -> Unread:
     return Unread(found.username, int(conn.value(queries.load("desk/messages")["count_unread"], user=found.id)))
 
 
-def pending(conn: Session, *, device: str, limit: int, offset: int) -> list[Message]:
-    """Return what waits for a device, the oldest first; raises DeviceNotFound."""
-    found = devices.find(conn, device=device)
-    return conn.rows(
-        Message, queries.load("desk/messages")["list_pending"], device=found.device_id, limit=limit, offset=offset
-    )
+def pending(conn: Session, *, device: str | None = None, limit: int, offset: int) -> list[Message]:
+    """Return what waits for a device, or for any, the oldest first; raises DeviceNotFound."""
+    waits_for = devices.find(conn, device=device).device_id if device is not None else None
+    return find_all(conn, device=waits_for, status="pending_sync", oldest_first=True, limit=limit, offset=offset)
 
 
 def mark(conn: Session, *, message: str, status: str) -> tuple[Message, bool]:
@@ -70,9 +108,9 @@ def mark(conn: Session, *, message: str, status: str) -> tuple[Message, bool]:
 
     Raises InvalidId, MessageNotFound, and Conflict for a message that is further already.
     """
-    wanted = names.uuid(message, kind="message")
+    wanted = find(conn, message=message).id
     changed = conn.execute(queries.load("desk/messages")["mark_message"], id=wanted, status=status) > 0
-    found = find(conn, message=wanted)
+    found = find(conn, message=str(wanted))
     if not changed and found.status != status:
         raise Conflict(f"message {wanted} is {found.status}", why=f"a message does not go back to {status}")
     return found, changed

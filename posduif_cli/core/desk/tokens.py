@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from uuid import UUID
 
 from posduif_cli.core import names
 from posduif_cli.core.desk import users
@@ -23,7 +22,7 @@ from posduif_cli.errors import (
 )
 from posduif_cli.models.desk import IssuedToken, Purged, Token, User
 from posduif_cli.models.tenants import State
-from posduif_cli.notation import moment
+from posduif_cli.notation import moment, spell
 
 PURGE_BATCH = 1000
 SHOWN = 10  # users or tenants that an error names
@@ -45,7 +44,7 @@ def create(
     """
     if ttl > max_ttl:
         raise InvalidDuration(
-            f"a token may live for {max_ttl.total_seconds() / 3600:g} hours at most",
+            f"a token may live for {spell(max_ttl)} at most",
             hint=["give a smaller --ttl", "or raise enrollment.max_ttl in the configuration"],
         )
     if label is not None:
@@ -62,7 +61,7 @@ def create(
         )
     if tenant.state is not State.ACTIVE:
         raise Conflict(f"tenant {tenant.tenant} is {tenant.state}", why="a token would be of no use")
-    creator = _creator(place.session, by)
+    creator = _creator(place.session, by, place.record.desk if place.record else None)
     made = place.session.dicts(
         queries.load("desk/tokens")["add_token"],
         created_by=creator.id,
@@ -86,12 +85,15 @@ def create(
     )
 
 
-def _creator(conn: Session, by: str | None) -> User:
+def _creator(conn: Session, by: str | None, desk: str | None) -> User:
+    """Return the web user named by *by*, else the one that the record names, else the only one."""
     if by is not None:
         user = users.find(conn, by)
         if user.user_type != "web":
             raise Conflict(f'user "{user.username}" is a {user.user_type} user', why="tokens are made by web users")
         return user
+    if desk is not None and (noted := users.look(conn, desk)) is not None and noted.user_type == "web":
+        return noted
     found = conn.rows(User, queries.load("desk/users")["list_users"], type="web", limit=SHOWN + 1, offset=0)
     if not found:
         raise UserNotFound(
@@ -102,36 +104,81 @@ def _creator(conn: Session, by: str | None) -> User:
         raise UsageError(
             f"tenant {conn.database} has several web users: say who creates the token",
             why=", ".join(user.username for user in found[:SHOWN]) + (" and more" if len(found) > SHOWN else ""),
-            hint=Run("token", "create", conn.database, "--by", found[0].username),
+            hint=[
+                Run("token", "create", conn.database, "--by", found[0].username),
+                Run("tenant", "set", conn.database, "--desk", found[0].username, lead="or once, as administrator"),
+            ],
         )
     return found[0]
 
 
-def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> Iterator[Token]:
-    """Yield tokens, the newest first, without their secrets, as they are fetched."""
-    return conn.stream(
-        Token, queries.load("desk/tokens")["list_tokens"], id=None, token=None, limit=limit, offset=offset
-    )
+def find_all(
+    conn: Session, *, label: str | None = None, status: str | None = None, limit: int = 1000, offset: int = 0
+) -> Iterator[Token]:
+    """Yield tokens, the newest first, without their secrets, as they are fetched; of a label, of a status, or all."""
+    asked = _ASKED | {"label": label, "status": status, "limit": limit, "offset": offset}
+    return conn.stream(Token, queries.load("desk/tokens")["list_tokens"], **asked)
 
 
 def find(conn: Session, *, token: str) -> Token:
-    """Return a token by its id, or by the secret or the enrollment URL that a phone's owner has.
+    """Return a token by what a person has of it.
 
-    Raises InvalidId for text that is neither, TokenNotFound otherwise.
+    That is the secret, the enrollment URL, the id, the first 8 or more digits of the id, or a label that one token has,
+    or one active token. Raises InvalidId for a text that is none of these, TokenNotFound, UsageError for several.
     """
-    wanted = names.secret(token)
-    found = _get(conn, id=wanted) or _get(conn, token=wanted)
-    if found is None:
+    text = token.strip()
+    if "/" in text:
+        found = _get(conn, token=names.secret(text))
+    elif (between := names.ids(text)) is not None:
+        found = _get(conn, first=between[0], last=between[1]) or _get(conn, token=between[0])
+    else:
+        found = _get(conn, label=text)
+        if not found:
+            names.secret(text)
+    if not found:
         raise TokenNotFound(
             f"tenant {conn.database} has no such enrollment token",
             why="it may have been purged, or belong to another tenant",
             hint=Run("token", "list", conn.database),
         )
-    return found
+    active = [one for one in found if one.status == "active"]
+    if len(found) > 1 and len(active) != 1:
+        raise UsageError(
+            f"several tokens of tenant {conn.database} fit {text}",
+            why=", ".join(f"{str(one.id)[:8]} {one.status}" for one in found[:SHOWN]),
+            hint=Run("token", "list", conn.database, "--for", text),
+        )
+    return active[0] if len(found) > 1 else found[0]
 
 
-def _get(conn: Session, *, id: UUID | None = None, token: UUID | None = None) -> Token | None:
-    return conn.row(Token, queries.load("desk/tokens")["list_tokens"], id=id, token=token, limit=1, offset=0)
+_ASKED = dict.fromkeys(("first", "last", "token", "label", "status")) | {"limit": SHOWN + 1, "offset": 0}
+
+
+def _get(conn: Session, **asked: object) -> list[Token]:
+    return conn.rows(Token, queries.load("desk/tokens")["list_tokens"], **_ASKED | asked)
+
+
+def again(place: Place, *, token: str) -> IssuedToken:
+    """Return an active token with the secret that *token*, an enrollment URL or the secret itself, holds.
+
+    Raises Conflict for an id or a label, of which no secret can be had, and for a token that is not active.
+    """
+    conn = place.session
+    found = find(conn, token=token)
+    secret = names.ids(token.strip().rstrip("/").rpartition("/")[2])
+    if secret is None or not _get(conn, token=secret[0]):
+        raise Conflict(
+            "a QR code cannot be drawn from the id or the label of a token",
+            why="only the enrollment URL holds the token; it is not kept where it could be read again",
+            hint=Run("token", "create", conn.database, lead="a new one"),
+        )
+    if found.status != "active":
+        raise Conflict(
+            f"the token is {found.status}, and no phone could use its code",
+            hint=Run("token", "create", conn.database, lead="a new one"),
+        )
+    url = place.tenant.url or token.strip().partition("/api/enrollment/")[0]
+    return IssuedToken(found, secret[0], f"{url}/api/enrollment/{secret[0]}")
 
 
 def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
@@ -141,7 +188,7 @@ def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
     """
     found = find(conn, token=token)
     changed = conn.execute(queries.load("desk/tokens")["revoke_token"], id=found.id) > 0
-    found = _get(conn, id=found.id) or found
+    found = next(iter(_get(conn, first=found.id, last=found.id)), found)
     if found.status == "used":
         raise TokenUsed(
             f"token {found.id} was used already",
@@ -158,9 +205,9 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
     origin, and what a server that could not be asked said, where no other has such a tenant.
     """
     names.secret(url)
-    origin = url.strip().partition("/api/enrollment/")[0]
+    origin = _host(url.partition("/api/enrollment/")[0])
     known, errors = fleet.tenants()
-    found = [tenant.tenant for tenant in known if tenant.url == origin]
+    found = [tenant.tenant for tenant in known if tenant.url and _host(tenant.url) == origin]
     if len(found) > 1:
         raise UsageError(
             f"several tenants have the url {origin}",
@@ -172,6 +219,11 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
     if not found:
         raise TenantNotFound(f"no tenant has the url {origin}", hint=Run("tenant", "list"))
     return found[0]
+
+
+def _host(url: str) -> str:
+    """Return what is compared of an origin: neither its scheme, which people leave out, nor capitals matter."""
+    return url.strip().lower().rpartition("://")[2].rstrip("/")
 
 
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:

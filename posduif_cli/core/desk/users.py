@@ -6,7 +6,7 @@ from uuid import UUID
 from posduif_cli.core import names
 from posduif_cli.db import queries
 from posduif_cli.db.session import Session
-from posduif_cli.errors import QueryFailed, Run, UserExists, UserInUse, UserNotFound
+from posduif_cli.errors import QueryFailed, Run, UsageError, UserExists, UserInUse, UserNotFound
 from posduif_cli.models.desk import User
 
 UNIQUE_VIOLATION = "23505"
@@ -19,8 +19,15 @@ def find_all(conn: Session, *, user_type: str | None = None, limit: int = 1000, 
 
 
 def look(conn: Session, who: str) -> User | None:
-    """Return a user by name or id, or None."""
-    return conn.row(User, queries.load("desk/users")["find_user"], who=who)
+    """Return a user by name, id, or the first 8 or more digits of an id, or None.
+
+    Raises UsageError where several ids begin so.
+    """
+    first, last = names.ids(who) or (None, None)
+    found = conn.rows(User, queries.load("desk/users")["find_user"], who=who, first=first, last=last)
+    if len(found) > 1 and found[0].username != who:
+        raise UsageError(f"several users of tenant {conn.database} have an id that begins with {who}")
+    return found[0] if found else None
 
 
 def find(conn: Session, who: str) -> User:

@@ -233,7 +233,8 @@ class _Creation:
             with conn.transaction():
                 current = record.read(conn)
                 if wanted.web_user is not None:
-                    users.create_if_missing(conn, username=wanted.web_user, user_type="web")
+                    desk, _ = users.create_if_missing(conn, username=wanted.web_user, user_type="web")
+                    current = replace(current, desk=str(desk.id))
                 if password:
                     admin.set_password(conn, name, password)
                 active = replace(current, state=State.ACTIVE, url=wanted.url or current.url)

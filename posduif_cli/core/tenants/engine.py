@@ -6,12 +6,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from posduif_cli.core.desk import users
 from posduif_cli.core.fleet.fleet import Fleet, Found
 from posduif_cli.core.tenants import traces
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
-from posduif_cli.errors import AccessDenied, Blocked, Busy, PosduifError, Run
+from posduif_cli.errors import AccessDenied, Blocked, Busy, Conflict, PosduifError, Run
 from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
@@ -88,14 +89,22 @@ def rotate_password(fleet: Fleet, found: Found, *, keep: Keep, now: bool = False
         return fleet.look(session, name).tenant or found.tenant
 
 
-def set_url(fleet: Fleet, found: Found, *, url: str) -> tuple[Tenant, bool]:
-    """Set the origin that phones reach the tenant by; return the tenant, and whether that changed it."""
+def change(fleet: Fleet, found: Found, *, url: str | None = None, desk: str | None = None) -> tuple[Tenant, bool]:
+    """Set the origin that phones reach the tenant by, and the web user who creates tokens, of those that are given.
+
+    Returns the tenant, and whether that changed it. Raises UserNotFound, and Conflict for a user that is no web user.
+    """
     found.require(State.ACTIVE, State.SUSPENDED)
     with traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED) as (conn, current):
-        changed = current.url != url
-        if changed:
-            record.write(conn, replace(current, url=url))
-    return replace(found.tenant, state=current.state, url=url), changed
+        wanted = current if url is None else replace(current, url=url)
+        if desk is not None:
+            user = users.find(conn, desk)
+            if user.user_type != "web":
+                raise Conflict(f'user "{user.username}" is a {user.user_type} user', why="tokens are made by web users")
+            wanted = replace(wanted, desk=str(user.id))
+        if wanted != current:
+            record.write(conn, wanted)
+    return replace(found.tenant, state=current.state, url=wanted.url or found.tenant.url), wanted != current
 
 
 def despite_engine(session: Session, name: str, change: Callable[[bool], T], *, reopen: bool) -> T:

@@ -6,13 +6,23 @@ SELECT id, used_at AT TIME ZONE 'UTC' AS used_at, revoked_at AT TIME ZONE 'UTC' 
        expires_at AT TIME ZONE 'UTC' AS expires_at, expires_at > (clock_timestamp() AT TIME ZONE 'UTC') AS alive, device_id::text
 FROM public.enrollment_tokens WHERE token = %(token)s FOR UPDATE;
 
+-- name: is_id
+-- Whether what was given as a token is the id of one.
+SELECT EXISTS (SELECT FROM public.enrollment_tokens WHERE id = %(id)s);
+
 -- name: lock_device
 -- Serialises enrollments of one device: users.device_id is not unique in the schema.
 SELECT pg_advisory_xact_lock(%(class)s, hashtext('device ' || %(device)s));
 
 -- name: find_device_owner
 -- Who has this device.
-SELECT username::text FROM public.users WHERE device_id = %(device)s LIMIT 1;
+SELECT id, username::text FROM public.users WHERE device_id = %(device)s LIMIT 1;
+
+-- name: give_device
+-- Gives a mobile user another device, or the one that it has anew.
+UPDATE public.users SET device_id = %(device)s, enrolled_at = now() AT TIME ZONE 'UTC', enrollment_token_id = %(token)s
+WHERE id = %(user)s AND user_type = 'mobile'
+RETURNING id, enrolled_at AT TIME ZONE 'UTC';
 
 -- name: spend_token
 -- Marks the token as used by the device.

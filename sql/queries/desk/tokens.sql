@@ -1,7 +1,8 @@
 -- needs: 0003
 
 -- name: list_tokens
--- Tokens of a tenant, the newest first, without their secrets; one by its id, or all.
+-- Tokens of a tenant, the newest first, without their secrets: of ids that lie between two, of a label, of a status, or
+-- all.
 SELECT t.id, t.tenant_id::text AS tenant, t.label,
        CASE WHEN t.used_at IS NOT NULL THEN 'used'
             WHEN t.revoked_at IS NOT NULL THEN 'revoked'
@@ -14,7 +15,12 @@ SELECT t.id, t.tenant_id::text AS tenant, t.label,
 FROM public.enrollment_tokens t
 JOIN public.users c ON c.id = t.created_by
 LEFT JOIN public.users u ON u.enrollment_token_id = t.id
-WHERE (%(id)s::uuid IS NULL OR t.id = %(id)s)
+WHERE (%(first)s::uuid IS NULL OR t.id BETWEEN %(first)s AND %(last)s)
+  AND (%(label)s::text IS NULL OR t.label = %(label)s)
+  AND (%(status)s::text IS NULL OR %(status)s = CASE WHEN t.used_at IS NOT NULL THEN 'used'
+                                                     WHEN t.revoked_at IS NOT NULL THEN 'revoked'
+                                                     WHEN t.expires_at <= (now() AT TIME ZONE 'UTC') THEN 'expired'
+                                                     ELSE 'active' END)
   AND (%(token)s::uuid IS NULL OR t.token = %(token)s)
 ORDER BY t.created_at DESC, t.id LIMIT %(limit)s OFFSET %(offset)s;
 

@@ -2,17 +2,17 @@
 
 -- name: list_users
 -- Users of a tenant by name; of one type, or all.
-SELECT id, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
+SELECT id, current_database()::text AS tenant, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
        created_at AT TIME ZONE 'UTC' AS created_at
 FROM public.users WHERE %(type)s::text IS NULL OR user_type = %(type)s
 ORDER BY username LIMIT %(limit)s OFFSET %(offset)s;
 
 -- name: find_user
--- A user by name or, where no name fits, by id.
-SELECT id, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
+-- A user by name or, where no name fits, by an id or a part of one that begins only its.
+SELECT id, current_database()::text AS tenant, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
        created_at AT TIME ZONE 'UTC' AS created_at
-FROM public.users WHERE username = %(who)s OR id::text = lower(%(who)s)
-ORDER BY username = %(who)s DESC LIMIT 1;
+FROM public.users WHERE username = %(who)s OR id BETWEEN %(first)s AND %(last)s
+ORDER BY username = %(who)s DESC LIMIT 2;
 
 -- name: list_names
 -- Names for a suggestion, at most 1,000.
@@ -22,7 +22,7 @@ SELECT username::text FROM public.users ORDER BY username LIMIT 1000;
 -- Makes a user without a device.
 INSERT INTO public.users (username, user_type, created_at, updated_at)
 VALUES (%(username)s, %(type)s, now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC')
-RETURNING id, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
+RETURNING id, current_database()::text AS tenant, username::text, user_type::text, device_id::text, enrolled_at AT TIME ZONE 'UTC' AS enrolled_at,
           created_at AT TIME ZONE 'UTC' AS created_at;
 
 -- name: count_messages
