@@ -339,13 +339,15 @@ def suspend(
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
-    if dry_run:
-        app.show_plan(steps.plan(suspend.suspending(app.fleet, app.fleet.find(name))))
-        return
-    app.out.expect(Tenant)
+    if not dry_run:
+        app.out.expect(Tenant)
     found = app.fleet.find(name)
+    deeds = suspend.suspend(app.fleet, found)
+    if dry_run:
+        app.show_plan(steps.plan(deeds))
+        return
     _guard(app, found, confirm, "suspend {name} on the protected server {server}")
-    tenant, changed = suspend.suspend(app.fleet, found)
+    tenant, changed = steps.carry_out(app.fleet, found, deeds)
     app.out.say(f"tenant {name} {'is suspended' if changed else 'was suspended already'}")
     app.out.show(tenant, changed=changed)
 
@@ -358,11 +360,14 @@ def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = F
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Tenant)
+    found = app.fleet.find(name)
+    deeds = suspend.resume(app.fleet, found)
     if dry_run:
-        app.show_plan(steps.plan(suspend.resuming(app.fleet, app.fleet.find(name))))
+        app.show_plan(steps.plan(deeds))
         return
-    app.out.expect(Tenant)
-    tenant, changed = suspend.resume(app.fleet, app.fleet.find(name))
+    tenant, changed = steps.carry_out(app.fleet, found, deeds)
     app.out.say(f"tenant {name} {'is active' if changed else 'was active already'}")
     app.out.show(tenant, changed=changed)
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.steps import Deed, carry_out
 from posduif_cli.core.tenants import traces
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.patience import Patience
@@ -80,12 +81,12 @@ def rotate_password(fleet: Fleet, found: Found, *, keep: Keep, now: bool = False
             if shut and current.state is State.ACTIVE:
                 admin.let_in(conn, name)
 
-    with fleet.maintenance(found.server) as session:
-        session.require_admin()
+    def rotate(session: Session) -> None:
         despite_engine(session, name, change, reopen=True)
         if now:
             end_sessions(session, name)
-        return fleet.look(session, name).tenant or found.tenant
+
+    return carry_out(fleet, found, [Deed(rotate)])[0]
 
 
 def set_url(fleet: Fleet, found: Found, *, url: str) -> tuple[Tenant, bool]:
