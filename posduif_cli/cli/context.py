@@ -1,4 +1,4 @@
-"""What every command gets: the global options, and what they lead to, made when it is first asked for."""
+"""What every command gets: the global options, and what follows from them, made when it is first asked for."""
 
 import shlex
 import shutil
@@ -101,7 +101,7 @@ class Noun(typer.Typer):
         )
 
     def verb(self, name: str, *, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register a command; *example* stands in its help and is run by a test."""
+        """Register a command; *example* is shown in its help and run by a test."""
         return self.command(
             name,
             cls=Command,
@@ -191,7 +191,7 @@ class App:
         return server
 
     def report_ended(self) -> None:
-        """Name on stderr the sessions of engines that were ended because they were in the way."""
+        """Name on stderr the sessions of engines that were ended because they held locks."""
         if "fleet" in self.__dict__:
             for who in self.fleet.ended:
                 self.out.warn(f"ended {who}")
@@ -241,7 +241,7 @@ class App:
     def confirm(self, expected: str, given: str | None, danger: str) -> None:
         """Have a destructive command confirmed by the name of what it destroys.
 
-        Asked for on a terminal; raises ConfirmationMissing where nobody can be asked or the name differs.
+        Asked for on a terminal; raises ConfirmationMissing without a terminal, or where the name differs.
         """
         if given is None and self.interactive and not self.out.machine:
             given = self.out.ask(danger, f"Type {expected} to go on:")
@@ -263,7 +263,7 @@ def program() -> str:
 
 
 def _of(name: str, error: PosduifError) -> str:
-    """Say an error of a tenant or server in one line, naming it once."""
+    """Return an error of a tenant or server in one line that names it once."""
     return error.sentence if name in error.message else f"{name}: {error.sentence}"
 
 

@@ -66,7 +66,7 @@ def create(
         if qr_file is not None:
             write_qr(app, issued, qr_file)
     finally:
-        # The token is made: without this nobody could ever use it.
+        # The token is made, and its secret cannot be shown again.
         present(app, issued, qr)
 
 
@@ -144,7 +144,7 @@ def show(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenTe
 
 
 def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
-    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL stands for both."""
+    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL is both."""
     from posduif_cli.core.desk import tokens
 
     given = [_line() if text == "-" else text for text in (tenant, token) if text is not None]

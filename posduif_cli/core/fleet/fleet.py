@@ -155,7 +155,7 @@ class Fleet:
         return sorted(found, key=lambda tenant: (tenant.tenant, tenant.server)), errors
 
     def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
-        """Return the tenants of the server that *session* is on, by name; all, or the one of a name."""
+        """Return the tenants of the server that *session* is on, by name; all of them, or the one called *name*."""
         rows = self._rows(session, name, sizes=sizes)
         return [tenant for row in rows if (tenant := self.judge(row, session.server)) is not None]
 
@@ -164,7 +164,7 @@ class Fleet:
         return session.dicts(question, name=name, role=name and admin.engine_role(name), sizes=sizes)
 
     def judge(self, row: Mapping[str, Any], server: Server) -> Tenant | None:
-        """Make a Tenant of what the catalog says of a name; None when it is not ours."""
+        """Return the Tenant that a row of `list_tenants` describes; None when it is not posduif's."""
         name = row["tenant"]
         noted = record.parse(row["record"]) if row["ours"] else None
         if noted is not None:
@@ -239,7 +239,7 @@ class Fleet:
         )
 
     def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
-        """Return the tenants of the given names, or all, from one query a server, with what went wrong.
+        """Return the tenants of the given names, or all, from one query per server, with what went wrong.
 
         For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
         and as `find` for a single name.
@@ -288,7 +288,7 @@ class Fleet:
         return list(zip(tenants, crew.map(tenants, one, jobs=limit), strict=True))
 
     def locate(self, finding: Finding, server: str) -> Finding:
-        """Name *server* in the command that a finding on it advises, where several servers are configured."""
+        """Return a finding whose command names *server*, where several servers are configured."""
         fix = finding.fix
         if len(self.everyone) == 1 or not isinstance(fix, Run) or "--server" in fix.words:
             return finding
@@ -353,12 +353,12 @@ def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[s
 
 
 def live(found: Sequence[Tenant]) -> Sequence[Tenant]:
-    """Return the tenants of one name that live, or what is left of it where none does."""
+    """Return the tenants of one name without lost and moved ones, unless there are no others."""
     return [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
 
 
 def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
-    """Say that several servers have a tenant of one name."""
+    """Return the error that several servers have a tenant of one name."""
     return AmbiguousTenant(
         f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in found)}',
         hint=f"add --server {found[0].server}",
@@ -366,7 +366,7 @@ def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
 
 
 def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
-    """Make one error of the errors of several servers."""
+    """Return one error for the errors of several servers."""
     if len(errors) == 1:
         return next(iter(errors.values()))
     return ServerUnreachable(
@@ -377,7 +377,7 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
 
 
 def wrong_state(tenant: Tenant) -> WrongState:
-    """Say that a tenant's state forbids what was asked, and what would change it."""
+    """Return the error that a tenant's state forbids what was asked, with the command that changes the state."""
     name, state = tenant.tenant, tenant.state
     if state is State.LOST and tenant.has_database:
         return WrongState(
@@ -402,5 +402,5 @@ def origin(server: Server, name: str) -> str | None:
 
 
 def naming(server: Server) -> tuple[str, ...]:
-    """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
+    """Return the option that names a server of the configuration; () for one that was given by its DSN."""
     return () if server.name in UNNAMED else ("--server", server.name)

@@ -62,7 +62,7 @@ class Progress(IntEnum):
 
 
 def progress(there: Traces) -> Progress:
-    """Tell how far the creation came; raises NotOurs where the database or the role is not posduif's."""
+    """Return how far the creation came; raises NotOurs where the database or the role is not posduif's."""
     traces.require_free(there)
     if there.record is not None:
         return Progress.RECORDED if there.record.state is State.PROVISIONING else Progress.WHOLE

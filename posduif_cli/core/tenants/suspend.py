@@ -19,8 +19,8 @@ def suspend(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
     """Return what shuts a tenant's engine out and ends its sessions; raises WrongState.
 
     The database stays open, or pg_dump would be shut out too. Whatever the engine's sessions have locked, they are
-    ended. To do it raises Busy naming the sessions that would not end, or those of other logins that are still
-    connected: the tenant is suspended then. Done again, it ends what an interrupted call left connected.
+    ended. Performing them raises Busy, naming the sessions that would not end, or those of other logins that are still
+    connected: the tenant is suspended then. Performed again, they end what an interrupted command left connected.
     """
     found.require(State.ACTIVE, State.SUSPENDED)
     name, role = found.tenant.tenant, admin.engine_role(found.tenant.tenant)
@@ -74,7 +74,7 @@ def _end(name: str, session: Session) -> None:
 def resume(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
     """Return what brings a suspended tenant to the newest schema and lets its engine in; raises WrongState.
 
-    To do it raises as `apply.up`: then the tenant stays suspended.
+    Performing it raises as `apply.up`: then the tenant stays suspended.
     """
     found.require(State.ACTIVE, State.SUSPENDED)
     steps = _resuming(fleet, found) if found.tenant.state is State.SUSPENDED else ()
@@ -93,7 +93,7 @@ def _resuming(fleet: Fleet, found: Found) -> Iterator[Step]:
 def _let_in(fleet: Fleet, found: Found, session: Session) -> bool:
     """Migrate a suspended tenant and make it active.
 
-    Of one that is active the engine is let in again whose role an interrupted `suspend` closed.
+    The engine of an active tenant is let in again where an interrupted `suspend` closed its role.
     """
     name = found.tenant.tenant
     with fleet.enter(found.server, name) as conn:

@@ -46,7 +46,7 @@ SELECT format('of %s (prepared as %L)', owner, gid) FROM pg_prepared_xacts WHERE
 ORDER BY 1;
 
 -- name: list_event_triggers
--- Event triggers, which run with the rights of whoever alters the schema; each with the SQL that removes it.
+-- Event triggers, which run with the rights of the role that alters the schema; each with the SQL that removes it.
 SELECT format('event trigger %I would run with an administrator''s rights', evtname), format('DROP EVENT TRIGGER %I', evtname)
 FROM pg_event_trigger WHERE evtenabled <> 'D';
 
