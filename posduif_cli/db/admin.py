@@ -10,7 +10,7 @@ from psycopg.sql import Composed
 from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
-from posduif_cli.db.session import ADMIN_ROLE, Session
+from posduif_cli.db.session import ADMIN_ROLE, Pipeline, Session
 from posduif_cli.errors import AccessDenied, NotOurs, Run, UnsafeServer
 from posduif_cli.models.servers import Server
 
@@ -185,12 +185,14 @@ def create_engine_role(session: Session, intent: Intent) -> None:
     It is not waited for on the disk: whatever comes after it in the WAL, CREATE DATABASE first of all, takes it along.
     """
     role = engine_role(intent.tenant)
-    with session.transaction(prelude=["SET LOCAL synchronous_commit = off"], at_once=True), session.together():
-        session.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
-        put_intent(session, role, intent)
+    pipeline = session.pipeline()
+    with session.transaction(prelude=["SET LOCAL synchronous_commit = off"], first=pipeline):
+        pipeline.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
+        put_intent(pipeline, role, intent)
+        pipeline.send()
 
 
-def equip_role(session: Session, tenant: str, pool: int) -> None:
+def equip_role(session: Session | Pipeline, tenant: str, pool: int) -> None:
     """Give the engine's role what it has for life: its groups, its time zone, the connection limit of its *pool*."""
     join_groups(session, tenant)
     name, role = identifier(tenant), identifier(engine_role(tenant))
@@ -198,7 +200,7 @@ def equip_role(session: Session, tenant: str, pool: int) -> None:
     limit_connections(session, tenant, pool)
 
 
-def join_groups(session: Session, tenant: str) -> None:
+def join_groups(session: Session | Pipeline, tenant: str) -> None:
     """Let the engine's role use its group's rights, and posduif see and end the engine's sessions."""
     role = identifier(engine_role(tenant))
     options = " WITH INHERIT TRUE, SET FALSE" if session.version >= 160000 else ""
@@ -238,7 +240,7 @@ def create_template(session: Session, name: str) -> None:
         session.execute(compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true", name=identifier(name)))
 
 
-def open_database(session: Session, tenant: str) -> None:
+def open_database(session: Session | Pipeline, tenant: str) -> None:
     """Close a new database to PUBLIC, pin it to UTC, open it to its engine and to people; part of a transaction.
 
     `grants.sql` opens it to people, too, but only with a migration, and a copy of a template may need none.
@@ -284,20 +286,12 @@ def set_password(session: Session, tenant: str, password: str) -> None:
     )
 
 
-def closing(session: Session, tenant: str) -> list[str]:
-    """Return the SQL that forbids the engine's role to log in, waiting half a second at most."""
-    return [
-        "SET LOCAL lock_timeout = '500ms'",
-        session.text(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant)))),
-    ]
-
-
 def open_role(session: Session, tenant: str) -> None:
     """Let the engine's role log in again."""
     session.execute(compose("ALTER ROLE {role} LOGIN", role=identifier(engine_role(tenant))))
 
 
-def close_role(session: Session, tenant: str) -> None:
+def close_role(session: Session | Pipeline, tenant: str) -> None:
     """Forbid the engine's role to log in; part of a transaction."""
     session.execute(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant))))
 
@@ -341,7 +335,7 @@ def engine_limit(pool: int) -> int:
     return pool + SPARE
 
 
-def limit_connections(session: Session, tenant: str, pool: int) -> None:
+def limit_connections(session: Session | Pipeline, tenant: str, pool: int) -> None:
     """Give the engine's role the connection limit that its *pool* takes; part of a transaction."""
     role, limit = identifier(engine_role(tenant)), literal(engine_limit(pool))
     session.execute(compose("ALTER ROLE {role} CONNECTION LIMIT {limit}", role=role, limit=limit))

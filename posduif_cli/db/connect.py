@@ -9,8 +9,10 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from posduif_cli.db import planted
+from posduif_cli.db.connection import READING, Connection
 from posduif_cli.db.quoting import quoted
-from posduif_cli.db.session import READING, Connection, Footing, Session
+from posduif_cli.db.session import Footing, Session
 from posduif_cli.errors import (
     AccessDenied,
     InvalidDsn,
@@ -81,7 +83,10 @@ def connect(
     except psycopg.Error as error:
         raise _refused(error, server, database) from None
     try:
-        return Session(raw, server=server, database=database, footing=footing, path=path, limit=limit)
+        session = Session(raw, server=server, database=database, footing=footing, path=path, limit=limit)
+        if footing is None and session.superuser and session.version >= 160000:
+            planted.refuse(session)
+        return session
     except BaseException:
         raw.close()
         raise

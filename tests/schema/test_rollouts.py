@@ -23,6 +23,7 @@ from posduif_cli.core.fleet import run
 from posduif_cli.core.fleet.run import causes as statuses_of
 from posduif_cli.core.folders import digest
 from posduif_cli.db import embedded
+from posduif_cli.db.patience import LIMITS
 from posduif_cli.db.session import LOCK_CLASS
 from posduif_cli.models.runs import Outcome, OutcomeError
 from support.folder import Folder
@@ -158,6 +159,7 @@ def workers(server: PgServer, condition: str = "true") -> list[int]:
 
 def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(run, "PATIENCE", timedelta(seconds=seconds))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=seconds))
 
 
 def ended(process: "subprocess.Popen[bytes]", timeout: float = 60) -> tuple[int, str, str]:
@@ -464,10 +466,13 @@ STEPS = [
     ("before core.fleet.fleet:Fleet.enter 1", LATEST, LATEST),
     ("before core.fleet.run:Desk._recall 1", LATEST, LATEST),
     ("after core.fleet.run:Desk._recall 1", LATEST, LATEST),
-    ("before db.session:Session.batch 1", LATEST, LATEST),
-    ("after db.session:Session.batch 1", LATEST, LATEST),  # the file was run, nothing is committed
+    ("before db.session:Pipeline.send 1", LATEST, LATEST),
+    ("after db.session:Pipeline.send 1", LATEST, LATEST),  # the lock was taken
     ("before db.record.storing 1", LATEST, LATEST),
-    ("after db.session:Session.batch 2", LATEST, LATEST),  # the version row and the record were written, too
+    ("before db.session:Pipeline.send 2", LATEST, LATEST),
+    ("after db.session:Pipeline.send 2", LATEST, LATEST),  # the file, the version row and the record; not committed
+    ("before db.session:Pipeline.send 3", LATEST, LATEST),
+    ("after db.session:Pipeline.send 3", LATEST, LATEST),  # the rights, too
     ("before db.record.require_stored 1", LATEST, LATEST),
     ("after db.record.require_stored 1", LATEST, LATEST),
     ("before db.record.storing 2", "1000", LATEST),

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
 
 from posduif_cli.core.fleet.fleet import Fleet
-from posduif_cli.core.schema import files
+from posduif_cli.core.schema import files, grants
+from posduif_cli.core.schema.parse import Section
 from posduif_cli.db import admin, connect, queries
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.record import Intent
@@ -165,23 +165,24 @@ def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
         _sweep(session)
         with _scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
             for file in files.of(fleet.folders).all:
-                conn.execute("SET ROLE posduif_admin")
-                conn.execute("SET search_path = public")
-                for text in _up(file):
-                    conn.script(text)
-                conn.execute("SET ROLE posduif_admin")
-                conn.script(queries.bundled("grants.sql").read_text(encoding="utf-8"))
+                _run(conn, file.up)
             return inventory(conn)
 
 
-def _up(file: Any) -> tuple[str, ...]:
-    """Return a migration's up section as texts that each run in a transaction of their own."""
-    section = file.up
-    if isinstance(section, str):
-        return (section,)
+def _run(conn: Session, section: Section) -> None:
+    """Run a section as on a tenant, without a lock, a version row and a record: whole, or statement by statement."""
+    conn.restore()
     if section.transactional:
-        return (section.text,)
-    return tuple(getattr(statement, "text", statement) for statement in section.statements)
+        pipeline = conn.pipeline()
+        with conn.transaction(first=pipeline):
+            pipeline.script(*(statement.text for statement in section.statements))
+            pipeline.send()
+            grants.run(conn)
+        return
+    for statement in section.statements:
+        conn.script(statement.text)
+    with conn.transaction():
+        grants.run(conn)
 
 
 @contextmanager

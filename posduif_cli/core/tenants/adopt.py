@@ -473,7 +473,8 @@ def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) 
                     Run("tenant", "adopt", name),
                 ],
             ) from error
-    conn.script(bookkeeping["create_table"])
+    conn.execute(bookkeeping["create_table"])
+    conn.execute(bookkeeping["complete_table"])
     for file in files.of(fleet.folders).all:
         if file.version in work.before:
             complete = queries.load("tenants/adopt")["complete_noted"]

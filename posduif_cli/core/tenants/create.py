@@ -128,14 +128,15 @@ class Maker:
         if copy and wanted.web_user is None and not self.fleet.folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
         password = engine.keep_password(session, name, keep, pool) if noted.state is State.ACTIVE else None
-        with session.transaction(at_once=True):
-            with session.together():
-                admin.equip_role(session, name, pool)
-                admin.open_database(session, name)
-                if noted.state is State.ACTIVE:
-                    record.put_intent(session, admin.engine_role(name), replace(intent, state=State.ACTIVE))
-                if password:
-                    admin.set_password(session, name, password)
+        pipeline = session.pipeline()
+        with session.transaction(first=pipeline):
+            admin.equip_role(pipeline, name, pool)
+            admin.open_database(pipeline, name)
+            if noted.state is State.ACTIVE:
+                record.put_intent(pipeline, admin.engine_role(name), replace(intent, state=State.ACTIVE))
+            pipeline.send()
+            if password:
+                admin.set_password(session, name, password)
             record.put(session, name, noted)
         return noted.state is State.ACTIVE
 

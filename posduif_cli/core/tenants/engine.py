@@ -133,19 +133,24 @@ def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
     """
     role = admin.engine_role(name)
     question = queries.load("tenants/tenants")["end_role"]
-    end, end_at_once = (session.text(question, role=role, wait=wait) for wait in (SESSION_END, 0))
     deadline = time.monotonic() + ENDING
     try:
         while True:
-            # In one message and without waiting: an engine that lost its session is back in milliseconds, but behind
-            # us in the queue for what it had locked.
-            _, failure = session.batch([end_at_once, *admin.closing(session, name)] if shut else [end])
-            if failure is None:
+            # Together and without waiting: an engine that lost its session is back in milliseconds, but behind us in
+            # the queue for what it had locked.
+            pipeline = session.pipeline()
+            pipeline.execute(question, role=role, wait=0 if shut else SESSION_END)
+            if shut:
+                pipeline.execute("SET LOCAL lock_timeout = '500ms'")
+                admin.close_role(pipeline, name)
+            try:
+                pipeline.send()
                 break
-            if not isinstance(failure[1], Blocked) or time.monotonic() > deadline:
-                raise failure[1]
+            except Blocked:
+                if time.monotonic() > deadline:
+                    raise
         # Those who came in between, and those whose log-in had begun by then.
-        while shut and session.batch([end])[0][0] != ("0",) and time.monotonic() < deadline:
+        while shut and session.value(question, role=role, wait=SESSION_END) and time.monotonic() < deadline:
             time.sleep(0.05)
     except AccessDenied as error:
         raise in_use(session, name, error) from error
