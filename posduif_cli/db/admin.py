@@ -7,6 +7,7 @@ from typing import Any, LiteralString
 
 from psycopg.sql import Composed
 
+from posduif_cli.db import queries
 from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
@@ -124,23 +125,19 @@ def _role_statements(session: Session, roles: Sequence[str]) -> Iterator[Compose
 
 
 def missing_roles(session: Session) -> list[str]:
-    """Return which of our roles the server lacks; raises NotOurs for one that someone else made."""
-    found = session.tuples(
-        "SELECT rolname::text, shobj_description(oid, 'pg_authid'), rolcanlogin"
-        " FROM pg_roles WHERE rolname = ANY (%(roles)s)",
-        roles=list(ROLE_COMMENTS),
-    )
+    """Return which of our roles the server lacks; raises NotOurs for one that lacks posduif's comment."""
+    found = session.tuples(queries.load("db/admin")["list_roles"], roles=list(ROLE_COMMENTS))
     for role, comment, may_log_in in found:
         if comment != ROLE_COMMENTS[role]:
             raise NotOurs(
                 f"role {role} exists on server {session.server.name} and is not posduif's",
-                why="it lacks posduif's comment, and whoever is its member would get what tenants hold",
+                why="it lacks posduif's comment, and its members would get what tenants hold",
                 hint=f"a superuser drops it, or types: COMMENT ON ROLE {role} IS '{_quoted(ROLE_COMMENTS[role])}';",
             )
         if may_log_in:
             raise NotOurs(
                 f"role {role} may log in on server {session.server.name}, which no role of posduif's may",
-                why="whoever knows its password needs no membership",
+                why="a login that knows its password needs no membership",
                 hint=f"a superuser types: ALTER ROLE {role} NOLOGIN PASSWORD NULL;",
             )
     return [role for role in ROLE_COMMENTS if role not in {name for name, *_ in found}]
@@ -151,19 +148,19 @@ def _quoted(text: str) -> str:
 
 
 def _make_admin(session: Session) -> None:
-    may = session.value("SELECT rolsuper OR (rolcreatedb AND rolcreaterole) FROM pg_roles WHERE rolname = session_user")
-    if not may:
+    named = queries.load("db/admin")
+    if not session.value(named["may_create"]):
         raise AccessDenied(
             f"{session.login} may not create databases and roles on server {session.server.name}",
             why=f"{ADMIN_ROLE} does not exist there yet, and making it takes CREATEDB and CREATEROLE",
             hint=f"a superuser types: ALTER ROLE {session.login} CREATEDB CREATEROLE;",
         )
     with session.lock(ADMIN_ROLE), session.transaction():
-        if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ADMIN_ROLE):
+        if not session.tuples(named["list_roles"], roles=[ADMIN_ROLE]):
             for statement in _role_statements(session, [ADMIN_ROLE]):
                 session.execute(statement)
     session.member = session.become_admin()
-    session.heir = session.value("SELECT pg_has_role(session_user, %(role)s, 'USAGE')", role=ADMIN_ROLE)
+    session.heir = session.value(named["does_inherit"], role=ADMIN_ROLE)
 
 
 def create_login(session: Session, name: str, password: str | None) -> None:
@@ -225,8 +222,8 @@ def create_database(session: Session, intent: Intent, template: str = "template0
 def create_template(session: Session, name: str) -> None:
     """Create a database that tenants are copied from, closed to PUBLIC from its first moment.
 
-    What anybody wrote into it would be in every tenant. It stays open to administrators: pg_upgrade refuses a server
-    with a database that takes no connections.
+    What another role wrote into it would be in every tenant. It stays open to administrators: pg_upgrade refuses a
+    server with a database that takes no connections.
     """
     session.execute(
         compose(
@@ -257,8 +254,8 @@ def open_database(session: Session | Pipeline, tenant: str) -> None:
 def require_rights(tenant: str, *, hold: bool, is_open: bool) -> None:
     """Raise UnsafeServer when `grants.sql` had not all of its effect.
 
-    A non-superuser's GRANT or REVOKE on what someone else owns is a mere warning: schema `public` does not belong to
-    us in clusters that were upgraded from before PostgreSQL 15.
+    A non-superuser's GRANT or REVOKE on what another role owns is a mere warning: schema `public` does not belong to
+    posduif_admin in clusters that were upgraded from before PostgreSQL 15.
     """
     if not hold:
         raise UnsafeServer(
@@ -322,7 +319,7 @@ def decided_pool(session: Session, tenant: str, noted: Record | None) -> int:
     """
     if noted is not None and noted.pool is not None:
         return noted.pool
-    limit = session.value("SELECT rolconnlimit FROM pg_roles WHERE rolname = %(role)s", role=engine_role(tenant))
+    limit = session.value(queries.load("db/admin")["read_limit"], role=engine_role(tenant))
     return configured_pool(session.server) if limit in (None, -1) else max(limit - SPARE, 1)
 
 

@@ -96,8 +96,8 @@ def connect(
 _MALFORMED = re.compile(r"^(bad value for|invalid (\w+ )*value|invalid port number|definition of service)")
 # The messages of SQLSTATE 53300; libpq does not pass the code on for a connection that was never made.
 _FULL = ("too many clients", "remaining connection slots are reserved", "too many connections for")
-# What a server says that lets someone else in, in the languages that its messages were seen in; a server whose disk
-# or memory is full is FATAL, too.
+# What a server says that is there but refuses this login, in the languages that its messages were seen in; a server
+# whose disk or memory is full is FATAL, too.
 _DENIED = re.compile(
     r"""(?ix) passw | mot\ de\ passe | contrase | senha | authent | auth?entifi | SCRAM | pg_hba | pg_ident
       | permission\ denied\ for | not\ permitted | does\ not\ exist | existiert\ nicht | n'existe\ pas | no\ existe

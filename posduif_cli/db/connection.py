@@ -53,7 +53,7 @@ _Reading.adapters.register_loader("timestamptz", _Instant)
 class Connection(psycopg.Connection[Any]):
     """A connection that waits for its server no longer than *limit* seconds, and for what was cancelled a moment.
 
-    *limit* is None where an end is not known beforehand; *let_go* is when a cancelled statement is given up.
+    *limit* is None when no end is known beforehand; *let_go* is when a cancelled statement is given up.
     """
 
     limit: float | None = None

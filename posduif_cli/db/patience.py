@@ -10,6 +10,7 @@ from posduif_cli.errors import Interrupted
 # How long each thing is waited for in all. A limit that is configured is given by the caller.
 LIMITS: dict[str, timedelta] = {
     "lock": timedelta(seconds=10),  # an advisory lock that another command holds
+    "embedded": timedelta(seconds=60),  # the embedded server: recovery after a crash, or initdb on a slow disk
     "blocked": timedelta(seconds=30),  # locks on a tenant's tables that other sessions hold
 }
 

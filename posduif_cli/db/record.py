@@ -28,8 +28,8 @@ _STATES = {state.value: state for state in State}  # State(...) is slow, and a f
 class Record:
     """The parsed record.
 
-    *applied* is the digest of the set of applied versions, *note* a comment that people wrote before posduif
-    took the database in, *engine* what the tenant's engine was given, *extra* what a newer posduif put there.
+    *applied* is the digest of the set of applied versions, *note* a comment that the database had before
+    posduif took it in, *engine* what the tenant's engine was given, *extra* what a newer posduif put there.
     """
 
     state: State
@@ -44,7 +44,7 @@ class Record:
 
     @property
     def pool(self) -> int | None:
-        """How many connections the tenant's engine was given; None where the record does not say it."""
+        """How many connections the tenant's engine was given; None when the record does not say it."""
         pool = self.engine.get("pool")
         return pool if isinstance(pool, int) and not isinstance(pool, bool) and 0 < pool < MOST_CONNECTIONS else None
 

@@ -39,7 +39,7 @@ SILENCE = 5.0  # seconds beyond the server's own limits after which we no longer
 LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
 DESK_CLASS = 0x706F6473  # "pods": locks of the desk, which a command on the tenant never ends
 # One round trip, and as few looks into catalogs as can be: a new session's first look into each is dear.
-# The role is not taken on behind a pooler, which would keep it for other people's sessions.
+# The role is not taken on behind a pooler, which would keep it for the sessions of other clients.
 SETUP: LiteralString = """
 SELECT pg_backend_pid(), pg_is_in_recovery(),
        CASE WHEN pg_backend_pid() <> {pid} OR to_regrole({role}) IS NULL THEN NULL
@@ -97,7 +97,7 @@ class Session:
     """One connection to one database of one server: autocommit, UTC, as `posduif_admin` where the login may.
 
     With a *footing* the session has been given all of that when it began. *path* is its search_path: `public` only
-    where nobody but posduif creates objects, or they could lead an administrator's session into their functions.
+    where no other role creates objects, or it could lead an administrator's session into its functions.
     Every method raises what `translate` makes of PostgreSQL's errors.
     """
 
@@ -124,7 +124,6 @@ class Session:
         self.heir: bool | None = True
         self.superuser = footing is not None and footing.superuser
         self._footing = footing
-        self._path = path
         self._settings: Mapping[str, str] = {**(footing.settings if footing else WATCHFUL), "search_path": path}
         if limit is not None:
             self._settings = {**self._settings, "statement_timeout": f"{limit.total_seconds():.0f}s"}
@@ -139,7 +138,7 @@ class Session:
     def _set_up(self) -> None:
         """Find out what the login may here, and take on role and settings.
 
-        Behind a pooler nothing of it outlives the message: the server's session belongs to other people.
+        Behind a pooler nothing of it outlives the message: other clients use the server's session, too.
         """
         parts = {
             "pid": literal(self.pid),
@@ -150,7 +149,7 @@ class Session:
         wanted, self._settings = self._settings, {}
         for offered in (wanted, {key: value for key, value in wanted.items() if key in SETTINGS}):
             settings = {**offered, **added}
-            # Every name is qualified: the login's own search_path may put other people's functions first.
+            # Every name is qualified: the login's own search_path may put functions of other roles first.
             pins = ", ".join(
                 f"pg_catalog.set_config('{key}', '{value}', pg_catalog.pg_backend_pid() "
                 f"OPERATOR(pg_catalog.<>) {self.pid})"
@@ -182,7 +181,7 @@ class Session:
             self.raw.execute(_set_all({key: self._settings[key] for key in ("TimeZone", "DateStyle")}).encode())
 
     def restore(self) -> None:
-        """Take back what SQL of other people did to the session's settings, role and prepared statements."""
+        """Take back what a migration did to the session's settings, role and prepared statements."""
         self.script(f"RESET ALL; DEALLOCATE ALL; {_set_all({**self._settings, **AS_ADMIN})}; SET ROLE posduif_admin")
 
     @property
@@ -194,7 +193,7 @@ class Session:
         return Footing(self.raw.info.options, {**self._settings, **limit}, self.superuser)
 
     def become_admin(self) -> bool | None:
-        """Take on the administrators' role; False where the login is no member, None where there is no role yet."""
+        """Take on the administrators' role; return False when the login is no member, None without such a role."""
         try:
             self.raw.execute("SET ROLE posduif_admin")
         except psycopg.errors.InvalidParameterValue:
@@ -391,7 +390,7 @@ class Session:
         return Pipeline(self)
 
     def script(self, text: str) -> None:
-        """Run SQL text as it stands, several statements at once; QueryFailed.position counts from 1."""
+        """Run SQL text unchanged, several statements at once; QueryFailed.position counts from 1."""
         with translated(self):
             self.raw.execute(text, prepare=False)
 

@@ -216,8 +216,8 @@ def to_take_back(
     """Return the files that `down` would take back, the newest first.
 
     Raises Conflict where one has no down section or no file, ConfigurationError where its file is faulty, Refused
-    where one is posduif's own and *bundled* does not say so, UsageError for a version *to* that nobody knows; 0
-    stands for all of them.
+    where one is posduif's own and *bundled* does not say so, UsageError for a version *to* that neither a file nor
+    the tenant has; 0 means all of them.
     """
     done = sorted(history.applied(conn), reverse=True)
     if to is not None and to.strip("0") and to not in {*done, *folders.paths}:
@@ -247,7 +247,7 @@ def to_take_back(
 
 
 def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dict[str, int | None]:
-    """Count what taking *files* back would destroy, by a name for each kind of thing; None where it is not counted.
+    """Count what taking *files* back would destroy, by a name for each kind of thing, None for what is not counted.
 
     Of bundled files those are users, devices, messages and tokens, of others the rows of the tables that a down
     section drops or truncates by name; a section that does more is not counted.
@@ -272,7 +272,7 @@ def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dic
 
 
 def _counted(conn: Session, count: Callable[[], T]) -> T | None:
-    """Count, but for no longer than COUNTING; None where a table is not there, locked, or too large for that."""
+    """Count, but for no longer than COUNTING; None for a table that is missing, locked, or too large for that."""
     try:
         with conn.transaction(lock_timeout=COUNTING, statement_timeout=COUNTING):
             return count()

@@ -58,8 +58,7 @@ class Begun:
 def abandoning(conn: Session, version: str, *, folders: Folders) -> tuple[Begun, ...]:
     """Return the statements of a half-applied file that stay as they are when it is abandoned.
 
-    None where the tenant has no half-applied file at all, so that there is nothing to do. Raises
-    MigrationNotFound when it is not among those that the tenant has.
+    Without any half-applied file there are none. Raises MigrationNotFound when the tenant has others, but not this.
     """
     half = history.half_done(conn)
     key = next((key for key in half if key.removesuffix(history.DOWN) == version), None)

@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
@@ -22,7 +22,7 @@ from posduif_cli.db import admin, connect, queries
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.record import Intent
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import Busy, PosduifError
+from posduif_cli.errors import PosduifError
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State
 
@@ -40,7 +40,7 @@ class Thing:
     """One object of a database.
 
     *name* is qualified and quoted where SQL wants it (`public.users.username`), *definition* is evened out for
-    comparing, *ddl* is the statement that makes the thing, or None where no single one does. *table* and *bare* are the
+    comparing, *ddl* is the statement that makes the thing, or None when no single one does. *table* and *bare* are the
     two parts of the name of what is on a table, *bare* None where it has no name of its own; of a grant its object and
     its role; of an owner the object's kind and name.
     """
@@ -55,7 +55,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Difference:
-    """One object that is not as expected; None where it is absent."""
+    """One object that is not as expected; *expected* or *found* is None where it is absent."""
 
     kind: str
     name: str
@@ -208,17 +208,9 @@ def _drop(session: Session, name: str) -> None:
 
 
 def _sweep(session: Session) -> None:
-    """Drop the scratch databases of runs that were killed: those whose lock nobody holds any more."""
-    for name in session.tuples(
-        """SELECT datname::text FROM pg_database
-           WHERE starts_with(datname, %(prefix)s) AND pg_get_userbyid(datdba) = %(owner)s""",
-        prefix=SCRATCH,
-        owner=ADMIN_ROLE,
-    ):
-        try:
-            with session.lock(name[0], wait=timedelta(0)):
-                _drop(session, name[0])
-        except Busy:
-            continue
-        except PosduifError:
-            continue  # someone else swept it at the same moment, or looks into it
+    """Drop the scratch databases of runs that were killed: those whose lock no session holds."""
+    found = session.tuples(queries.load("schema/inventory")["list_scratch"], prefix=SCRATCH, owner=ADMIN_ROLE)
+    for (name,) in found:
+        # Its run goes on, another command swept it at the same moment, or a session looks into it.
+        with suppress(PosduifError), session.lock(name, wait=timedelta(0)):
+            _drop(session, name)

@@ -97,7 +97,7 @@ class Runner:
         self.conn.restore()
         time = self.conn.value("SELECT clock_timestamp()")
         failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, time)
-        # A comment that someone holds must not hide what failed.
+        # A comment that another session holds must not hide what failed.
         with suppress(Blocked), self.conn.transaction(lock_timeout=self.folders.lock_timeout):
             record.write(self.conn, replace(self.current, failed=failure))
 
@@ -166,7 +166,7 @@ class Runner:
         if not row.rows:
             raise OperationFailed(
                 f"the version table of {conn.database} did not take the row of migration {self.file.version}",
-                why="a trigger or rule on schema_migrations stands against it; nothing of this migration was kept",
+                why="a trigger or rule on schema_migrations prevents it; nothing of this migration was kept",
                 hint=f"a superuser looks, in {conn.database}: \\d public.schema_migrations",
             )
         record.require_stored(pipeline, conn.database)

@@ -21,6 +21,10 @@ WHERE version IS NOT NULL ORDER BY version;
 -- What was applied, and from which text, for a message of several statements: the simplest query is the quickest.
 SELECT version, checksum FROM public.schema_migrations WHERE version IS NOT NULL;
 
+-- name: list_bare
+-- The versions in a table that another tool made, which lacks our columns.
+SELECT version::text FROM public.schema_migrations WHERE version IS NOT NULL ORDER BY 1;
+
 -- name: has_progress
 -- Whether there is a table of half-done files.
 SELECT to_regclass('public.posduif_migration_progress') IS NOT NULL;
