@@ -223,13 +223,13 @@ def abandon(
 
     Only files with transaction:false can be applied by half.
     """
-    from posduif_cli.core.schema import apply
+    from posduif_cli.core.schema import half
     from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
     with app.fleet.open(tenant) as place:
         conn = place.session
-        begun = apply.abandoning(conn, version, folders=app.folders)
+        begun = half.abandoning(conn, version, folders=app.folders)
         stays = [
             f"statement {each.number}{'' if each.done else ' (begun, perhaps done)'}"
             + (f": {each.text}" if each.text else "")
@@ -245,7 +245,7 @@ def abandon(
         if begun:
             listing = "".join(f"\n  {line}" for line in stays)
             app.confirm(tenant, confirm, f"abandon migration {version} of {tenant}; this stays done:{listing}")
-        changed = apply.abandon(conn, version, folders=app.folders, planned=begun)
+        changed = half.abandon(conn, version, folders=app.folders, planned=begun)
     if changed:
         app.out.say(f"migration {version} of {tenant} is abandoned; what stays done: {len(begun)} of its statements")
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from posduif_cli.db.session import Connection
+from posduif_cli.db.connection import Connection
 from support.runner import Posduif
 from support.servers import PgServer, private
 

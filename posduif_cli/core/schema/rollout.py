@@ -14,10 +14,11 @@ from typing import TypeVar
 from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import Fleet, Session
 from posduif_cli.core.fleet.run import FIRST_PAUSE, INTERRUPTED, LAST_PAUSE, PATIENCE, Desk, failed, label, skipped
-from posduif_cli.core.schema import apply, history
-from posduif_cli.core.schema.apply import Applied, Hooks
+from posduif_cli.core.schema import apply, grants, history
+from posduif_cli.core.schema.apply import Applied
 from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.history import behind
+from posduif_cli.core.schema.runner import Hooks
 from posduif_cli.db import record
 from posduif_cli.errors import (
     Busy,
@@ -289,6 +290,7 @@ class Rollout:
         self._lock = threading.Lock()
         self._crew = Crew()
         self._failures = 0
+        self._harmless: set[grants.Effect] = set()
         self._several = False
         self._wave_of: dict[Key, int] = {}
         self._sizes: list[int] = []
@@ -408,7 +410,7 @@ class Rollout:
             enter = partial(self.fleet.enter, desk.server, tenant.tenant)
             with desk.enter(enter, self._crew.stop) as conn, self._crew.watch(conn):
                 try:
-                    done = self.work(conn, Hooks(desk.blockers, self.tell, desk.recall))
+                    done = self.work(conn, Hooks(desk.blockers, self.tell, desk.recall, self._harmless))
                 except PosduifError:
                     reached = self._reached(conn, tenant)
                     raise

@@ -462,7 +462,8 @@ def _deeds(fleet: Fleet, name: str, work: _Work) -> Iterator[Deed]:
     engine, role = engine_role(name), takeover.name(engine_role(name))
     yield scripts(work.take)
     yield Deed(lambda conn: _make(conn, work.make), work.make)
-    bookkeeping = queries.load("schema/history")["create_table"]
+    named = queries.load("schema/history")
+    bookkeeping = "\n".join((named["create_table"], named["complete_table"]))
     yield Deed(lambda conn: conn.script(bookkeeping), [Step("make", f"table {VERSIONS}", bookkeeping)])
     noting = f"INSERT INTO {VERSIONS} (version, checksum) VALUES"
     noted = [

@@ -221,14 +221,15 @@ class _Creation:
         if copy and self.wanted.web_user is None and not folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
         password = engine.keep_password(session, name, self.keep, pool) if noted.state is State.ACTIVE else None
-        with session.transaction(at_once=True):
-            with session.together():
-                admin.equip_role(session, name, pool)
-                admin.open_database(session, name)
-                if noted.state is State.ACTIVE and there.intent is not None:
-                    record.put_intent(session, admin.engine_role(name), replace(there.intent, state=State.ACTIVE))
-                if password:
-                    admin.set_password(session, name, password)
+        pipeline = session.pipeline()
+        with session.transaction(first=pipeline):
+            admin.equip_role(pipeline, name, pool)
+            admin.open_database(pipeline, name)
+            if noted.state is State.ACTIVE and there.intent is not None:
+                record.put_intent(pipeline, admin.engine_role(name), replace(there.intent, state=State.ACTIVE))
+            pipeline.send()
+            if password:
+                admin.set_password(session, name, password)
             record.put(session, name, noted)
         return self._look()
 

@@ -131,20 +131,25 @@ def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
     """
     role = admin.engine_role(name)
     question = queries.load("tenants/tenants")["end_role"]
-    end, end_at_once = (session.text(question, role=role, wait=wait) for wait in (SESSION_END, 0))
     patience = Patience("engine", pause=timedelta(0))
     try:
         while True:
-            # In one message and without waiting: an engine that lost its session is back in milliseconds, but behind
-            # us in the queue for what it had locked.
-            _, failure = session.batch([end_at_once, *admin.closing(session, name)] if shut else [end])
-            if failure is None:
+            # Together and without waiting: an engine that lost its session is back in milliseconds, but behind us in
+            # the queue for what it had locked.
+            pipeline = session.pipeline()
+            pipeline.execute(question, role=role, wait=0 if shut else SESSION_END)
+            if shut:
+                pipeline.execute("SET LOCAL lock_timeout = '500ms'")
+                admin.close_role(pipeline, name)
+            try:
+                pipeline.send()
                 break
-            if not isinstance(failure[1], Blocked) or not patience.again():
-                raise failure[1]
+            except Blocked:
+                if not patience.again():
+                    raise
         # Those who came in between, and those whose log-in had begun by then.
         patience = Patience("engine", pause=timedelta(milliseconds=50))
-        while shut and session.batch([end])[0][0] != ("0",) and patience.again():
+        while shut and session.value(question, role=role, wait=SESSION_END) and patience.again():
             pass
     except AccessDenied as error:
         raise in_use(session, name, error) from error
