@@ -10,6 +10,9 @@ from posduif_cli.errors import Interrupted
 # How long each thing is waited for in all. A limit that is configured is given by the caller.
 LIMITS: dict[str, timedelta] = {
     "lock": timedelta(seconds=10),  # an advisory lock that another command holds
+    "server": timedelta(seconds=30),  # a server without a free connection or, in a migration, away
+    "blocked": timedelta(seconds=30),  # a lock on a table that a migration needs
+    "cancelling": timedelta(seconds=1),  # what ctrl-C cancelled; what still connects then ends with the process
 }
 
 

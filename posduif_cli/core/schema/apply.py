@@ -10,12 +10,13 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
-from posduif_cli.core.fleet.run import PATIENCE, who_is
+from posduif_cli.core.fleet.run import who_is
 from posduif_cli.core.folders import Folders, digest, newest_bundled
 from posduif_cli.core.schema import files, grants, history, parse
 from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.parse import Name, Section, Statement, Target
 from posduif_cli.db import queries, record
+from posduif_cli.db.patience import LIMITS
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.session import Row, Session
 from posduif_cli.errors import (
@@ -70,7 +71,7 @@ class Applied:
 
 def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequence[str]) -> list[list[Row]] | None:
     """Take the tenant's lock with some questions, again while they find the version table locked; raises Blocked."""
-    deadline, pause = time.monotonic() + PATIENCE.total_seconds(), 0.25
+    deadline, pause = time.monotonic() + LIMITS["blocked"].total_seconds(), 0.25
     while True:
         try:
             lock = conn.lock(conn.database, asking=asking, lock_timeout=folders.lock_timeout, keep=True)
@@ -139,7 +140,7 @@ def up(
     """Apply a tenant's pending migrations, each with its version row and the record in one transaction.
 
     The tenant's lock is kept until the session ends. Raises Busy when another session works on the tenant, Blocked
-    after PATIENCE of waiting for locks, WrongState via the record, ChecksumDiffers when an applied file changed,
+    after waiting for locks, WrongState via the record, ChecksumDiffers when an applied file changed,
     ConfigurationError, before anything is changed, when a pending file is faulty, MigrationFailed with file and line
     when SQL fails; then a transactional migration left nothing, and of another the statements that were done are
     kept and not run again.
@@ -505,12 +506,12 @@ class _Run:
         record.require_stored(conn, conn.database)
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
-        """Try again while locks are not to be had, until PATIENCE is over; then name who held them."""
-        deadline = time.monotonic() + PATIENCE.total_seconds()
+        """Try again while locks are not to be had, for as long as LIMITS says; then name who held them."""
+        deadline = time.monotonic() + LIMITS["blocked"].total_seconds()
         pause, limit = 0.25, self.folders.lock_timeout.total_seconds()
         blockers: tuple[str, ...] = ()
         # A thread costs more than most migrations do, so nobody is looked for before a first try has failed.
-        watched = limit * 2 > PATIENCE.total_seconds()
+        watched = limit * 2 > LIMITS["blocked"].total_seconds()
         while True:
             seen: list[tuple[str, ...]] = []
             watch = threading.Timer(limit * 0.7, self._look, [seen])
