@@ -219,8 +219,11 @@ class App:
             return
         if among is not None and len(among) == 1:
             raise next(iter(errors.values()))
-        for name, error in errors.items():
-            self.out.warn(_of(name, error))
+        from posduif_cli.core.fleet.run import causes
+
+        for cause, names in causes(errors.items()):
+            several = f"{counted(len(names), 'tenant')} failed ({listed(names, 5)}): {cause}"
+            self.out.warn(several if len(names) > 1 else _of(names[0], errors[names[0]]))
         if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
             raise errors[among[0]]
         raise PartialFailure(

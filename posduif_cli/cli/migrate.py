@@ -26,6 +26,8 @@ MaxFailures = Annotated[
         help="Stop once more than N tenants in all, or N % of the running wave (rounded down), failed.",
     ),
 ]
+# What `migrate status` shows of a tenant: where its schema is, from the record alone.
+STATUS = ("tenant", "server", "state", "schema_version", "latest_version", "pending", "error", "ahead")
 Pause = Annotated[str | None, typer.Option("--pause", metavar="DURATION", help="Wait this long between waves.")]
 
 
@@ -46,19 +48,20 @@ def status(
     A terminal gets a summary by version and server, and the tenants that are behind, or ahead of the files on this
     machine; --list and every machine format have a row per tenant.
     """
-    from posduif_cli.core.schema import history
     from posduif_cli.models.checks import Finding, Level
-    from posduif_cli.models.schema import SchemaStatus
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate status")
-    found, errors = history.status(app.fleet, tenants=names)
+    found, errors = app.fleet.choose(names)
     if app.out.format == "table" and everyone and not list_all and not app.out.fields:
         from posduif_cli.render import report
 
         report.skew(app.out, found)
     else:
-        app.out.list(found, SchemaStatus, empty=Run("tenant", "create", "NAME", lead="no tenants yet"))
+        app.out.only(*app.out.fields or STATUS).list(
+            found, Tenant, empty=Run("tenant", "create", "NAME", lead="no tenants yet")
+        )
     wrong: list[Finding] = []
     unvisited: dict[str, PosduifError] = {}
     if verify or sample is not None:
@@ -106,6 +109,7 @@ def up(
     5% a wave goes on until more than 5 % of the tenants in it failed. A wave in which every tenant failed is the
     last. Run the command again to continue with the rest.
     """
+    from posduif_cli.core.fleet.run import Pace
     from posduif_cli.core.schema import rollout
     from posduif_cli.models.runs import Outcome
 
@@ -113,26 +117,23 @@ def up(
     app.out.expect(Outcome)
     names = options.targets(tenant, everyone, "migrate up")
     if dry_run:
-        plan, errors = rollout.plan_up(app.fleet, tenants=names, failed=failed)
-        for risk in remarks(app, {step.subject.partition("_")[0] for step in plan.steps}):
+        planned, errors = rollout.plan_up(app.fleet, tenants=names, failed=failed)
+        for risk in remarks(app, {version for versions in planned.versions.values() for version in versions}):
             app.out.warn(risk)
-        app.show_plan(plan)
+        app.show_plan(planned.plan)
         name_faults(app)
         app.report_failed(errors, among=names)
         return
-    pace = rollout.Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
-    _ = app.fleet  # says which server is used before the progress line begins
-    with runs.watched(app) as watcher:
+    pace = Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
+    with runs.watched(app, pace) as run:
 
         def tell_risks(versions: set[str]) -> None:
             for risk in remarks(app, versions):
-                watcher.tell(f"warning: {risk}")
+                run.tell(f"warning: {risk}")
 
-        run, errors = rollout.up(
-            app.fleet, tenants=names, failed=failed, pace=pace, on_pending=tell_risks, **watcher.callbacks
-        )
+        errors = rollout.up(run, tenants=names, failed=failed, on_pending=tell_risks)
     name_faults(app)
-    runs.conclude(app, run, errors, names, every=bool(names) or list_all)
+    runs.conclude(app, run, errors, names, every=bool(names) or list_all, list_all=list_all)
 
 
 @app.verb("down", example="posduif migrate down acme --steps 1 --confirm acme")
@@ -152,6 +153,7 @@ def down(
 
     It counts the rows that go. One tenant is confirmed by its name, several by their server's.
     """
+    from posduif_cli.core.fleet.run import Pace
     from posduif_cli.core.schema import rollout
     from posduif_cli.models.runs import Outcome
 
@@ -178,18 +180,9 @@ def down(
     versions = ", ".join(sorted({step.subject for step in plan.steps}))
     count = counted(sum(map(bool, found.versions.values())), "tenant")
     app.confirm(expected, confirm, f"take back {versions} of {count}, which loses {lost(found.lost)}")
-    with runs.watched(app) as watcher:
-        run, errors = rollout.down(
-            app.fleet,
-            tenants=names,
-            to=to,
-            steps=steps,
-            bundled=bundled,
-            planned=found.versions,
-            pace=rollout.Pace(jobs),
-            **watcher.callbacks,
-        )
-    runs.conclude(app, run, errors, names, every=bool(names) or list_all)
+    with runs.watched(app, Pace(jobs)) as run:
+        errors = rollout.down(run, tenants=names, to=to, steps=steps, bundled=bundled, planned=found.versions)
+    runs.conclude(app, run, errors, names, every=bool(names) or list_all, list_all=list_all)
 
 
 def lost(counts: Mapping[str, int | None]) -> str:

@@ -174,22 +174,23 @@ def _create_all(
     from posduif_cli.config import lists
     from posduif_cli.core.tenants import bulk
     from posduif_cli.models.runs import Outcome
+    from posduif_cli.render import progress
 
     app.out.expect(Outcome)
     rows = lists.rows(_text(source), "stdin" if source == "-" else source, required="name")
     entries = bulk.read(app.fleet, [(row.line, row.values) for row in rows], source, check_url=options.url)
-    run = bulk.Application(app.fleet, entries, jobs, ignore_unreachable)
     names = [entry.wanted.name for entry in entries]
+    make = partial(bulk.Creation, app.fleet, entries, jobs=jobs, ignore_unreachable=ignore_unreachable)
     if dry_run:
-        plan = run.plan()
+        plan, errors = make().plan()
         app.show_plan(plan)
-        app.report_failed(run.errors, among=names)
+        app.report_failed(errors, among=names)
         return
-    run.keeper = bulk_keeper(engine_configs)
-    with runs.watched(app) as watcher:
-        run.on_outcome = watcher.on_outcome
+    keeper = bulk_keeper(engine_configs)
+    with progress.watch(app.out) as watcher:
+        run = make(keeper=keeper, on_outcome=watcher.on_outcome)
         run.run()
-    runs.conclude(app, run, {}, names, every=list_all or app.out.machine)
+    runs.conclude(app, run, {}, names, every=list_all or app.out.machine, list_all=list_all)
     if engine_configs is None and any(outcome.changed for outcome in run.outcomes):
         app.out.say(_rotate("TENANT", "their engines have no passwords yet"))
 

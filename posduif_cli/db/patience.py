@@ -15,6 +15,8 @@ LIMITS: dict[str, timedelta] = {
     "adoption": timedelta(seconds=10),  # transactions that were open while a database was taken in
     "embedded": timedelta(seconds=60),  # the embedded server: recovery after a crash, or initdb on a slow disk
     "blocked": timedelta(seconds=30),  # locks on a tenant's tables that other sessions hold
+    "server": timedelta(seconds=30),  # a server without a free connection or, in a migration, away
+    "cancelling": timedelta(seconds=1),  # what ctrl-C cancelled; what still connects then ends with the process
 }
 
 

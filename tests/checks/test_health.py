@@ -342,7 +342,7 @@ def test_connections_in_reserve_are_not_free(run_on: Callable[[PgServer], Posdui
         assert about(report, "connections")[0]["message"].endswith(" of 35 connections are in use")
         with connect.connect(Server("one", server.dsn), "postgres", command="test") as session:
             used = session.value("SELECT sum(numbackends)::int FROM pg_stat_database")
-            assert run._free(session) == 35 - used
+            assert run.free_connections(session) == 35 - used
         [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "max_connections"]
         assert "75 in reserve" in room["message"]
         assert posduif.json("server", "list")[0]["max_connections"] == 100, "the setting"

@@ -65,11 +65,15 @@ class Files:
             raise self.faults[version]
         return self.read[version]
 
-    @property
-    def all(self) -> tuple[File, ...]:
-        """Every migration, for what needs all of them; raises ConfigurationError while any file is faulty."""
+    def require_sound(self) -> None:
+        """Raise ConfigurationError while any file is faulty."""
         for fault in self.faults.values():
             raise fault
+
+    @property
+    def all(self) -> tuple[File, ...]:
+        """Every migration, for what needs all of them. Raises as `require_sound`."""
+        self.require_sound()
         return tuple(self.read.values())
 
 

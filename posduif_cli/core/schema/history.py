@@ -1,17 +1,16 @@
 """What is applied to a tenant, by its own version table, and whether its record says the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.folders import Folders, digest, hash_in
 from posduif_cli.core.schema import files
 from posduif_cli.db import queries, record
 from posduif_cli.db.session import Session
-from posduif_cli.errors import PosduifError, QueryFailed, Run
+from posduif_cli.errors import QueryFailed, Run
 from posduif_cli.models.checks import Finding, Level
-from posduif_cli.models.schema import Migration, SchemaStatus
+from posduif_cli.models.schema import Migration
 from posduif_cli.models.tenants import State, Tenant
 from posduif_cli.models.values import Instant
 
@@ -94,15 +93,6 @@ def _compare(version: str, row: Row | None, folders: Folders, *, half: bool) -> 
         applied_at=row.applied_at if row else None,
         duration_ms=row.duration_ms if row else None,
     )
-
-
-def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaStatus], dict[str, PosduifError]]:
-    """Return where the schemas stand, from the records alone, and the servers that could not be asked."""
-    chosen, errors = fleet.choose(tenants)
-    return [
-        SchemaStatus(t.tenant, t.server, t.state, t.schema_version, t.latest_version, t.pending, t.error, t.ahead)
-        for t in chosen
-    ], errors
 
 
 def behind(tenant: Tenant) -> bool:
