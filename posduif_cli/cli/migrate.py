@@ -305,6 +305,6 @@ def remarks(app: App, versions: set[str]) -> list[str]:
     paths = {app.folders.paths[version] for version in versions if version in app.folders.paths}
     return [
         f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})"
-        for problem in files.check_all(app.folders)
+        for problem in files.check_all(app.folders, versions=versions)
         if problem.level == "warning" and problem.path in paths
     ]

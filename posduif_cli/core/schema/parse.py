@@ -38,9 +38,9 @@ _ALONE = re.compile(
     r"|reindex (?:\( \) )?(?:database|schema|system)\b|alter (?:system|database \S+ set tablespace)\b"
     r"|alter table .* detach partition .* concurrently$|cluster(?: verbose| \( \))?$|discard all\b"
 )
-CREATE_INDEX = re.compile(r"create (unique )?index (concurrently )?(if not exists )?")
-DROP_INDEX = re.compile(r"drop index (concurrently )?(if exists )?")
-_REINDEX = re.compile(r"reindex (?:\( \) )?(index|table|schema|database|system) (concurrently )?")
+CREATE_INDEX = re.compile(r"create (?:unique )?index (concurrently )?(?:if not exists )?")
+_DROP_INDEX = re.compile(r"drop index (concurrently )?(?:if exists )?")
+_REINDEX = re.compile(r"reindex (?:\( \) )?(?:index|table|schema|database|system) (concurrently )?")
 _REINDEX_OPTION = re.compile(r"(?is)reindex\s*\([^)]*\bconcurrently\b(?!\s*(?:false|off|0))")
 _DATA = re.compile(
     r"(?:with|insert|update|delete|merge|copy|truncate|do|call|select)\b"
@@ -110,16 +110,12 @@ class Target:
     """What a statement works on, so that the catalog can tell whether it was done.
 
     *kind* is create_index_concurrently, drop_index_concurrently, reindex_concurrently, vacuum (may simply be
-    repeated) or other. *names* are the indexes, for a reindex what *object* says (index, table, schema,
-    database, system); an index without a name has none. *guarded* is IF [NOT] EXISTS.
+    repeated) or other. *names* are the indexes, for a reindex what is reindexed; an index without a name has none.
     """
 
     kind: str
     names: tuple[Name, ...] = ()
     table: Name | None = None
-    object: str = "index"
-    guarded: bool = False
-    unique: bool = False
 
 
 def split(text: str, *, line: int = 1) -> tuple[Statement, ...]:
@@ -295,14 +291,14 @@ def target(statement: Statement) -> Target:
         at = tokens.index("on", at) if "on" in tokens[at:] else len(tokens)
         table = next(iter(names_at(tokens, at + 1)), None)
         names = (Name(table.schema, name.name),) if name and table else ()
-        concurrent = "create_index_concurrently" if match[2] else "other"
-        return Target(concurrent, names, table, guarded=bool(match[3]), unique=bool(match[1]))
-    if match := DROP_INDEX.match(shape):
+        concurrent = "create_index_concurrently" if match[1] else "other"
+        return Target(concurrent, names, table)
+    if match := _DROP_INDEX.match(shape):
         concurrent = "drop_index_concurrently" if match[1] else "other"
-        return Target(concurrent, names_at(tokens, match[0].count(" ")), guarded=bool(match[2]))
+        return Target(concurrent, names_at(tokens, match[0].count(" ")))
     match = _REINDEX.match(shape)
-    if match and (match[2] or _REINDEX_OPTION.match(statement.text)):
-        return Target("reindex_concurrently", names_at(tokens, match[0].count(" ")), object=match[1])
+    if match and (match[1] or _REINDEX_OPTION.match(statement.text)):
+        return Target("reindex_concurrently", names_at(tokens, match[0].count(" ")))
     return Target("vacuum" if _REPEATABLE.match(shape) else "other")
 
 
