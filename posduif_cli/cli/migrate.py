@@ -185,7 +185,7 @@ def down(
 
 
 def lost(counts: Mapping[str, int | None]) -> str:
-    """Say what taking migrations back loses.
+    """Return what taking migrations back loses, in words.
 
     >>> lost({"users": 2, "rows of archive": 1, "rows in 1001_x.sql": None}), lost({})
     ('2 users, 1 row of archive; rows not counted: rows in 1001_x.sql', 'no rows')

@@ -1,6 +1,6 @@
-"""SQL text: split into statements as psql does, and what a statement works on.
+"""SQL text: how psql splits it into statements, and what a statement works on.
 
-Nothing here talks to a server, and nothing but the standard library is imported.
+No server is needed, and only the standard library is imported.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 # As PostgreSQL's own lexer has it: letters, _ and every character beyond ASCII begin a name, digits and $ go on with
-# it. Said by what does not, because a set that runs to the end of Unicode takes long to compile.
+# it. The sets are negated, because one that runs to the end of Unicode takes long to compile.
 _BEGIN = r"[^\x00-\x40\x5b-\x5e\x60\x7b-\x7f]"
 _ON = r"[^\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
 _WORD_ON = r"[^\x00-\x23\x25-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
@@ -56,7 +56,7 @@ _Token = tuple[str, int, int]  # kind, start, end
 class Statement:
     """One statement without its semicolon; *offset* is where in the split text it starts, *line* in the file.
 
-    *tokens* has what stands outside parentheses: words in lower case, quoted names as they are, strings as `''`.
+    *tokens* has what is outside parentheses: words in lower case, quoted names as they are, strings as `''`.
     """
 
     text: str
@@ -188,7 +188,7 @@ def token_text(text: str, token: _Token) -> str:
 
 
 def _parse(text: str, line: int) -> tuple[tuple[Statement, ...], tuple[_Token, ...]]:
-    """Split *text*; the second part has what psql only understands (backslashes) and quotes without an end."""
+    """Return (statements, odd tokens): backslashes, which only psql understands, and quotes without an end."""
     statements: list[Statement] = []
     odd: list[_Token] = []
     shallow: list[str] = []
@@ -217,7 +217,7 @@ def _parse(text: str, line: int) -> tuple[tuple[Statement, ...], tuple[_Token, .
 
 
 def _opens(words: list[str], bodies: int) -> int:
-    """Say whether the last word begins (1) or ends (-1) a block of a function's body in SQL's own form."""
+    """Return 1 if the last word begins a block of a function's body in SQL's own form, -1 if it ends one, else 0."""
     word, before = words[-1], words[-2] if len(words) > 1 else ""
     if word not in ("atomic", "case", "end") or before in (".", "as"):
         return 0
@@ -229,7 +229,7 @@ def _opens(words: list[str], bodies: int) -> int:
 
 
 def locate(section: Section, position: int) -> tuple[int, str]:
-    """Turn PostgreSQL's position in a section's text, counted from 1, into the file's line and an excerpt.
+    """Return (line of the file, excerpt) for PostgreSQL's position in a section's text, counted from 1.
 
     For a position in a single statement add the statement's *offset*.
     """
@@ -278,12 +278,12 @@ def is_setting(statement: Statement) -> bool:
 
 
 def alone(statement: Statement) -> bool:
-    """Say whether PostgreSQL is known to refuse a statement inside a transaction, whatever it works on."""
+    """Whether PostgreSQL refuses a statement inside a transaction, whatever it works on."""
     return bool(_ALONE.match(statement.shape))
 
 
 def target(statement: Statement) -> Target:
-    """Parse what a statement works on, as far as the runner or a rule needs it."""
+    """Return what a statement works on, as far as `apply` or a rule needs it."""
     shape, tokens = statement.shape, statement.tokens
     if match := CREATE_INDEX.match(shape):
         at = match[0].count(" ")
@@ -303,7 +303,7 @@ def target(statement: Statement) -> Target:
 
 
 def name_at(tokens: Sequence[str], at: int) -> tuple[Name | None, int]:
-    """Parse a name that may have a schema; the second value is where it ends."""
+    """Return (name, index of the token after it) of a name that may have a schema; the name is None where none is."""
     parts: list[str] = []
     while at < len(tokens) and (tokens[at][0] in '"_' or tokens[at][0].isalpha() or tokens[at][0] > "\x7f"):
         part = tokens[at][1:-1].replace('""', '"') if tokens[at][0] == '"' else tokens[at]
@@ -316,7 +316,7 @@ def name_at(tokens: Sequence[str], at: int) -> tuple[Name | None, int]:
 
 
 def names_at(tokens: Sequence[str], at: int) -> tuple[Name, ...]:
-    """Parse a list of names, each perhaps with ONLY before it and * behind it."""
+    """Return the names of a list, each perhaps with ONLY before it and * behind it."""
     names: list[Name] = []
     while True:
         name, at = name_at(tokens, at + (tokens[at : at + 1] == ("only",)))
