@@ -186,7 +186,7 @@ def down(
 
 
 def lost(counts: Mapping[str, int | None]) -> str:
-    """Say what taking migrations back loses.
+    """Return what taking migrations back loses, in words.
 
     >>> lost({"users": 2, "rows of archive": 1, "rows in 1001_x.sql": None}), lost({})
     ('2 users, 1 row of archive; rows not counted: rows in 1001_x.sql', 'no rows')
@@ -307,6 +307,6 @@ def remarks(app: App, versions: set[str]) -> list[str]:
     paths = {app.folders.paths[version] for version in versions if version in app.folders.paths}
     return [
         f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})"
-        for problem in files.check_all(app.folders)
+        for problem in files.check_all(app.folders, versions=versions)
         if problem.level == "warning" and problem.path in paths
     ]

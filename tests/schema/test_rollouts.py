@@ -863,6 +863,27 @@ def test_connections_stay_within_the_configured_share(
     assert having(ground, names, "1001") == []
 
 
+def test_a_server_with_a_small_share_does_not_slow_the_others(
+    posduif: Posduif,
+    ground: PgServer,
+    many: Make,
+    folder: Folder,
+    own_server: PgServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = many(3)
+    folder.configure(
+        f"servers: {{eu1: {{dsn: '{ground.dsn}'}}, eu2: {{dsn: '{own_server.dsn}', max_connections: 1}}}}\n"
+    )
+    monkeypatch.delenv("POSDUIF_DSN")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(held(ground, name, "LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE"))
+        runner = posduif.popen("tenant", "verify", "--all", *folder.option, "-o", "json")
+        until(lambda: len(workers(ground, "wait_event_type = 'Lock'")) == 3, "all are visited at once")
+    assert ended(runner)[0] == 1, "the copies have a table that no migration makes"
+
+
 def test_jobs_are_at_once_and_no_more(posduif: Posduif, ground: PgServer, many: Make, folder: Folder) -> None:
     names = many(6)
     folder.counted("1000", more="SELECT pg_sleep(0.15);")

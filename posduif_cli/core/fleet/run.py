@@ -308,9 +308,9 @@ class Run:
         def note(tenant: Tenant, found: Outcome | PosduifError, seconds: float) -> None:
             outcome = _failed(tenant, found) if isinstance(found, PosduifError) else found
             error = outcome.error
-            if error and self.crew.interrupted:
-                self.skip(tenant, INTERRUPTED)
-            elif isinstance(error, TenantNotFound | WrongState | Interrupted):
+            if error and (self.crew.interrupted or isinstance(error, Interrupted)):
+                self.skip(tenant, self.stopped_by or INTERRUPTED)
+            elif isinstance(error, TenantNotFound | WrongState):
                 self.skip(tenant, error.message)
             elif later is not None and isinstance(error, Busy | ServerUnreachable) and not self.crew.stop.is_set():
                 later.append(tenant)
