@@ -12,8 +12,9 @@ from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.runner import Hooks, Runner, patience, reached, wait_for
 from posduif_cli.core.schema.stepwise import Stepwise
 from posduif_cli.db import queries, record
+from posduif_cli.db.pipeline import Answer
 from posduif_cli.db.quoting import compose, identifier, literal
-from posduif_cli.db.session import Answer, Session
+from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,

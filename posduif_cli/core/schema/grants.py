@@ -5,7 +5,8 @@ from functools import cache
 
 from posduif_cli.core.schema import parse
 from posduif_cli.db import admin, queries
-from posduif_cli.db.session import Answer, Session
+from posduif_cli.db.pipeline import Answer
+from posduif_cli.db.session import Session
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.parse import Section, Statement
 from posduif_cli.db import queries, record
 from posduif_cli.db.patience import LIMITS, Patience
-from posduif_cli.db.session import Answer, Pipeline, Session
+from posduif_cli.db.pipeline import Answer, Pipeline
+from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,
