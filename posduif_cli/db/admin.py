@@ -9,9 +9,10 @@ from psycopg.sql import Composed
 
 from posduif_cli.db import queries
 from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
-from posduif_cli.db.session import ADMIN_ROLE, Pipeline, Session
+from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import AccessDenied, NotOurs, Run, UnsafeServer
 from posduif_cli.models.servers import Server
 

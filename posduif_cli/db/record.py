@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
+from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.quoting import compose, identifier, literal
-from posduif_cli.db.session import ADMIN_ROLE, Pipeline, Session
+from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import OperationFailed, Run, WrongState
 from posduif_cli.models.tenants import Failure, State
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
@@ -15,6 +15,7 @@ from psycopg.rows import args_row, class_row, dict_row
 from posduif_cli.db import queries
 from posduif_cli.db.connection import Connection
 from posduif_cli.db.patience import Patience
+from posduif_cli.db.pipeline import Answer, Pipeline, bare
 from posduif_cli.db.quoting import Query, compose, literal, quoted
 from posduif_cli.db.translate import translate, translated
 from posduif_cli.errors import (
@@ -23,7 +24,6 @@ from posduif_cli.errors import (
     Busy,
     PoolerInBetween,
     PosduifError,
-    QueryFailed,
     Run,
     SchemaBehind,
     StandbyServer,
@@ -128,7 +128,7 @@ class Session:
         if limit is not None:
             self._settings = {**self._settings, "statement_timeout": f"{limit.total_seconds():.0f}s"}
         self._limit = limit or STATEMENT_TIMEOUT
-        raw.limit = self._silence(1)
+        raw.limit = self.silence(1)
         with translated(self):
             if footing is None:
                 self._set_up()
@@ -286,7 +286,7 @@ class Session:
         lock_timeout: timedelta | None = None,
         statement_timeout: timedelta | None = None,
         prelude: Sequence[str] = (),
-        first: "Pipeline | None" = None,
+        first: Pipeline | None = None,
     ) -> Iterator[None]:
         """Run the block in one transaction, with time limits that hold for it alone; *prelude* is run first.
 
@@ -324,7 +324,7 @@ class Session:
         self._settings = {**self._settings, **{k: str(round(v.total_seconds() * 1000)) for k, v in chosen.items()}}
         self.script(_set_all({key: self._settings[key] for key in chosen}))
         self._limit = statement_timeout
-        self.raw.limit = self._silence(1)
+        self.raw.limit = self.silence(1)
 
     @contextmanager
     def limited(
@@ -348,14 +348,14 @@ class Session:
     def _patient(self, statement_timeout: timedelta | None) -> Iterator[None]:
         """Wait for the server inside the block as long as it may take by *statement_timeout*; None changes nothing."""
         before, self._limit = self._limit, self._limit if statement_timeout is None else statement_timeout
-        self.raw.limit = self._silence(1)
+        self.raw.limit = self.silence(1)
         try:
             yield
         finally:
             self._limit = before
-            self.raw.limit = self._silence(1)
+            self.raw.limit = self.silence(1)
 
-    def _silence(self, statements: int) -> float | None:
+    def silence(self, statements: int) -> float | None:
         """Return after how many seconds a message is given up; PostgreSQL's limit counts for each statement anew."""
         seconds = self._limit.total_seconds()
         return seconds * statements + SILENCE if seconds else None
@@ -369,7 +369,7 @@ class Session:
         with self.transaction():
             yield
 
-    def _require_schema(self, query: Query) -> None:
+    def require_schema(self, query: Query) -> None:
         """Raise SchemaBehind for a query of ours that needs a newer schema than the tenant has by its record."""
         needs = getattr(query, "needs", "")
         if self.bundled is not None and self.bundled < needs:
@@ -381,11 +381,11 @@ class Session:
 
     def execute(self, query: Query, **params: Any) -> int:
         """Run one statement and return how many rows it touched."""
-        self._require_schema(query)
+        self.require_schema(query)
         with translated(self):
             return self.raw.execute(query, params or None).rowcount
 
-    def pipeline(self) -> "Pipeline":
+    def pipeline(self) -> Pipeline:
         """Return a pipeline: statements that are queued, and then sent in one round trip."""
         return Pipeline(self)
 
@@ -396,7 +396,7 @@ class Session:
 
     def text(self, query: Query, **params: Any) -> str:
         """Return a statement as text with its parameters as literals in it, for a person to run."""
-        self._require_schema(query)
+        self.require_schema(query)
         if isinstance(query, sql.Composable):
             query = query.as_string(self.raw)
         return self._writer.mogrify(query, params) if params else query
@@ -407,13 +407,13 @@ class Session:
 
     def rows(self, model: type[T], query: Query, **params: Any) -> list[T]:
         """Return every row as *model*, columns by name."""
-        self._require_schema(query)
+        self.require_schema(query)
         with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
     def stream(self, model: type[T], query: LiteralString, **params: Any) -> Iterator[T]:
         """Yield every row as *model*, columns by name, from one snapshot and a page at a time: there may be many."""
-        self._require_schema(query)
+        self.require_schema(query)
         with self.transaction(read_only=True):
             self.execute("DECLARE page NO SCROLL CURSOR FOR " + query, **params)
             while page := self.rows(model, "FETCH 1000 FROM page"):
@@ -421,20 +421,20 @@ class Session:
 
     def row(self, model: type[T], query: Query, **params: Any) -> T | None:
         """Return the first row as *model*, or None."""
-        self._require_schema(query)
+        self.require_schema(query)
         with translated(self), self.raw.cursor(row_factory=class_row(model)) as cursor:
             return cursor.execute(query, params or None).fetchone()
 
     def dicts(self, query: Query, **params: Any) -> list[dict[str, Any]]:
         """Return every row as a dictionary."""
-        self._require_schema(query)
+        self.require_schema(query)
         with translated(self), self.raw.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
     def tuples(self, query: Query, **params: Any) -> list[tuple[Any, ...]]:
         """Return every row as a tuple."""
-        self._require_schema(query)
-        with translated(self), self.raw.cursor(row_factory=args_row(_row)) as cursor:
+        self.require_schema(query)
+        with translated(self), self.raw.cursor(row_factory=args_row(bare)) as cursor:
             return cursor.execute(query, params or None).fetchall()
 
     def value(self, query: Query, **params: Any) -> Any:
@@ -485,7 +485,7 @@ class Session:
                 with suppress(PosduifError):
                     self.execute(queries.load("db/session")["give_back_lock"], **which)
 
-    def try_lock(self, pipeline: "Pipeline", subject: str) -> "Answer":
+    def try_lock(self, pipeline: Pipeline, subject: str) -> Answer:
         """Queue a try to take the lock on *subject*, until the session ends; the answer says whether it was taken."""
         return pipeline.execute(queries.load("db/session")["try_lock"], **{"class": LOCK_CLASS, "subject": subject})
 
@@ -503,84 +503,6 @@ class Session:
             why=f"the lock is held by {', '.join(who)}" if who else "the lock was held until a moment ago",
             hint=["try again when that is done", *ends],
         )
-
-
-@dataclass(eq=False)
-class Answer:
-    """The rows that a queued statement returned, once its pipeline was sent."""
-
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-
-    @property
-    def value(self) -> Any:
-        """The first column of the first row, or None."""
-        return self.rows[0][0] if self.rows else None
-
-
-class Pipeline:
-    """Statements that go to the server together and are run in their order, up to the first that fails.
-
-    Outside a transaction they are one of their own. *failed* is the answer of the statement that `send` raised for,
-    *warnings* has the SQLSTATEs of the notices and warnings of what was sent last.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.version = session.version
-        self.failed: Answer | None = None
-        self.warnings: frozenset[str | None] = frozenset()
-        self.session = session
-        self._queued: list[tuple[Query | bytes, Mapping[str, Any], Answer]] = []
-
-    def execute(self, query: Query, **params: Any) -> Answer:
-        """Queue one statement; the answer is empty until `send` returns."""
-        self.session._require_schema(query)
-        return self._queue(query, params)
-
-    def script(self, *statements: str) -> list[Answer]:
-        """Queue texts as they are, each one statement."""
-        return [self._queue(statement.encode(), {}) for statement in statements]
-
-    def _queue(self, query: Query | bytes, params: Mapping[str, Any]) -> Answer:
-        answer = Answer()
-        self._queued.append((query, params, answer))
-        return answer
-
-    def send(self, *, limited: bool = True) -> None:
-        """Run what is queued, in one round trip; a position in an error counts from 1 within its statement.
-
-        Without *limited* the server may take as long as it wants: a statement may set a limit of its own.
-        """
-        queued, self._queued, session = self._queued, [], self.session
-        raw, cursors, notices = session.raw, list[psycopg.Cursor[Any]](), list[str | None]()
-        noted = partial(_note, notices)
-        raw.add_notice_handler(noted)
-        raw.limit = session._silence(len(queued)) if limited else None
-        try:
-            with translated(session), raw.pipeline():
-                for query, params, _ in queued:
-                    cursors.append(raw.cursor(row_factory=args_row(_row)))
-                    cursors[-1].execute(query, params or None, prepare=False)
-        except PosduifError as error:
-            self.failed = queued[sum(cursor.pgresult is not None for cursor in cursors)][2]
-            if not raw.closed and raw.pgconn.pipeline_status:  # libpq does not leave it with COPY under way
-                raw.close()
-                why = "COPY cannot be used here"
-                raise QueryFailed("a statement wants to exchange data with the client", why=why) from error
-            raise
-        finally:
-            raw.remove_notice_handler(noted)
-            raw.limit = session._silence(1)
-            self.warnings = frozenset(notices)
-            for cursor, (_, _, answer) in zip(cursors, queued, strict=False):
-                answer.rows = cursor.fetchall() if cursor.description else []
-
-
-def _note(notices: list[str | None], notice: psycopg.errors.Diagnostic) -> None:
-    notices.append(notice.sqlstate)
-
-
-def _row(*values: Any) -> tuple[Any, ...]:
-    return values
 
 
 def _set_all(settings: Mapping[str, str]) -> str:

@@ -262,12 +262,28 @@ def test_an_error_is_blamed_on_its_statement(
         assert session.value("SELECT 1") == 1
 
 
-def test_a_statement_that_wants_data_of_the_client_breaks_nothing_else(session: Session) -> None:
+@pytest.mark.parametrize("wrong", ["COPY pg_class TO STDOUT", "INSERT INTO pg_temp.once VALUES (1), (1)"])
+def test_what_a_pipeline_cannot_get_over_ends_the_session(session: Session, wrong: str) -> None:
+    session.execute("CREATE TEMPORARY TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     pipeline = session.pipeline()
-    pipeline.script("SELECT 1", "COPY pg_class TO STDOUT", "SELECT 2")
-    with pytest.raises(QueryFailed, match="exchange data"):
+    pipeline.script("SELECT 1", wrong, "SELECT 2")
+    with pytest.raises(QueryFailed, match="ended amid"):
         pipeline.send()
     assert session.broken
+
+
+def test_a_deferred_constraint_fails_with_its_transaction(session: Session) -> None:
+    session.execute("CREATE TEMPORARY TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+
+    def insert_twice() -> None:
+        pipeline = session.pipeline()
+        with session.transaction(first=pipeline):
+            pipeline.script("INSERT INTO pg_temp.once VALUES (1), (1)", "SELECT 1")
+            pipeline.send()
+
+    with pytest.raises(QueryFailed, match="unique"):
+        insert_twice()
+    assert session.value("SELECT count(*) FROM pg_temp.once") == 0
 
 
 def test_a_setting_that_a_server_does_not_take_is_done_without(

@@ -468,13 +468,13 @@ STEPS = [
     ("before core.fleet.fleet:Fleet.enter 1", LATEST, LATEST),
     ("before core.fleet.run:Lookout._recall 1", LATEST, LATEST),
     ("after core.fleet.run:Lookout._recall 1", LATEST, LATEST),
-    ("before db.session:Pipeline.send 1", LATEST, LATEST),
-    ("after db.session:Pipeline.send 1", LATEST, LATEST),  # the lock was taken
+    ("before db.pipeline:Pipeline.send 1", LATEST, LATEST),
+    ("after db.pipeline:Pipeline.send 1", LATEST, LATEST),  # the lock was taken
     ("before db.record.storing 1", LATEST, LATEST),
-    ("before db.session:Pipeline.send 2", LATEST, LATEST),
-    ("after db.session:Pipeline.send 2", LATEST, LATEST),  # the file, the version row and the record; not committed
-    ("before db.session:Pipeline.send 3", LATEST, LATEST),
-    ("after db.session:Pipeline.send 3", LATEST, LATEST),  # the rights, too
+    ("before db.pipeline:Pipeline.send 2", LATEST, LATEST),
+    ("after db.pipeline:Pipeline.send 2", LATEST, LATEST),  # the file, the version row and the record; not committed
+    ("before db.pipeline:Pipeline.send 3", LATEST, LATEST),
+    ("after db.pipeline:Pipeline.send 3", LATEST, LATEST),  # the rights, too
     ("before db.record.require_stored 1", LATEST, LATEST),
     ("after db.record.require_stored 1", LATEST, LATEST),
     ("before db.record.storing 2", "1000", LATEST),

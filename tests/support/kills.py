@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from posduif_cli.db import record
+from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.record import Intent
-from posduif_cli.db.session import Pipeline, Session
+from posduif_cli.db.session import Session
 from posduif_cli.models.tenants import State
 from support.runner import Posduif
 from support.servers import PgServer

@@ -12,8 +12,9 @@ from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.runner import Hooks, Runner, patience, reached, wait_for
 from posduif_cli.core.schema.stepwise import Stepwise
 from posduif_cli.db import queries, record
+from posduif_cli.db.pipeline import Answer
 from posduif_cli.db.quoting import compose, identifier, literal
-from posduif_cli.db.session import Answer, Session
+from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,
@@ -132,20 +133,31 @@ def up(
     hooks = hooks or Hooks()
     known = _lock(conn, folders, states, hooks)
     pending = _pending(conn.database, history.of(known.rows, known.half, folders), folders)
-    done, current, complete = set(known.rows), known.current, known.complete
-    before = max(done, default=None)
-    for number, file in enumerate(pending):
-        if number:
-            _next(conn)
-        done.add(file.version)
-        kind = Runner if file.up.transactional else Stepwise
-        kind(conn, file, file.up, folders, hooks, current, done, complete, taking_back=False).apply()
-        complete, current = True, reached(current, done)
-    if not pending and current != (right := reached(current, done)):
+    if not pending and known.current != (right := reached(known.current, set(known.rows))):
         with conn.transaction(lock_timeout=folders.lock_timeout):
             record.write(conn, right)
+    return _perform(conn, known, pending, folders, hooks, taking_back=False)
+
+
+def _perform(
+    conn: Session, known: _Known, chosen: Sequence[File], folders: Folders, hooks: Hooks, *, taking_back: bool
+) -> Applied:
+    """Apply files in their order, or take them back; raises Interrupted between two."""
+    done, current, complete = set(known.rows), known.current, known.complete
+    before = max(done, default=None)
+    for number, file in enumerate(chosen):
+        if number:  # with the session as it was before the last
+            if conn.cancelled:
+                raise Interrupted("interrupted")
+            conn.restore()
+        section = file.down if taking_back else file.up
+        assert section is not None
+        done = done - {file.version} if taking_back else done | {file.version}
+        kind = Runner if section.transactional else Stepwise
+        kind(conn, file, section, folders, hooks, current, done, complete, taking_back).apply()
+        complete, current = True, reached(current, done)
     conn.bundled = newest_bundled(done)
-    return Applied(before, max(done, default=None), tuple(file.version for file in pending))
+    return Applied(before, max(done, default=None), tuple(file.version for file in chosen))
 
 
 def to_apply(conn: Session, *, folders: Folders) -> list[File]:
@@ -189,25 +201,7 @@ def down(
             why=f"that was {', '.join(planned)}; by now it would be {', '.join(versions) or 'nothing'}",
             hint=Run("migrate", "list", conn.database),
         )
-    done, current = set(known.rows), known.current
-    before = max(done, default=None)
-    for number, file in enumerate(chosen):
-        if number:
-            _next(conn)
-        done.discard(file.version)
-        assert file.down is not None
-        kind = Runner if file.down.transactional else Stepwise
-        kind(conn, file, file.down, folders, hooks, current, done, known.complete, taking_back=True).apply()
-        current = reached(current, done)
-    conn.bundled = newest_bundled(done)
-    return Applied(before, max(done, default=None), versions)
-
-
-def _next(conn: Session) -> None:
-    """Go on to a run's next file, with the session as it was before the last; raises Interrupted."""
-    if conn.cancelled:
-        raise Interrupted("interrupted")
-    conn.restore()
+    return _perform(conn, known, chosen, folders, hooks, taking_back=True)
 
 
 def to_take_back(

@@ -12,7 +12,8 @@ from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.parse import Section, Statement
 from posduif_cli.db import queries, record
 from posduif_cli.db.patience import LIMITS, Patience
-from posduif_cli.db.session import Answer, Pipeline, Session
+from posduif_cli.db.pipeline import Answer, Pipeline
+from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,
@@ -90,16 +91,13 @@ class Runner:
             if self.conn.cancelled:
                 raise Interrupted("interrupted") from error
             if not self.conn.broken:
-                self._note(error)
+                self.conn.restore()
+                time = self.conn.value("SELECT clock_timestamp()")
+                failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, time)
+                # A comment that another session holds must not hide what failed.
+                with suppress(Blocked), self.conn.transaction(lock_timeout=self.folders.lock_timeout):
+                    record.write(self.conn, replace(self.current, failed=failure))
             raise
-
-    def _note(self, error: MigrationFailed) -> None:
-        self.conn.restore()
-        time = self.conn.value("SELECT clock_timestamp()")
-        failure = Failure(self.file.version, error.sqlstate, self.file.path.name, error.line, time)
-        # A comment that another session holds must not hide what failed.
-        with suppress(Blocked), self.conn.transaction(lock_timeout=self.folders.lock_timeout):
-            record.write(self.conn, replace(self.current, failed=failure))
 
     def run(self) -> None:
         """Run the whole section in one transaction; raises MigrationFailed or Blocked."""
@@ -112,11 +110,13 @@ class Runner:
             ran = {pipeline.script(statement.text)[0]: statement for statement in self.section.statements}
             after = pipeline.execute(count)
             self.finish(pipeline, ran)
-            effect = grants.Effect.of(self.conn.server.name, self.key, before, after)
+            changes = grants.changes(before, after)
+            effect = self.conn.server.name, self.key, changes
             if effect not in self.hooks.harmless:
                 with self.blamed():
                     idle = grants.run(self.conn)
-                if idle and effect.complete:
+                # The catalogs of the first count `grants.sql` always writes to, so that it cannot tell what it found.
+                if idle and changes[:1] == (0,):
                     self.hooks.harmless.add(effect)
 
     @contextmanager
@@ -150,17 +150,13 @@ class Runner:
         if not self.complete:
             pipeline.execute(named["create_table"])
             pipeline.execute(named["complete_table"])
-        version = {"version": self.file.version}
-        if self.taking_back:
-            row = pipeline.execute(named["delete_applied"], **version)
-        else:
-            row = pipeline.execute(
-                named["add_applied"],
-                **version,
-                checksum=self.file.checksum,
-                duration_ms=round(spent.total_seconds() * 1000),
-                applied_by=conn.login,
-            )
+        row = pipeline.execute(
+            named["delete_applied" if self.taking_back else "add_applied"],
+            version=self.file.version,
+            checksum=self.file.checksum,
+            duration_ms=round(spent.total_seconds() * 1000),
+            applied_by=conn.login,
+        )
         record.storing(pipeline, conn.database, reached(self.current, self.done))
         self.send(pipeline, ran)
         if not row.rows:
