@@ -65,9 +65,9 @@ def status(
     wrong: list[Finding] = []
     unvisited: dict[str, PosduifError] = {}
     if verify or sample is not None:
-        from posduif_cli.core.checks import drift
+        from posduif_cli.core.checks import verify as checks
 
-        findings, unvisited = drift.run(app.fleet, tenants=names, sample=sample)
+        findings, unvisited = checks.records(app.fleet, tenants=names, sample=sample)
         wrong = [finding for finding in findings if finding.level is not Level.OK]
         for finding in wrong:
             app.out.warn(f"{finding.subject}: {finding.message}")
@@ -252,15 +252,15 @@ def verify(
 ) -> None:
     """Compare tenants with the files and with each other: checksums, order, and drift of the schema.
 
-    On a server with tenants it runs the migrations in a scratch database, which it drops. It makes no role.
+    On a server with tenants it runs the migrations in a scratch database, which it drops. It creates no role.
     Exits with 1 when there is a difference.
     """
-    from posduif_cli.core.checks import drift
+    from posduif_cli.core.checks import verify
     from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate verify")
-    findings, errors = drift.schemas(app.fleet, tenants=names)
+    findings, errors = verify.schemas(app.fleet, tenants=names)
     shown = findings if list_all or app.out.format != "table" else [f for f in findings if f.level is not Level.OK]
     app.out.list(shown, Finding, empty=f"{counted(len(findings), 'finding')}, all fine")
     app.report_failed(errors, among=names)

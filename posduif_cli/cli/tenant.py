@@ -302,21 +302,20 @@ def verify(
     tenant: options.Tenants = None,
     everyone: options.All = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Repair what is posduif's to repair; the tenant's own table wins.")
+        bool, typer.Option("--repair", help="Repair what posduif may repair; the tenant's own table wins.")
     ] = False,
 ) -> None:
     """Compare records with reality: versions, owner, grants, roles, settings. Exits with 1 if something stays wrong."""
-    from posduif_cli.core.checks import drift
-    from posduif_cli.models.checks import Finding, Level
+    from posduif_cli.core.checks import verify
+    from posduif_cli.models.checks import Finding, Level, Repaired
 
     app = app_of(ctx)
     app.out.expect(Finding)
     names = options.targets(tenant, everyone, "tenant verify")
-    findings, errors = drift.reality(app.fleet, tenants=names, repair=repair)
-    repaired = [finding for finding in findings if finding.level is Level.INFO]
-    app.out.list(findings, Finding, changed=lambda finding: finding in repaired)
-    if repaired:
-        app.out.say(f"{counted(len(repaired), 'finding')} repaired")
+    findings, errors = verify.reality(app.fleet, tenants=names, repair=repair)
+    app.out.list(findings, Finding, changed=lambda finding: isinstance(finding, Repaired))
+    if repaired := sum(isinstance(finding, Repaired) for finding in findings):
+        app.out.say(f"{counted(repaired, 'finding')} repaired")
     app.report_failed(errors, among=names)
     if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
         raise typer.Exit(1)

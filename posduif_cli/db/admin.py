@@ -321,7 +321,14 @@ def decided_pool(session: Session, tenant: str, noted: Record | None) -> int:
     if noted is not None and noted.pool is not None:
         return noted.pool
     limit = session.value(queries.load("db/admin")["read_limit"], role=engine_role(tenant))
-    return configured_pool(session.server) if limit in (None, -1) else max(limit - SPARE, 1)
+    return pool_by(session.server, noted, limit)
+
+
+def pool_by(server: Server, noted: Record | None, limit: int | None) -> int:
+    """Return an engine's pool as `decided_pool` does, by the connection *limit* of its role, None without a role."""
+    if noted is not None and noted.pool is not None:
+        return noted.pool
+    return configured_pool(server) if limit in (None, -1) else max(limit - SPARE, 1)
 
 
 def engine_limit(pool: int) -> int:

@@ -680,7 +680,7 @@ def test_a_faulty_file_fails_the_commands_that_would_run_it_and_no_others(
     assert {row["version"]: row["name"] for row in rows}["1001"] == "bad"
     findings = posduif.json("migrate", "verify", tenant, *folder.option, code=1)
     assert [finding["message"] for finding in findings if finding["level"] == "critical"] == [place]
-    assert [finding["subject"] for finding in findings if finding["check"] == "files"] == ["1001", tenant]
+    assert [finding["subject"] for finding in findings if finding["check"].startswith("files.")] == ["1001", tenant]
     for argv in (("up", tenant), ("up", tenant, "--dry-run")):
         refused = posduif("migrate", *argv, *folder.option, "-o", "json", code=3).error
         assert refused["message"] == place
@@ -855,7 +855,7 @@ def test_a_tenant_that_is_ahead_is_shown_so_and_commands_go_on(posduif: Posduif,
     assert posduif.json("tenant", "show", tenant)["ahead"] == 2
     assert tenant in posduif("migrate", "status", "--all", "-o", "table").out
     report = posduif.json("health", tenant, code=None)
-    [finding] = [finding for finding in report["findings"] if finding["check"] == "schema"]
+    [finding] = [finding for finding in report["findings"] if finding["check"].startswith("schema.")]
     assert (finding["level"], finding["value"]) == ("warning", 2)
     assert "no file for 2 applied migrations" in finding["message"]
     posduif("token", "create", tenant)
@@ -886,5 +886,5 @@ def test_health_names_the_line_of_a_failed_migration(posduif: Posduif, tenant: s
     folder.put("1000_t.sql", "SELECT 1;\nSELECT 1/0;")
     posduif("migrate", "up", tenant, *folder.option, code=7)
     report = posduif.json("health", tenant, *folder.option, code=1)
-    [finding] = [finding for finding in report["findings"] if finding["check"] == "schema"]
+    [finding] = [finding for finding in report["findings"] if finding["check"].startswith("schema.")]
     assert "1000_t.sql:3" in finding["message"]
