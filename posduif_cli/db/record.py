@@ -211,7 +211,8 @@ def put(session: Session, database: str, record: Record) -> None:
 
 def storing(pipeline: Pipeline, database: str, record: Record) -> None:
     """Queue what stores the record of *database* in a transaction; `require_stored` says whether it did."""
-    pipeline.execute("SET LOCAL client_min_messages = warning")
+    if database != pipeline.session.database:  # a session's own cannot go
+        pipeline.execute("SET LOCAL client_min_messages = warning")
     pipeline.execute(
         compose(
             "COMMENT ON DATABASE {database} IS {comment}",
@@ -224,7 +225,7 @@ def storing(pipeline: Pipeline, database: str, record: Record) -> None:
 def require_stored(pipeline: Pipeline, database: str) -> None:
     """Raise OperationFailed unless a pipeline that was sent stored the record of *database*.
 
-    A comment on a database that is gone is a mere warning to PostgreSQL. A session's own database cannot go.
+    A comment on a database that is gone is a mere warning to PostgreSQL.
     """
     if UNDEFINED_DATABASE in pipeline.warnings:
         raise OperationFailed(
