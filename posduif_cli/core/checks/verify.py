@@ -11,6 +11,7 @@ from datetime import timedelta
 from posduif_cli.core.checks import registry, rights, tenant
 from posduif_cli.core.checks.check import Check, Verdict
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Outside, Recorded, TenantFacts, known
+from posduif_cli.core.checks.visits import T, visit
 from posduif_cli.core.fleet.fleet import Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
@@ -41,7 +42,7 @@ def records(fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None =
         facts = Recorded(subject=conn.database, folders=fleet.folders, record=noted, applied=done)
         return registry.judge("migrate status", "tenant", facts)
 
-    return _visit(fleet, chosen, errors, look)
+    return _visit(fleet, chosen, errors, look, named=tenants is not None)
 
 
 def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
@@ -60,7 +61,8 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     else:
         chosen, unasked = fleet.choose(tenants)
     live, errors = _live(chosen, unasked, tenants)
-    findings, errors = _visit(fleet, live, errors, Inspector(fleet.folders, outside, repair=repair).visit)
+    inspector = Inspector(fleet.folders, outside, repair=repair)
+    findings, errors = _visit(fleet, live, errors, inspector.visit, named=tenants is not None)
     for half in chosen:
         if half.state not in (*tenant.VISITED, State.MOVED):
             found = tenant.state(TenantFacts(half, known(half)))
@@ -220,11 +222,7 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     findings = registry.judge("migrate verify", "file", Files(faults))
     clusters: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[str, tuple[Thing, ...]] = {}
-    for each, result in fleet.each(chosen, look):
-        if isinstance(result, PosduifError):
-            errors[label(each, errors)] = result
-            continue
-        migrations, half, things = result
+    for each, (migrations, half, things) in _each(fleet, chosen, errors, look, named=tenants is not None):
         facts = Applied(subject=each.tenant, folders=folders, half=half, migrations=migrations)
         found = registry.judge("migrate verify", "tenant", facts)
         findings += [fleet.locate(finding, each.server) for finding in found]
@@ -240,15 +238,29 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
 
 
 def _visit(
-    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]]
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]], *, named: bool
 ) -> tuple[list[Finding], Errors]:
     findings: list[Finding] = []
-    for each, result in fleet.each(chosen, look):
-        if isinstance(result, PosduifError):
-            errors[label(each, errors)] = result
-        else:
-            findings += [fleet.locate(finding, each.server) for finding in result]
+    for each, result in _each(fleet, chosen, errors, look, named=named):
+        findings += [fleet.locate(finding, each.server) for finding in result]
     return findings, errors
+
+
+def _each(
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], T], *, named: bool
+) -> Iterator[tuple[Tenant, T]]:
+    """Yield each tenant that was visited with the result, and add the others' errors to *errors*.
+
+    A server that went away is one error, unless its tenants were *named*.
+    """
+    results, away = visit(fleet, chosen, look)
+    for each, result in results:
+        if not isinstance(result, PosduifError):
+            yield each, result
+        elif result is away.get(each.server) and not named:
+            errors[f"server {each.server}"] = away[each.server]
+        else:
+            errors[label(each, errors)] = result
 
 
 def _live(chosen: Sequence[Tenant], errors: Errors, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
