@@ -16,6 +16,7 @@ from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import history
 from posduif_cli.core.schema.inventory import Thing
+from posduif_cli.db import embedded
 from posduif_cli.db.session import Session
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.servers import Server
@@ -23,7 +24,7 @@ from posduif_cli.models.tenants import State, Tenant
 from support.folder import Folder
 from support.kills import kill
 from support.runner import Posduif
-from support.servers import PgServer
+from support.servers import PgServer, private
 from support.sources import BUNDLED, LATEST, REPO
 from support.tenants import forget, note, record, versions
 from support.terminal import on_terminal
@@ -321,6 +322,24 @@ def test_what_is_no_whole_tenant_is_told_from_one_answer(posduif: Posduif, serve
     assert errors == {}
     [found] = [finding for finding in findings if finding.subject == tenant]
     assert (found.check, str(found.fix)) == ("tenant.state", f"posduif tenant create {tenant}")
+
+
+def test_a_server_that_goes_away_is_told_once(run_on: Any) -> None:
+    with private() as dying:
+        assert dying.data_dir is not None
+        posduif, folder = run_on(dying), dying.data_dir
+        for name in ("anna", "bert", "carl"):
+            posduif("tenant", "create", name)
+
+        class Dying(Fleet):
+            def ask(self, question: Any, **limits: Any) -> dict[str, Any]:
+                answers = super().ask(question, **limits)
+                embedded.stop(folder)
+                return answers
+
+        findings, errors = verify.reality(Dying((Server("eu1", dying.dsn),), "test"), tenants=None)
+        assert findings == []
+        assert [(name, error.exit_code) for name, error in errors.items()] == [("server eu1", 6)]
 
 
 @pytest.mark.parametrize("state", ["provisioning", "dropping", "moving", "restoring"])

@@ -11,6 +11,7 @@ from posduif_cli.core.checks import registry
 from posduif_cli.core.checks.check import Verdict
 from posduif_cli.core.checks.facts import ServerFacts, TenantFacts, known
 from posduif_cli.core.checks.tenant import VISITED
+from posduif_cli.core.checks.visits import visit
 from posduif_cli.core.fleet import run
 from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split
 from posduif_cli.core.schema import history
@@ -26,12 +27,9 @@ from posduif_cli.errors import (
     PosduifError,
     QueryFailed,
     Run,
-    ServerFull,
-    ServerUnreachable,
     TenantNotFound,
 )
 from posduif_cli.models.checks import Finding, Health, IndexUse, Level, ServerHealth, TableSize, TenantHealth
-from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Tenant
 
 T = TypeVar("T")
@@ -78,8 +76,10 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         away = ServerFacts(ServerHealth(name, False), error=lost.get(name), affected=tuple(missing))
         servers.append(away if name in lost else told[name].facts)
 
-    gone: dict[str, ServerUnreachable] = {}
-    results = _ask_tenants(fleet, [t for t in chosen if t.state in VISITED and t.schema_version is not None], gone)
+    here = [tenant for tenant in chosen if tenant.state in VISITED and tenant.schema_version is not None]
+    by_place = {(tenant.server, tenant.tenant): tenant for tenant in here}
+    answers, gone = visit(fleet, here, partial(_look, by_place))
+    results = dict(answers)
     dropped = {tenant for tenant, result in results.items() if isinstance(result, TenantNotFound)}
     if wanted and dropped:
         raise next(result for result in results.values() if isinstance(result, TenantNotFound))
@@ -217,28 +217,6 @@ def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> _Answe
         login=session.login,
         member=bool(session.member),
     )
-
-
-def _ask_tenants(
-    fleet: Fleet, tenants: Sequence[Tenant], away: dict[str, ServerUnreachable]
-) -> dict[Tenant, TenantFacts | PosduifError]:
-    """Look into tenants, several at once; *away* becomes the servers that went away, which are asked no further."""
-
-    def enter(server: Server, name: str) -> Session:
-        if server.name in away:
-            raise away[server.name]
-        try:
-            return fleet.enter(server, name)
-        except ServerUnreachable:
-            try:
-                fleet.maintenance(server).close()
-            except ServerUnreachable as error:
-                if not isinstance(error, ServerFull):
-                    raise away.setdefault(server.name, error) from None
-            raise
-
-    named = {(tenant.server, tenant.tenant): tenant for tenant in tenants}
-    return dict(fleet.each(tenants, partial(_look, named), enter=enter))
 
 
 def _look(tenants: Mapping[tuple[str, str], Tenant], session: Session) -> TenantFacts:

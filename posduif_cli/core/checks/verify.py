@@ -5,12 +5,13 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from posduif_cli.core.checks import registry, rights, tenant
 from posduif_cli.core.checks.check import Check, Verdict
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Outside, Recorded, TenantFacts, known
+from posduif_cli.core.checks.visits import T, visit
 from posduif_cli.core.fleet.fleet import Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
@@ -41,7 +42,7 @@ def records(fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None =
         facts = Recorded(subject=conn.database, folders=fleet.folders, record=noted, applied=done)
         return registry.judge("migrate status", "tenant", facts)
 
-    return _visit(fleet, chosen, errors, look)
+    return _visit(fleet, chosen, errors, look, named=tenants is not None)
 
 
 def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
@@ -60,7 +61,8 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     else:
         chosen, unasked = fleet.choose(tenants)
     live, errors = _live(chosen, unasked, tenants)
-    findings, errors = _visit(fleet, live, errors, Inspector(fleet.folders, outside, repair=repair).visit)
+    inspector = Inspector(fleet.folders, outside, repair=repair)
+    findings, errors = _visit(fleet, live, errors, inspector.visit, named=tenants is not None)
     for half in chosen:
         if half.state not in (*tenant.VISITED, State.MOVED):
             found = tenant.state(TenantFacts(half, known(half)))
@@ -71,6 +73,20 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
 def _ask(fleet: Fleet, session: Session) -> tuple[list[Tenant], dict[str, Outside]]:
     found = fleet.list_on(session)
     return found, rights.outside(session, [each.tenant for each in found])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a tenant's catalogs: the OIDs of its own objects, and all rows as text."""
+
+    oids: Sequence[int]
+    text: str
+
+    @property
+    def even(self) -> str:
+        """The text with the tenant's own OIDs replaced by their ranks: they differ where each ran its migrations."""
+        ranks = {str(oid): f"#{rank}" for rank, oid in enumerate(self.oids)}
+        return _OID.sub(lambda oid: ranks.get(oid[0], oid[0]), self.text)
 
 
 class Inspector:
@@ -91,56 +107,53 @@ class Inspector:
         """Return the findings on the tenant that *conn* is in, repaired where that was asked for and is possible."""
         if self._repair:
             conn.require_admin()
-        rows = _catalog(conn) if self._outside else []
-        if found := self._glance(conn, rows):
+        rows = _catalogs(conn) if self._outside else None
+        if rows and (found := self._glance(conn, rows)):
             return found
         facts = rights.inspect(conn, self._folders)
         found = registry.judge("tenant verify", "tenant", facts)
         if self._repair and not _fine(found):
             return _repair(conn, self._folders)
         # What an adoption accepted is no finding, but for its own tenant only.
-        if rows and _fine(found) and not facts.inside.strangers and _catalog(conn) == rows:
-            self._clean |= {_mark(conn, rows, facts.applied), _even(conn, rows, facts.applied)}
+        if rows and _fine(found) and not facts.inside.strangers and _catalogs(conn) == rows:
+            self._clean |= {self._mark(conn, rows.text, facts.applied), self._mark(conn, rows.even, facts.applied)}
         return found
 
-    def _glance(self, conn: Session, rows: Sequence[tuple[int, str]]) -> list[Finding]:
+    def _glance(self, conn: Session, rows: _Rows) -> list[Finding]:
         """Return the findings on a tenant that is fine and like one that was inspected; none where that is not sure."""
         outside = self._outside.get((conn.server.name, conn.database))
         noted = record.parse(outside.comment) if outside else None
-        if not self._clean or outside is None or noted is None or outside.shut_out:
+        if not self._clean or outside is None or noted is None or outside.shut_out or history.PROGRESS in rows.text:
             return []
         facts = Inspection(
             subject=conn.database, folders=self._folders, record=noted, applied=frozenset(history.applied(conn)),
-            half=history.half_done(conn), server=conn.server, outside=outside,
+            server=conn.server, outside=outside,
         )  # fmt: skip
         found = registry.judge("tenant verify", "tenant", facts)
-        if not _fine(found):
-            return []
-        mark = _mark(conn, rows, facts.applied)
-        if mark not in self._clean and _even(conn, rows, facts.applied) not in self._clean:
+        mark = self._mark(conn, rows.text, facts.applied)
+        if not _fine(found) or (
+            mark not in self._clean and self._mark(conn, rows.even, facts.applied) not in self._clean
+        ):
             return []
         self._clean.add(mark)
         return found
 
+    def _mark(self, conn: Session, text: str, applied: frozenset[str]) -> str:
+        """Return a hash of a tenant's catalogs and versions, and of its server, whose roles the rows refer to."""
+        return hashlib.sha256("\n".join([conn.server.name, *sorted(applied), text]).encode()).hexdigest()
 
-def _catalog(conn: Session) -> list[tuple[int, str]]:
-    return conn.tuples(queries.load("checks/rights")["list_catalog"])
+
+def _catalogs(conn: Session) -> _Rows:
+    named = queries.load("checks/rights")
+    oids, text, more = conn.tuples(named["read_catalogs"])[0]
+    if not more:
+        return _Rows(oids, text)
+    further, rest = conn.tuples(named["read_rare_catalogs"])[0]
+    return _Rows(oids + (further or []), f"{text}\n{rest}")
 
 
 def _fine(findings: Sequence[Finding]) -> bool:
     return all(finding.level is Level.OK for finding in findings)
-
-
-def _mark(conn: Session, rows: Sequence[tuple[int, str]], applied: frozenset[str]) -> str:
-    """Return a hash of a tenant's catalogs and versions, and of its server, whose roles the rows refer to."""
-    text = "\n".join([conn.server.name, *sorted(applied), *(text for _, text in rows)])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _even(conn: Session, rows: Sequence[tuple[int, str]], applied: frozenset[str]) -> str:
-    """Return the same hash with the tenant's own OIDs replaced by their ranks: they differ where a migration ran."""
-    ranks = {str(oid): f"#{rank}" for rank, (oid, _) in enumerate(rows)}
-    return _mark(conn, [(0, _OID.sub(lambda oid: ranks.get(oid[0], oid[0]), text)) for _, text in rows], applied)
 
 
 def _repair(conn: Session, folders: Folders) -> list[Finding]:
@@ -209,11 +222,7 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     findings = registry.judge("migrate verify", "file", Files(faults))
     clusters: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[str, tuple[Thing, ...]] = {}
-    for each, result in fleet.each(chosen, look):
-        if isinstance(result, PosduifError):
-            errors[label(each, errors)] = result
-            continue
-        migrations, half, things = result
+    for each, (migrations, half, things) in _each(fleet, chosen, errors, look, named=tenants is not None):
         facts = Applied(subject=each.tenant, folders=folders, half=half, migrations=migrations)
         found = registry.judge("migrate verify", "tenant", facts)
         findings += [fleet.locate(finding, each.server) for finding in found]
@@ -229,15 +238,29 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
 
 
 def _visit(
-    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]]
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]], *, named: bool
 ) -> tuple[list[Finding], Errors]:
     findings: list[Finding] = []
-    for each, result in fleet.each(chosen, look):
-        if isinstance(result, PosduifError):
-            errors[label(each, errors)] = result
-        else:
-            findings += [fleet.locate(finding, each.server) for finding in result]
+    for each, result in _each(fleet, chosen, errors, look, named=named):
+        findings += [fleet.locate(finding, each.server) for finding in result]
     return findings, errors
+
+
+def _each(
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], T], *, named: bool
+) -> Iterator[tuple[Tenant, T]]:
+    """Yield each tenant that was visited with the result, and add the others' errors to *errors*.
+
+    A server that went away is one error, unless its tenants were *named*.
+    """
+    results, away = visit(fleet, chosen, look)
+    for each, result in results:
+        if not isinstance(result, PosduifError):
+            yield each, result
+        elif result is away.get(each.server) and not named:
+            errors[f"server {each.server}"] = away[each.server]
+        else:
+            errors[label(each, errors)] = result
 
 
 def _live(chosen: Sequence[Tenant], errors: Errors, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:

@@ -13,6 +13,7 @@ from posduif_cli.models.tenants import State, Tenant
 from posduif_cli.models.values import Instant
 
 NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
+PROGRESS = "posduif_migration_progress"  # the table of files that were begun
 DOWN = ":down"  # behind the version of a file that is being taken back, in the progress table
 
 

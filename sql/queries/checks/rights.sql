@@ -2,15 +2,17 @@
 
 -- name: describe_tenants
 -- Tenants' databases and their engines' roles, one row each, from any session of their server.
+WITH people AS MATERIALIZED (
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
+), administered AS MATERIALIZED ( -- all at once: PostgreSQL keeps the memberships of the last role only
+    SELECT oid FROM pg_roles WHERE pg_has_role(to_regrole('posduif_admin')::oid, oid, 'USAGE')
+)
 SELECT d.datname::text AS tenant,
        d.datconnlimit AS database_limit,
-       EXISTS (SELECT 1 FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a WHERE a.grantee = 0) AS public,
-       (SELECT array_agg(DISTINCT a.grantee::regrole::text) FROM aclexplode(d.datacl) a
-        WHERE a.grantee NOT IN (0, d.datdba, coalesce(r.oid, 0))
-          AND a.grantee::regrole::text NOT IN ('posduif_support', 'posduif_health', 'posduif_cron')) AS others,
+       a.public,
+       a.others,
        coalesce('TimeZone=UTC' = ANY (s.setconfig), false) AS database_utc,
-       coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
-                 WHERE s.setdatabase = d.oid AND s.setrole = r.oid), false) AS role_utc,
+       coalesce('TimeZone=UTC' = ANY (e.setconfig), false) AS role_utc,
        (SELECT array_agg(split_part(setting, '=', 1)) FROM unnest(s.setconfig) setting
         WHERE split_part(setting, '=', 1) IN ('role', 'session_authorization', 'search_path')) AS steering,
        r.oid IS NOT NULL AS has_role,
@@ -22,15 +24,22 @@ SELECT d.datname::text AS tenant,
        shobj_description(r.oid, 'pg_authid') AS intent,
        coalesce((SELECT array_agg(g.rolname::text) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
                  WHERE m.member = r.oid), '{}') AS memberships,
-       coalesce(pg_has_role(to_regrole('posduif_admin')::oid, r.oid, 'USAGE'), false) AS administered,
-       EXISTS (SELECT 1 FROM aclexplode(d.datacl) a WHERE a.grantee = r.oid AND a.privilege_type = 'CONNECT') AS may_connect,
-       (SELECT array_agg(g.rolname::text) FROM pg_roles g
-        WHERE g.rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
-          AND NOT has_database_privilege(g.oid, d.oid, 'CONNECT')) AS shut_out,
+       EXISTS (SELECT 1 FROM administered WHERE administered.oid = r.oid) AS administered,
+       coalesce(r.oid = ANY (a.connecting), false) AS may_connect,
+       (SELECT array_agg(g.rolname::text) FROM people g WHERE g.oid <> ALL (a.connecting)) AS shut_out,
        shobj_description(d.oid, 'pg_database') AS comment
 FROM pg_database d
 LEFT JOIN pg_roles r ON r.rolname = d.datname || '_engine'
 LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0
+LEFT JOIN pg_db_role_setting e ON e.setdatabase = d.oid AND e.setrole = r.oid
+CROSS JOIN LATERAL (
+    SELECT bool_or(x.grantee = 0) AS public,
+           array_agg(DISTINCT x.grantee::regrole::text) FILTER (
+               WHERE x.grantee NOT IN (0, d.datdba, coalesce(r.oid, 0)) AND NOT EXISTS (SELECT 1 FROM people WHERE oid = x.grantee)
+           ) AS others,
+           coalesce(array_agg(x.grantee) FILTER (WHERE x.privilege_type = 'CONNECT'), '{}') AS connecting
+    FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x
+) AS a
 WHERE d.datname = ANY (%(tenants)s);
 
 -- name: find_creators
@@ -84,32 +93,44 @@ WHERE NOT EXISTS (
     WHERE pg_get_userbyid(defaclrole) = 'posduif_admin' AND defaclnamespace = 0 AND defaclobjtype = 'f'
       AND NOT EXISTS (SELECT FROM aclexplode(defaclacl) a WHERE a.grantee = 0));
 
--- name: list_catalog
--- The rows of the catalogs that an inspection reads, for all that was not made by initdb: an OID and the row as text. They
--- are in the order of OIDs within each catalog. Left out are
--- statistics, what VACUUM and TRUNCATE change, and the values of columns in rows older than they.
-SELECT oid, text FROM (
-    SELECT 1 AS part, oid, n::text AS text FROM pg_namespace n WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+-- name: read_catalogs
+-- The rows of the catalogs that an inspection reads, for all that was not made by initdb, in one row: their OIDs, their
+-- text, and whether `read_rare_catalogs` has more, which their flags and dependencies tell: each further catalog costs a
+-- new session as much as many rows. They are in the order of OIDs within each catalog. Left out are statistics, what VACUUM
+-- and TRUNCATE change, the types of rows and arrays, and what the row of a column says, too.
+SELECT array_agg(oid::int8 ORDER BY part, oid), string_agg(text, E'\n' ORDER BY part, oid), bool_or(more)
+FROM (
+    SELECT 1 AS part, oid, n::text AS text, false AS more
+    FROM pg_namespace n WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
     UNION ALL
-    SELECT 2, oid, ROW(oid, relname, relnamespace, reltype, reloftype, relowner, relam, relpersistence, relkind, relhasrules,
+    SELECT 2, oid, ROW(oid, relname, relnamespace, reloftype, relowner, relam, relpersistence, relkind, relhasrules,
                        relhastriggers, relhassubclass, relrowsecurity, relforcerowsecurity, relispartition, relacl,
-                       reloptions, relpartbound)::text
+                       reloptions, relpartbound)::text, relhasrules OR relhassubclass OR relispartition
     FROM pg_class WHERE oid >= 16384 AND relnamespace <> 99 -- pg_toast
     UNION ALL
     SELECT 3, attrelid, ROW(attrelid, attname, atttypid, attnum, atttypmod, attnotnull, atthasdef, attidentity, attgenerated,
-                            attisdropped, attislocal, attinhcount, attcollation, attacl, attoptions)::text
+                            attisdropped, attislocal, attinhcount, attcollation, attacl, attoptions)::text, false
     FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0
-    UNION ALL SELECT 4, oid, d::text FROM pg_attrdef d WHERE oid >= 16384
-    UNION ALL SELECT 5, oid, c::text FROM pg_constraint c WHERE oid >= 16384
-    UNION ALL SELECT 6, indexrelid, i::text FROM pg_index i WHERE indexrelid >= 16384
-    UNION ALL SELECT 7, oid, t::text FROM pg_trigger t WHERE oid >= 16384
-    UNION ALL SELECT 8, oid, p::text FROM pg_proc p WHERE oid >= 16384
-    UNION ALL SELECT 9, oid, t::text FROM pg_type t WHERE oid >= 16384
-    UNION ALL SELECT 10, oid, r::text FROM pg_rewrite r WHERE oid >= 16384
-    UNION ALL SELECT 11, oid, p::text FROM pg_policy p WHERE oid >= 16384
-    UNION ALL SELECT 12, oid, s::text FROM pg_statistic_ext s WHERE oid >= 16384
-    UNION ALL SELECT 13, inhrelid, i::text FROM pg_inherits i
-    UNION ALL SELECT 14, oid, o::text FROM pg_operator o WHERE oid >= 16384
-    UNION ALL SELECT 15, oid, d::text FROM pg_default_acl d
-    UNION ALL SELECT 16, objid, d::text FROM pg_depend d WHERE deptype = 'e'
-) AS s ORDER BY part, oid;
+    UNION ALL SELECT 4, oid, d::text, false FROM pg_attrdef d WHERE oid >= 16384
+    UNION ALL SELECT 5, oid, c::text, false FROM pg_constraint c WHERE oid >= 16384 AND contype <> 'n'
+    UNION ALL SELECT 6, indexrelid, i::text, false FROM pg_index i WHERE indexrelid >= 16384
+    UNION ALL SELECT 7, oid, t::text, false FROM pg_trigger t WHERE oid >= 16384
+    UNION ALL SELECT 8, oid, p::text, false FROM pg_proc p WHERE oid >= 16384
+    UNION ALL SELECT 9, oid, t::text, false FROM pg_type t WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
+    UNION ALL SELECT 10, oid, d::text, false FROM pg_default_acl d
+    UNION ALL
+    SELECT 11, objid, d::text, deptype <> 'e' FROM pg_depend d
+    WHERE deptype = 'e' OR objid >= 16384 AND classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass,
+                                                           'pg_statistic_ext'::regclass, 'pg_operator'::regclass)
+) AS s;
+
+-- name: read_rare_catalogs
+-- The rows of the catalogs that most tenants have no rows of their own in, as `read_catalogs` has the others.
+SELECT array_agg(oid::int8 ORDER BY part, oid), string_agg(text, E'\n' ORDER BY part, oid)
+FROM (
+    SELECT 1 AS part, oid, r::text AS text FROM pg_rewrite r WHERE oid >= 16384
+    UNION ALL SELECT 2, oid, p::text FROM pg_policy p
+    UNION ALL SELECT 3, oid, s::text FROM pg_statistic_ext s
+    UNION ALL SELECT 4, inhrelid, i::text FROM pg_inherits i
+    UNION ALL SELECT 5, oid, o::text FROM pg_operator o WHERE oid >= 16384
+) AS s;
