@@ -1,11 +1,9 @@
-"""What every command gets: the global options, and what they lead to, made when it is first asked for."""
+"""What every command gets: the global options, and what follows from them, made when it is first asked for."""
 
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from posduif_cli import notation
 from posduif_cli.config import load as configuration
 from posduif_cli.config.load import Config
 from posduif_cli.errors import ConfirmationMissing, NoServer, PartialFailure, PosduifError, Run, ServerUnreachable
@@ -21,7 +18,7 @@ from posduif_cli.notation import counted as counted
 from posduif_cli.notation import listed
 
 if TYPE_CHECKING:
-    from posduif_cli.core.fleet.fleet import Fleet, Session
+    from posduif_cli.core.fleet.fleet import Fleet
     from posduif_cli.core.folders import Folders
     from posduif_cli.models.runs import Plan
     from posduif_cli.models.servers import Server
@@ -104,7 +101,7 @@ class Noun(typer.Typer):
         )
 
     def verb(self, name: str, *, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register a command; *example* stands in its help and is run by a test."""
+        """Register a command; *example* is shown in its help and run by a test."""
         return self.command(
             name,
             cls=Command,
@@ -193,14 +190,8 @@ class App:
         self.out.say(f"{'started' if started else 'using'} the embedded server in {self.config.data_dir}")
         return server
 
-    @contextmanager
-    def tenant(self, name: str) -> "Iterator[Session]":
-        """Open a session in a tenant's database."""
-        with self.fleet.open(name) as conn:
-            yield conn
-
     def report_ended(self) -> None:
-        """Name on stderr the sessions of engines that were ended because they were in the way."""
+        """Name on stderr the sessions of engines that were ended because they held locks."""
         if "fleet" in self.__dict__:
             for who in self.fleet.ended:
                 self.out.warn(f"ended {who}")
@@ -253,7 +244,7 @@ class App:
     def confirm(self, expected: str, given: str | None, danger: str) -> None:
         """Have a destructive command confirmed by the name of what it destroys.
 
-        Asked for on a terminal; raises ConfirmationMissing where nobody can be asked or the name differs.
+        Asked for on a terminal; raises ConfirmationMissing without a terminal, or where the name differs.
         """
         if given is None and self.interactive and not self.out.machine:
             given = self.out.ask(danger, f"Type {expected} to go on:")
@@ -263,10 +254,6 @@ class App:
                 why="nothing was changed" + (f"; {given} is not {expected}" if given else "; it was not confirmed"),
                 hint=f"add --confirm {expected}",
             )
-
-    def duration(self, text: str | None, fallback: timedelta, *, zero: bool = False) -> timedelta:
-        """Read a duration option, 0 only with *zero*; raises InvalidDuration."""
-        return fallback if text is None else notation.duration(text, zero=zero)
 
 
 def program() -> str:
@@ -279,7 +266,7 @@ def program() -> str:
 
 
 def _of(name: str, error: PosduifError) -> str:
-    """Say an error of a tenant or server in one line, naming it once."""
+    """Return an error of a tenant or server in one line that names it once."""
     return error.sentence if name in error.message else f"{name}: {error.sentence}"
 
 

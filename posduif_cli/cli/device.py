@@ -18,8 +18,8 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
     from posduif_cli.models.desk import Device
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = devices.find_all(conn, limit=limit, offset=offset)
+    with app.fleet.open(tenant) as place:
+        found = devices.find_all(place.session, limit=limit, offset=offset)
     app.out.list(found, Device, empty=Run("token", "create", tenant, lead="no devices"))
 
 
@@ -33,6 +33,6 @@ def show(
     from posduif_cli.core.desk import devices
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = devices.find(conn, device=device)
+    with app.fleet.open(tenant) as place:
+        found = devices.find(place.session, device=device)
     app.out.show(found)

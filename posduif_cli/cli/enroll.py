@@ -34,7 +34,7 @@ def complete(
     app = app_of(ctx)
     app.out.expect(Enrollment)
     name, secret = which(app, tenant, token)
-    with app.tenant(name) as conn:
-        enrollment = enrollments.complete(conn, token=secret, device=device, username=username)
+    with app.fleet.open(name) as place:
+        enrollment = enrollments.complete(place.session, token=secret, device=device, username=username)
     app.out.say(f"{username} enrolled device {device} in tenant {name}")
     app.out.show(enrollment, changed=True)

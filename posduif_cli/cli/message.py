@@ -47,8 +47,8 @@ def send(
     app = app_of(ctx)
     app.out.expect(Message)
     content = read_text(text)
-    with app.tenant(tenant) as conn:
-        message = messages.send(conn, sender=sender, recipient=recipient, text=content)
+    with app.fleet.open(tenant) as place:
+        message = messages.send(place.session, sender=sender, recipient=recipient, text=content)
     app.out.say(f"message {message.id} sent to {message.recipient}")
     app.out.show(message, changed=True)
 
@@ -66,8 +66,8 @@ def inbox(
     from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = messages.inbox(conn, user=user, limit=limit, offset=offset)
+    with app.fleet.open(tenant) as place:
+        found = messages.inbox(place.session, user=user, limit=limit, offset=offset)
     app.out.list(found, Message, empty="no messages")
 
 
@@ -77,8 +77,8 @@ def unread(ctx: typer.Context, tenant: options.Tenant, user: User) -> None:
     from posduif_cli.core.desk import messages
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = messages.unread(conn, user=user)
+    with app.fleet.open(tenant) as place:
+        found = messages.unread(place.session, user=user)
     app.out.show(found)
 
 
@@ -95,8 +95,8 @@ def pending(
     from posduif_cli.models.desk import Message
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = messages.pending(conn, device=device, limit=limit, offset=offset)
+    with app.fleet.open(tenant) as place:
+        found = messages.pending(place.session, device=device, limit=limit, offset=offset)
     app.out.list(found, Message, empty="nothing waits for this device")
 
 
@@ -113,7 +113,7 @@ def mark(
 
     app = app_of(ctx)
     app.out.expect(Message)
-    with app.tenant(tenant) as conn:
-        found, changed = messages.mark(conn, message=message, status=status.value)
+    with app.fleet.open(tenant) as place:
+        found, changed = messages.mark(place.session, message=message, status=status.value)
     app.out.say(f"message {found.id} {'is now' if changed else 'was already'} {found.status}")
     app.out.show(found, changed=changed)

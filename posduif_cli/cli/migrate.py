@@ -10,6 +10,7 @@ import typer
 from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import PosduifError, Run, UsageError
+from posduif_cli.notation import duration
 
 app = Noun(help="Bring tenants to the newest schema, and see who is where.")
 
@@ -83,8 +84,8 @@ def list_(ctx: typer.Context, tenant: options.Tenant) -> None:
     from posduif_cli.models.schema import Migration
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = history.read(conn, folders=app.fleet.folders)
+    with app.fleet.open(tenant) as place:
+        found = history.read(place.session, folders=app.fleet.folders)
     app.out.list(found, Migration, empty="no migrations")
     name_faults(app)
 
@@ -123,7 +124,7 @@ def up(
         name_faults(app)
         app.report_failed(errors, among=names)
         return
-    pace = Pace(jobs, split(wave), max_failures, app.duration(pause, timedelta(0)))
+    pace = Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
     with runs.watched(app, pace) as run:
 
         def tell_risks(versions: set[str]) -> None:
@@ -215,12 +216,13 @@ def abandon(
 
     Only files with transaction:false can be applied by half.
     """
-    from posduif_cli.core.schema import apply
+    from posduif_cli.core.schema import half
     from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        begun = apply.abandoning(conn, version, folders=app.folders)
+    with app.fleet.open(tenant) as place:
+        conn = place.session
+        begun = half.abandoning(conn, version, folders=app.folders)
         stays = [
             f"statement {each.number}{'' if each.done else ' (begun, perhaps done)'}"
             + (f": {each.text}" if each.text else "")
@@ -236,7 +238,7 @@ def abandon(
         if begun:
             listing = "".join(f"\n  {line}" for line in stays)
             app.confirm(tenant, confirm, f"abandon migration {version} of {tenant}; this stays done:{listing}")
-        changed = apply.abandon(conn, version, folders=app.folders, planned=begun)
+        changed = half.abandon(conn, version, folders=app.folders, planned=begun)
     if changed:
         app.out.say(f"migration {version} of {tenant} is abandoned; what stays done: {len(begun)} of its statements")
     else:

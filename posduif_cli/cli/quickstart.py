@@ -80,26 +80,26 @@ def _tenant(app: App, walk: Walk) -> None:
     from posduif_cli.core.tenants import create
 
     with suppress(TenantNotFound):
-        _, found = app.fleet.find(TENANT)
-        if found.state == "active":
+        if app.fleet.find(TENANT).tenant.state == "active":
             walk.step(f"tenant show {TENANT}", changed=False, told=f"tenant {TENANT} is there already")
             return
     quickstart.note(app.config.data_dir, f"tenant {TENANT}")
-    created = create.create(app.fleet, name=TENANT, web_user=WEB_USER, if_not_exists=True)
-    schema = created.tenant.schema_version
-    told = f"tenant {TENANT} created: database {TENANT} at schema {schema}, web user {WEB_USER}"
-    walk.step(f"tenant create {TENANT} --web-user {WEB_USER}", changed=created.changed, told=told)
+    wanted = create.Wanted(TENANT, web_user=WEB_USER)
+    tenant, changed = create.create(app.fleet, wanted, if_not_exists=True)
+    told = f"tenant {TENANT} created: database {TENANT} at schema {tenant.schema_version}, web user {WEB_USER}"
+    walk.step(f"tenant create {TENANT} --web-user {WEB_USER}", changed=changed, told=told)
 
 
 def _phone(app: App, walk: Walk) -> None:
     from posduif_cli.cli.token import Qr, present
     from posduif_cli.core.desk import devices, enrollments, tokens
 
-    with app.tenant(TENANT) as conn:
+    with app.fleet.open(TENANT) as place:
+        conn = place.session
         try:
             device = devices.find(conn, device=PHONE)
         except DeviceNotFound:
-            issued = tokens.create(conn, by=WEB_USER, label=MOBILE_USER)
+            issued = tokens.create(place, by=WEB_USER, label=MOBILE_USER)
             walk.step(
                 f"token create {TENANT} --by {WEB_USER} --for {shlex.quote(MOBILE_USER)}",
                 changed=True,
@@ -121,12 +121,12 @@ def _phone(app: App, walk: Walk) -> None:
 def _message(app: App, walk: Walk) -> None:
     from posduif_cli.core.desk import devices, messages, users
 
-    with app.tenant(TENANT) as conn:
-        recipient = devices.find(conn, device=PHONE).username
-        sender = users.ensure_web(conn, username=WEB_USER).username
-        message = messages.send(conn, sender=sender, recipient=recipient, text=TEXT)
+    with app.fleet.open(TENANT) as place:
+        recipient = devices.find(place.session, device=PHONE).username
+        user, _ = users.create_if_missing(place.session, username=WEB_USER, user_type="web")
+        message = messages.send(place.session, sender=user.username, recipient=recipient, text=TEXT)
     walk.step(
-        f"message send {TENANT} --from {shlex.quote(sender)} --to {shlex.quote(recipient)} {shlex.quote(TEXT)}",
+        f"message send {TENANT} --from {shlex.quote(user.username)} --to {shlex.quote(recipient)} {shlex.quote(TEXT)}",
         changed=True,
         told=f"message {message.id} waits for the phone ({message.status})",
     )

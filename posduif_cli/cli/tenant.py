@@ -1,10 +1,10 @@
 """`posduif tenant`: create, list, show, change and drop tenants."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,11 @@ from posduif_cli.cli import options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import Busy, ConfigurationError, Run, TenantExists, UsageError
 from posduif_cli.notation import moment
+
+if TYPE_CHECKING:
+    from posduif_cli.core.fleet.fleet import Fleet, Found
+    from posduif_cli.core.fleet.steps import Deed
+    from posduif_cli.models.tenants import Loss
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -47,7 +52,7 @@ class Keeper:
 
 
 def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
-    """Return who takes the password: nobody where it could only go into a pipe or JSON."""
+    """Return what takes the password; None where it could only go into a pipe or JSON."""
     import sys
 
     shown = app.out.format == "table" and not app.out.quiet and sys.stdout.isatty() and sys.stderr.isatty()
@@ -55,7 +60,7 @@ def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
 
 
 def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
-    """Return who takes the passwords of many tenants: one file each in *folder*, or nobody.
+    """Return what takes the passwords of many tenants: one file each in *folder*; nothing without a folder.
 
     Raises ConfigurationError where the folder cannot be made.
     """
@@ -76,10 +81,13 @@ def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
 
 
 def _never_kept(tenant: str, file: Path) -> TenantExists:
-    return TenantExists(
-        f"tenant {tenant} exists, and its engine's password cannot be read again for {file}",
-        hint=Run("tenant", "rotate-password", tenant, "--engine-config", str(file)),
-    )
+    message = f"tenant {tenant} exists, and its engine's password cannot be read again for {file}"
+    return TenantExists(message, hint=_rotate(tenant, file=str(file)))
+
+
+def _rotate(tenant: str, lead: str = "", *, file: str = "FILE") -> Run:
+    """Return the command that gives a tenant's engine a password."""
+    return Run("tenant", "rotate-password", tenant, "--engine-config", file, lead=lead)
 
 
 @app.verb("create", example="posduif tenant create acme --url https://acme.example.com --if-not-exists")
@@ -134,29 +142,24 @@ def create(
 
     if not dry_run:
         app.out.expect(Tenant)
-    asked: dict[str, Any] = {
-        "name": name,
-        "url": options.url(url),
-        "web_user": web_user,
-        "if_not_exists": if_not_exists,
-        "ignore_unreachable": ignore_unreachable,
-    }
+    wanted = create.Wanted(name, options.url(url), web_user)
     if dry_run:
-        app.show_plan(create.plan_create(app.fleet, **asked))
+        app.show_plan(
+            create.creating(app.fleet, wanted, if_not_exists=if_not_exists, ignore_unreachable=ignore_unreachable)
+        )
         return
     keep = keeper(app, name, engine_config)
-    created = create.create(app.fleet, **asked, keep=keep)
-    if engine_config and not created.changed and not engine_config.exists():
+    tenant, changed = create.create(
+        app.fleet, wanted, if_not_exists=if_not_exists, ignore_unreachable=ignore_unreachable, keep=keep
+    )
+    if engine_config and not changed and not engine_config.exists():
         raise _never_kept(name, engine_config)
-    server = created.tenant.server
-    app.out.say(f"tenant {name} {'created' if created.changed else 'exists, unchanged,'} on server {server}")
-    if keep and created.changed:
+    app.out.say(f"tenant {name} {'created' if changed else 'exists, unchanged,'} on server {tenant.server}")
+    if keep and changed:
         keep.tell(app, name)
-    app.out.show(created.tenant, changed=created.changed)
-    if created.changed and keep is None:
-        app.out.say(
-            Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="its engine has no password yet")
-        )
+    app.out.show(tenant, changed=changed)
+    if changed and keep is None:
+        app.out.say(_rotate(name, "its engine has no password yet"))
 
 
 def _create_all(
@@ -189,16 +192,7 @@ def _create_all(
         run.run()
     runs.conclude(app, run, {}, names, every=list_all or app.out.machine, list_all=list_all)
     if engine_configs is None and any(outcome.changed for outcome in run.outcomes):
-        app.out.say(
-            Run(
-                "tenant",
-                "rotate-password",
-                "TENANT",
-                "--engine-config",
-                "FILE",
-                lead="their engines have no passwords yet",
-            )
-        )
+        app.out.say(_rotate("TENANT", "their engines have no passwords yet"))
 
 
 def _text(source: str) -> str:
@@ -218,7 +212,7 @@ def list_(
     ctx: typer.Context,
     sizes: Annotated[bool, typer.Option("--sizes", help="Ask for each database's size, too.")] = False,
 ) -> None:
-    """List the tenants of all servers, from one query a server."""
+    """List the tenants of all servers, from one query per server."""
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
@@ -235,8 +229,7 @@ def show(
 ) -> None:
     """Show one tenant."""
     app = app_of(ctx)
-    _, tenant = app.fleet.find(name, sizes=sizes)
-    app.out.show(tenant)
+    app.out.show(app.fleet.find(name, sizes=sizes).tenant)
 
 
 @app.verb("set", example="posduif tenant set acme --url https://acme.example.com")
@@ -250,8 +243,7 @@ def set_(ctx: typer.Context, name: options.Tenant, url: options.Url = None) -> N
     origin = options.url(url)
     if origin is None:
         raise UsageError("nothing to set", hint=Run("tenant", "set", name, "--url", f"https://{name}.example.com"))
-    changed = engine.set_url(app.fleet, name=name, url=origin)
-    _, tenant = app.fleet.find(name)
+    tenant, changed = engine.set_url(app.fleet, app.fleet.find(name), url=origin)
     app.out.say(f"tenant {name}: {'url set' if changed else 'unchanged'}")
     app.out.show(tenant, changed=changed)
 
@@ -284,7 +276,9 @@ def adopt(
     origin = options.url(url)
     if dry_run:
         app.show_plan(
-            adopt.plan(app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable)
+            adopt.adopting(
+                app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
+            )
         )
         return
     app.out.expect(Adoption)
@@ -299,9 +293,7 @@ def adopt(
     told = app.out.format == "table" and not app.out.fields
     app.out.show({field: getattr(done, field) for field in brief} if told else done)
     if done.changed:
-        app.out.say(
-            Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="a new password for its engine")
-        )
+        app.out.say(_rotate(name, "a new password for its engine"))
 
 
 @app.verb("verify", example="posduif tenant verify --all")
@@ -310,7 +302,7 @@ def verify(
     tenant: options.Tenants = None,
     everyone: options.All = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what is posduif's to mend; the tenant's own table wins.")
+        bool, typer.Option("--repair", help="Repair what is posduif's to repair; the tenant's own table wins.")
     ] = False,
 ) -> None:
     """Compare records with reality: versions, owner, grants, roles, settings. Exits with 1 if something stays wrong."""
@@ -336,40 +328,49 @@ def suspend(
 ) -> None:
     """Shut a tenant's engine out and end its sessions. The data stays; backups go on."""
     from posduif_cli.core.tenants import suspend
-    from posduif_cli.models.tenants import Tenant
 
-    app = app_of(ctx)
-    if dry_run:
-        app.show_plan(suspend.plan_suspend(app.fleet, name=name))
-        return
-    app.out.expect(Tenant)
-    _guard(app, name, confirm, "suspend {name} on the protected server {server}")
-    changed = suspend.suspend(app.fleet, name=name)
-    app.out.say(f"tenant {name} {'is suspended' if changed else 'was suspended already'}")
-    app.out.show(app.fleet.find(name)[1], changed=changed)
+    guard = partial(_guard, app_of(ctx), confirm, "suspend {name} on the protected server {server}")
+    _carry_out(app_of(ctx), name, suspend.suspend, "suspended", dry_run, guard)
 
 
 @app.verb("resume", example="posduif tenant resume acme")
 def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = False) -> None:
     """Bring a suspended tenant to the newest schema and let its engine in again."""
     from posduif_cli.core.tenants import suspend
+
+    _carry_out(app_of(ctx), name, suspend.resume, "active", dry_run)
+
+
+def _carry_out(
+    app: App,
+    name: str,
+    verb: "Callable[[Fleet, Found], Sequence[Deed]]",
+    state: str,
+    dry_run: bool,
+    guard: "Callable[[Found], None]" = lambda found: None,
+) -> None:
+    """Do what *verb* returns, or show it; *state* is what the tenant is in afterwards."""
+    from posduif_cli.core.fleet import steps
     from posduif_cli.models.tenants import Tenant
 
-    app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Tenant)
+    found = app.fleet.find(name)
+    deeds = verb(app.fleet, found)
     if dry_run:
-        app.show_plan(suspend.plan_resume(app.fleet, name=name))
+        app.show_plan(steps.plan(deeds))
         return
-    app.out.expect(Tenant)
-    changed = suspend.resume(app.fleet, name=name)
-    app.out.say(f"tenant {name} {'is active' if changed else 'was active already'}")
-    app.out.show(app.fleet.find(name)[1], changed=changed)
+    guard(found)
+    tenant, changed = steps.carry_out(app.fleet, found, deeds)
+    app.out.say(f"tenant {name} {f'is {state}' if changed else f'was {state} already'}")
+    app.out.show(tenant, changed=changed)
 
 
-def _guard(app: App, name: str, confirm: str | None, danger: str) -> None:
+def _guard(app: App, confirm: str | None, danger: str, found: "Found") -> None:
     """Have a change on a protected server confirmed; raises ConfirmationMissing."""
-    server, _ = app.fleet.find(name)
-    if server.protected:
-        app.confirm(name, confirm, danger.format(name=name, server=server.name))
+    if found.server.protected:
+        name = found.tenant.tenant
+        app.confirm(name, confirm, danger.format(name=name, server=found.server.name))
 
 
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
@@ -393,18 +394,19 @@ def rotate_password(
         raise UsageError(
             "there is nowhere to put the new password",
             why="it is never written into a pipe or JSON",
-            hint=Run("tenant", "rotate-password", name, "--engine-config", "FILE"),
+            hint=_rotate(name),
         )
-    _guard(app, name, confirm, "rotate the password of {name} on the protected server {server}")
+    found = app.fleet.find(name)
+    _guard(app, confirm, "rotate the password of {name} on the protected server {server}", found)
     try:
-        engine.rotate_password(app.fleet, name=name, keep=keep, now=now)
+        tenant = engine.rotate_password(app.fleet, found, keep=keep, now=now)
     except Busy:
         if keep.kept:  # it was changed all the same
             keep.tell(app, name)
         raise
     app.out.say(f"tenant {name}: the engine's password was changed; restart the engine with it")
     keep.tell(app, name)
-    app.out.show(app.fleet.find(name)[1], changed=True)
+    app.out.show(tenant, changed=True)
 
 
 @app.verb("engine-config", example="posduif tenant engine-config acme")
@@ -417,29 +419,26 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
     settings = engine.engine_config(app.fleet, name=name)
     if out is not None:
         if os.path.lexists(out) and not out.is_char_device():
-            raise UsageError(f"{out} exists", hint=Run("tenant", "rotate-password", name, "--engine-config", str(out)))
+            raise UsageError(f"{out} exists", hint=_rotate(name, file=str(out)))
         render.write(out, settings)
         app.out.say(f"written: {out}")
     elif app.out.machine:
         app.out.show(settings)
     else:
         app.out.text(render.text(settings))
-    app.out.say(
-        Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="the password in it is a placeholder")
-    )
+    app.out.say(_rotate(name, "the password in it is a placeholder"))
 
 
-def _danger(loss: Any) -> str:
+def _danger(loss: "Loss") -> str:
     """Say what dropping a tenant destroys."""
     if loss.uncounted:
         return f"drop tenant {loss.tenant} on server {loss.server}; its rows were not counted: {loss.uncounted}"
     if loss.users is None:
         return f"drop what is left of tenant {loss.tenant} on server {loss.server}, which is no whole tenant"
     last = f", last activity {moment(loss.last_activity)}" if loss.last_activity else ""
-    return (
-        f"drop tenant {loss.tenant} on server {loss.server} with {counted(loss.users, 'user')}, "
-        f"{counted(loss.devices, 'device')}, {counted(loss.messages, 'message')}{last}"
-    )
+    rows = ((loss.users, "user"), (loss.devices, "device"), (loss.messages, "message"))
+    counts = ", ".join(counted(number or 0, noun) for number, noun in rows)
+    return f"drop tenant {loss.tenant} on server {loss.server} with {counts}{last}"
 
 
 @app.verb("drop", example="posduif tenant drop acme --confirm acme")
@@ -451,14 +450,16 @@ def drop(
     from posduif_cli.models.tenants import Loss
 
     app = app_of(ctx)
-    if not dry_run:
-        app.out.expect(Loss)
     if dry_run:
-        app.show_plan(drop.plan_drop(app.fleet, name=name))
+        app.show_plan(drop.dropping(app.fleet, app.fleet.find(name)))
         return
-    loss = drop.loss(app.fleet, name=name, confirmed=confirm == name)
-    app.confirm(name, confirm, _danger(loss))
-    changed = drop.drop(app.fleet, name=name)
-    gone = f"dropped from server {loss.server}" if changed else "was dropped by someone else in this moment"
+    app.out.expect(Loss)
+    loss, changed = drop.drop(
+        app.fleet,
+        app.fleet.find(name),
+        confirmed=confirm == name,
+        confirm=lambda loss: app.confirm(name, confirm, _danger(loss)),
+    )
+    gone = f"dropped from server {loss.server}" if changed else "was dropped by another command in this moment"
     app.out.say(f"tenant {name} {gone}")
     app.out.show(loss, changed=changed)

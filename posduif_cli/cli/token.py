@@ -1,7 +1,6 @@
 """`posduif token`: enrollment tokens and their QR codes."""
 
 import sys
-from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import Run, UsageError
+from posduif_cli.notation import duration
 
 if TYPE_CHECKING:
     from posduif_cli.models.desk import IssuedToken
@@ -58,14 +58,15 @@ def create(
     app.out.expect(IssuedToken)
     if qr_file is not None:
         check_qr_file(qr_file)
-    lifetime = app.duration(ttl, min(app.config.enrollment_ttl, app.config.enrollment_max_ttl))
-    with app.tenant(tenant) as conn:
-        issued = tokens.create(conn, by=by, label=label, ttl=lifetime, max_ttl=app.config.enrollment_max_ttl)
+    longest = app.config.enrollment_max_ttl
+    lifetime = min(app.config.enrollment_ttl, longest) if ttl is None else duration(ttl)
+    with app.fleet.open(tenant) as place:
+        issued = tokens.create(place, by=by, label=label, ttl=lifetime, max_ttl=longest)
     try:
         if qr_file is not None:
             write_qr(app, issued, qr_file)
     finally:
-        # The token is made: without this nobody could ever use it.
+        # The token is made, and its secret cannot be shown again.
         present(app, issued, qr)
 
 
@@ -125,8 +126,8 @@ def list_(ctx: typer.Context, tenant: options.Tenant, limit: options.Limit = 100
     from posduif_cli.models.desk import Token
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = tokens.find_all(conn, limit=limit, offset=offset)
+    with app.fleet.open(tenant) as place:
+        found = tokens.find_all(place.session, limit=limit, offset=offset)
         app.out.list(found, Token, empty=Run("token", "create", tenant, lead="no tokens"))
 
 
@@ -137,13 +138,13 @@ def show(ctx: typer.Context, tenant: options.TokenTenant, token: options.TokenTe
 
     app = app_of(ctx)
     name, secret = which(app, tenant, token)
-    with app.tenant(name) as conn:
-        found = tokens.find(conn, token=secret)
+    with app.fleet.open(name) as place:
+        found = tokens.find(place.session, token=secret)
     app.out.show(found)
 
 
 def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
-    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL stands for both."""
+    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL is both."""
     from posduif_cli.core.desk import tokens
 
     given = [_line() if text == "-" else text for text in (tenant, token) if text is not None]
@@ -171,8 +172,8 @@ def revoke(ctx: typer.Context, tenant: options.TokenTenant, token: options.Token
     app = app_of(ctx)
     app.out.expect(Token)
     name, secret = which(app, tenant, token)
-    with app.tenant(name) as conn:
-        found, changed = tokens.revoke(conn, token=secret)
+    with app.fleet.open(name) as place:
+        found, changed = tokens.revoke(place.session, token=secret)
     app.out.say(f"token {found.id} {'revoked' if changed else 'was revoked already'}")
     app.out.show(found, changed=changed)
 
@@ -197,7 +198,7 @@ def purge(
     if not dry_run:
         app.out.expect(Purged)
     names = options.targets(tenant, everyone, "token purge")
-    age = app.duration(older_than, timedelta(days=7), zero=True)
+    age = duration(older_than, zero=True)
     results, errors = tokens.purge_fleet(app.fleet, tenants=names, older_than=age, dry_run=dry_run)
     if dry_run:
         app.show_plan(Plan(tuple(Step(f"delete {row.deleted} tokens", row.tenant) for row in results)))

@@ -37,8 +37,8 @@ def create(
     app = app_of(ctx)
     app.out.expect(User)
     make = users.create_if_missing if if_not_exists else lambda *a, **k: (users.create(*a, **k), True)
-    with app.tenant(tenant) as conn:
-        user, changed = make(conn, username=username, user_type=type_.value)
+    with app.fleet.open(tenant) as place:
+        user, changed = make(place.session, username=username, user_type=type_.value)
     app.out.say(f"user {user.username} {'created' if changed else 'exists, unchanged'}")
     app.out.show(user, changed=changed)
 
@@ -56,8 +56,8 @@ def list_(
     from posduif_cli.models.desk import User
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        found = users.find_all(conn, user_type=type_.value if type_ else None, limit=limit, offset=offset)
+    with app.fleet.open(tenant) as place:
+        found = users.find_all(place.session, user_type=type_.value if type_ else None, limit=limit, offset=offset)
         app.out.list(found, User, empty=Run("user", "create", tenant, "NAME", "--type", "web", lead="no users"))
 
 
@@ -67,8 +67,8 @@ def show(ctx: typer.Context, tenant: options.Tenant, username: Username) -> None
     from posduif_cli.core.desk import users
 
     app = app_of(ctx)
-    with app.tenant(tenant) as conn:
-        user = users.find(conn, username)
+    with app.fleet.open(tenant) as place:
+        user = users.find(place.session, username)
     app.out.show(user)
 
 
@@ -88,16 +88,16 @@ def delete(
     app = app_of(ctx)
     if not dry_run:
         app.out.expect(User)
-    with app.tenant(tenant) as conn:
-        user = users.find(conn, username)
-        users.require_unused(conn, user=user)
-        count = users.loss(conn, user=user.id)
+    with app.fleet.open(tenant) as place:
+        user = users.find(place.session, username)
+        users.require_unused(place.session, user=user)
+        count = users.loss(place.session, user=user.id)
         if dry_run:
             app.show_plan(Plan((Step("delete messages", f"{count}"), Step("delete user", user.username))))
             return
         app.confirm(
             user.username, confirm, f"delete user {user.username} of tenant {tenant} with {counted(count, 'message')}"
         )
-        users.delete(conn, user=user)
+        users.delete(place.session, user=user)
     app.out.say(f"user {user.username} deleted with {counted(count, 'message')}")
     app.out.show(user, changed=True)

@@ -43,7 +43,7 @@ def remove(fleet: Fleet, data_dir: Path, *, tenant: str) -> list[str]:
     things = made(data_dir)
     found = {known.tenant for known in fleet.tenants()[0]}
     if f"tenant {tenant}" in things and tenant in found:
-        drop.drop(fleet, name=tenant)
+        drop.drop(fleet, fleet.find(tenant), confirmed=True)
         found.discard(tenant)
         removed.append(f"tenant {tenant}")
     if "server" in things and not found:

@@ -1,7 +1,6 @@
 """Users, tokens, devices, enrollments, messages."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 from uuid import UUID
 
 from posduif_cli.models.values import Instant, Value
@@ -31,10 +30,10 @@ class Token(Value):
     created_by_id: UUID
     created_at: Instant
     expires_at: Instant
-    used_at: Instant | None
-    revoked_at: Instant | None
-    device_id: str | None
-    username: str | None
+    used_at: Instant | None = None
+    revoked_at: Instant | None = None
+    device_id: str | None = None
+    username: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +43,6 @@ class IssuedToken(Value):
     details: Token
     token: UUID = field(repr=False)
     enrollment_url: str = field(repr=False)
-    lifetime: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

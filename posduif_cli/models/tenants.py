@@ -1,6 +1,6 @@
 """Tenants, and what becomes of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -56,15 +56,6 @@ class Tenant(Value):
     has_database: bool | None = None
     ahead: int = 0
     engine_may_log_in: bool | None = None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CreatedTenant(Value):
-    """A tenant just made; *password* is the engine's, and None when it has none yet or it went to a file."""
-
-    tenant: Tenant
-    changed: bool
-    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

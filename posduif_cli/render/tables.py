@@ -66,7 +66,6 @@ UNWRAPPED: Mapping[str, Callable[[Any], Row]] = {
         "token": str(issued.token),
         "enrollment_url": issued.enrollment_url,
     },
-    "CreatedTenant": lambda created: {**row(created.tenant), "changed": created.changed},
     "Plan": lambda plan: {"dry_run": True, "steps": [row(step) for step in plan.steps]},
 }
 

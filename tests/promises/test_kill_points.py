@@ -54,7 +54,7 @@ CREATE_POINTS = [
     ("after core.schema.apply.up 1", "provisioning"),
     ("before render.engine_config.write 1", "provisioning"),
     ("after render.engine_config.write 1", "provisioning"),
-    ("after core.desk.users.ensure_web 1", "provisioning"),
+    ("after core.desk.users.create_if_missing 1", "provisioning"),
     ("after db.admin.set_password 1", "provisioning"),
     ("after db.record.write 1", "provisioning"),
     ("after core.tenants.traces.write_both 1", "provisioning"),
@@ -85,7 +85,7 @@ def test_a_killed_create_can_be_dropped(case: Case, bystander: Callable[[], None
 
 
 def test_a_create_killed_before_it_could_say_so_is_whole(case: Case) -> None:
-    kill("before core.fleet.fleet:Fleet.look 2", *case.create)
+    kill("before core.fleet.fleet:Fleet.look 4", *case.create)
     case.whole()
     assert case.posduif(*case.create, "-o", "json", code=5).error["code"] == "tenant_exists"
     assert case.posduif.json(*case.create, "--if-not-exists")["changed"] is False
@@ -133,7 +133,7 @@ LOST_BACKENDS = [
     ("before db.admin.create_engine_role 1", "create"),
     ("before db.admin.create_database 1", "create"),
     ("before db.admin.open_database 1", "create"),
-    ("before db.session:Session.batch 3", "create"),
+    ("before db.session:Session.pipeline 3", "create"),
     ("after db.admin.set_password 1", "create"),
     ("before db.admin.drop_database 1", "drop"),
     ("before db.admin.drop_role 1", "drop"),

@@ -46,7 +46,7 @@ def reference(server: PgServer, *folders: Path) -> tuple[inventory.Thing, ...]:
 def migrated(server: PgServer) -> Iterator[str]:
     """A tenant that every test leaves as it was."""
     chosen = f"t{uuid.uuid4().hex[:12]}"
-    create.create(fleet_of(server), name=chosen)
+    create.create(fleet_of(server), create.Wanted(chosen))
     yield chosen
     forget(server, chosen)
 

@@ -15,8 +15,8 @@ import pytest
 
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import apply, files, history
-from posduif_cli.db import patience
 from posduif_cli.db.connect import connect
+from posduif_cli.db.patience import LIMITS
 from posduif_cli.errors import ConfigurationError, Interrupted
 from posduif_cli.models.servers import Server
 from support.folder import Folder
@@ -429,7 +429,7 @@ def test_a_file_leaves_no_settings_to_the_next(posduif: Posduif, server: PgServe
 def test_a_locked_version_table_names_who_locked_it(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(patience.LIMITS, "blocked", timedelta(seconds=1))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=1))
     folder.put("1000_more.sql", "CREATE TABLE more (id int);")
     with held(server, tenant, "LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE"):
         busy = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=10)
@@ -442,7 +442,7 @@ def test_a_locked_version_table_names_who_locked_it(
 def test_a_locked_table_is_busy_within_seconds_and_nothing_is_half_applied(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(patience.LIMITS, "blocked", timedelta(seconds=3))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=3))
     folder.put("1000_two.sql", "CREATE TABLE half (id int);\nALTER TABLE users ADD COLUMN extra text;")
     before = record(server, tenant)
     with held(server, tenant, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
@@ -873,7 +873,7 @@ def test_a_record_that_promises_too_much_is_looked_into(posduif: Posduif, server
 def test_hints_are_commands_or_text_and_never_both(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(patience.LIMITS, "blocked", timedelta(seconds=1))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=1))
     folder.put("1000_t.sql", "ALTER TABLE users ADD x int;")
     for table, command in (("users", "up"), ("schema_migrations", "up")):
         with held(server, tenant, f"LOCK TABLE {table}"):

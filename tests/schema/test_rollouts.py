@@ -22,7 +22,9 @@ from psycopg import sql
 from posduif_cli.core.fleet import fleet
 from posduif_cli.core.fleet.run import causes
 from posduif_cli.core.folders import digest
-from posduif_cli.db import connect, embedded, patience
+from posduif_cli.core.schema import grants
+from posduif_cli.db import connect, embedded
+from posduif_cli.db.patience import LIMITS
 from posduif_cli.db.session import LOCK_CLASS, Session
 from posduif_cli.errors import MigrationFailed
 from posduif_cli.models.servers import Server
@@ -159,7 +161,7 @@ def workers(server: PgServer, condition: str = "true") -> list[int]:
 
 def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for name in ("server", "blocked"):
-        monkeypatch.setitem(patience.LIMITS, name, timedelta(seconds=seconds))
+        monkeypatch.setitem(LIMITS, name, timedelta(seconds=seconds))
 
 
 def ended(process: "subprocess.Popen[bytes]", timeout: float = 60) -> tuple[int, str, str]:
@@ -466,10 +468,13 @@ STEPS = [
     ("before core.fleet.fleet:Fleet.enter 1", LATEST, LATEST),
     ("before core.fleet.run:Lookout._recall 1", LATEST, LATEST),
     ("after core.fleet.run:Lookout._recall 1", LATEST, LATEST),
-    ("before db.session:Session.batch 1", LATEST, LATEST),
-    ("after db.session:Session.batch 1", LATEST, LATEST),  # the file was run, nothing is committed
+    ("before db.session:Pipeline.send 1", LATEST, LATEST),
+    ("after db.session:Pipeline.send 1", LATEST, LATEST),  # the lock was taken
     ("before db.record.storing 1", LATEST, LATEST),
-    ("after db.session:Session.batch 2", LATEST, LATEST),  # the version row and the record were written, too
+    ("before db.session:Pipeline.send 2", LATEST, LATEST),
+    ("after db.session:Pipeline.send 2", LATEST, LATEST),  # the file, the version row and the record; not committed
+    ("before db.session:Pipeline.send 3", LATEST, LATEST),
+    ("after db.session:Pipeline.send 3", LATEST, LATEST),  # the rights, too
     ("before db.record.require_stored 1", LATEST, LATEST),
     ("after db.record.require_stored 1", LATEST, LATEST),
     ("before db.record.storing 2", "1000", LATEST),
@@ -503,6 +508,50 @@ def test_a_run_killed_at_any_step_is_finished_by_the_same_command(
     posduif(*argv)
     assert having(ground, names, "1000") == having(ground, names, "1001") == names
     assert posduif.json(*argv) == []
+
+
+HELD = """SELECT what, held.grantee::regrole::text, held.privilege_type
+          FROM (SELECT relname::text, relacl FROM pg_class WHERE relnamespace = 'public'::regnamespace
+                UNION ALL SELECT attrelid::regclass || '.' || attname, attacl FROM pg_attribute WHERE attrelid >= 16384
+                UNION ALL SELECT nspname, nspacl FROM pg_namespace WHERE nspname = 'public') AS things (what, acl)
+          CROSS JOIN LATERAL aclexplode(acl) AS held ORDER BY 1, 2, 3"""
+RIGHTS = {
+    # What, and how many of three tenants at two steps need grants.sql to be run.
+    "adds a column": ("ALTER TABLE users ADD COLUMN nickname text;", 1),
+    "changes rows": ("UPDATE users SET username = username;", 1),
+    "makes a column anew": ("ALTER TABLE users DROP COLUMN last_seen; ALTER TABLE users ADD last_seen timestamp;", 3),
+    "opens the schema": ("DO $$BEGIN EXECUTE 'GRANT CREATE ON SCHEMA public TO PUBLIC'; END$$;", 3),
+    "opens a table in one tenant": (
+        "DO $$BEGIN IF current_database() = 'a02' THEN EXECUTE 'GRANT SELECT ON messages TO PUBLIC'; END IF; END$$;",
+        2,
+    ),
+    "opens a table in one tenant, and none elsewhere": (
+        "DO $$BEGIN EXECUTE CASE current_database() WHEN 'a02' THEN 'GRANT SELECT ON messages TO posduif_cron' "
+        "ELSE 'CREATE INDEX other ON messages (status, id)' END; END$$;",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("sql", "runs"), RIGHTS.values(), ids=list(RIGHTS))
+def test_rights_are_looked_at_in_every_tenant_that_a_file_may_have_changed_them_in(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch, sql: str, runs: int
+) -> None:
+    names = many(3)
+    before = [ground.sql(HELD, database=name) for name in names]
+    assert before[0] == before[1] == before[2]
+    ran, run = list[str](), grants.run
+
+    def noted(conn: Session) -> bool:
+        ran.append(conn.database)
+        return run(conn)
+
+    monkeypatch.setattr(grants, "run", noted)
+    folder.put("1000_more.sql", sql)
+    done = posduif.json("migrate", "up", "--all", "--jobs", "1", *folder.option)
+    assert statuses(done) == dict.fromkeys(names, "ok")
+    assert [ground.sql(HELD, database=name) for name in names] == before
+    assert len(ran) == runs
 
 
 def test_a_backend_that_is_ended_is_tried_again_at_the_end(

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import psycopg
 import pytest
 import yaml
 
-from posduif_cli.core.fleet.fleet import Fleet
+from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.steps import Deed, carry_out
 from posduif_cli.core.tenants import engine, suspend
 from posduif_cli.db.session import LOCK_CLASS
 from posduif_cli.models.servers import Server
@@ -139,10 +140,19 @@ def test_a_protected_server_wants_a_word(
     assert (tmp_path / "engine.yaml").exists()
 
 
+def carried_out(fleet: Fleet, verb: Callable[[Fleet, Found], Iterable[Deed]], name: str) -> bool:
+    """Do what a verb comes to; return whether that changed the tenant."""
+    found = fleet.find(name)
+    return carry_out(fleet, found, verb(fleet, found))[1]
+
+
 LIVES: dict[str, tuple[Callable[[Fleet, str], Any], str]] = {
-    "suspend": (lambda fleet, name: suspend.suspend(fleet, name=name), "suspended"),
-    "resume": (lambda fleet, name: suspend.resume(fleet, name=name), "active"),
-    "rotate": (lambda fleet, name: engine.rotate_password(fleet, name=name, keep=lambda *_: None, now=True), "active"),
+    "suspend": (lambda fleet, name: carried_out(fleet, suspend.suspend, name), "suspended"),
+    "resume": (lambda fleet, name: carried_out(fleet, suspend.resume, name), "active"),
+    "rotate": (
+        lambda fleet, name: engine.rotate_password(fleet, fleet.find(name), keep=lambda *_: None, now=True),
+        "active",
+    ),
 }
 
 
@@ -156,7 +166,7 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
         nth = 0
         while True:
             nth += 1
-            (suspend.suspend if verb == "resume" else suspend.resume)(fleet, name=tenant)
+            carried_out(fleet, suspend.suspend if verb == "resume" else suspend.resume, tenant)
             struck, call = killed(lambda: work(fleet, tenant), when, nth)
             may_login, may_connect, comment, _ = role(server, tenant)
             noted = record(server, tenant)["state"]
@@ -174,7 +184,11 @@ def test_two_administrators_at_once(posduif: Posduif, server: PgServer, tenant: 
     fleet = Fleet((Server("dsn", server.dsn),), "test")
     for verb in (suspend.suspend, suspend.resume):
         changed: list[bool] = []
-        both = [threading.Thread(target=lambda: changed.append(verb(fleet, name=tenant))) for _ in range(2)]  # noqa: B023
+
+        def once() -> None:
+            changed.append(carried_out(fleet, verb, tenant))  # noqa: B023
+
+        both = [threading.Thread(target=once) for _ in range(2)]
         for one in both:
             one.start()
         for one in both:

@@ -8,7 +8,8 @@ from posduif_cli.core.checks import rights
 from posduif_cli.core.fleet.fleet import Fleet, Session, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
-from posduif_cli.core.schema import apply, files, history, inventory
+from posduif_cli.core.schema import files, history, inventory
+from posduif_cli.core.schema.half import ways_out
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.errors import PosduifError, Run
 from posduif_cli.models.checks import Finding, Level
@@ -91,7 +92,7 @@ def _halves(name: str, half_done: Mapping[str, int], folders: Folders) -> list[F
             f"{'taken back' if key != version else 'applied'} by half, with {done} of its statements"
             + ("" if version in folders.paths else "; its file is gone"),
             version,
-            fix=apply.half_steps(name, key, folders)[0],
+            fix=ways_out(name, key, folders)[0],
         )
         for key, done in half_done.items()
     ]

@@ -352,7 +352,7 @@ def _choose(
         if found:
             chosen += found
         elif complete:
-            chosen.append(fleet.find(name)[1])  # which raises TenantNotFound with the nearest name
+            chosen.append(fleet.find(name).tenant)  # which raises TenantNotFound with the nearest name
         else:
             missing.append(name)
     return chosen, missing

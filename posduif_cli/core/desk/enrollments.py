@@ -44,8 +44,7 @@ def complete(conn: Session, *, token: str, device: str, username: str) -> Enroll
     names.username(username)
     named = queries.load("desk/enrollments")
     with conn.transaction():
-        found = conn.row(_LockedToken, named["lock_token"], token=secret)
-        spendable = _judge(conn, found)
+        spendable = _spendable(conn, conn.row(_LockedToken, named["lock_token"], token=secret))
         conn.execute(named["lock_device"], **{"class": DESK_CLASS, "device": device})
         owner = conn.value(named["find_device_owner"], device=device)
         if owner is not None:
@@ -71,7 +70,8 @@ def complete(conn: Session, *, token: str, device: str, username: str) -> Enroll
     return Enrollment(conn.database, user_id, username, device, spendable.id, enrolled_at)
 
 
-def _judge(conn: Session, token: _LockedToken | None) -> _LockedToken:
+def _spendable(conn: Session, token: _LockedToken | None) -> _LockedToken:
+    """Return a token that may be spent; raises TokenNotFound, TokenUsed, TokenRevoked or TokenExpired."""
     another = Run("token", "create", conn.database)
     if token is None:
         raise TokenNotFound(
@@ -86,15 +86,7 @@ def _judge(conn: Session, token: _LockedToken | None) -> _LockedToken:
             hint=another,
         )
     if token.revoked_at is not None:
-        raise TokenRevoked(
-            "this enrollment token was revoked",
-            why=f"at {moment(token.revoked_at)}",
-            hint=another,
-        )
+        raise TokenRevoked("this enrollment token was revoked", why=f"at {moment(token.revoked_at)}", hint=another)
     if not token.alive:
-        raise TokenExpired(
-            "this enrollment token has expired",
-            why=f"at {moment(token.expires_at)}",
-            hint=another,
-        )
+        raise TokenExpired("this enrollment token has expired", why=f"at {moment(token.expires_at)}", hint=another)
     return token

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from posduif_cli.core import names
 from posduif_cli.core.desk import users
-from posduif_cli.core.fleet.fleet import Fleet, all_unreachable
-from posduif_cli.db import queries, record
+from posduif_cli.core.fleet.fleet import Fleet, Place, all_unreachable
+from posduif_cli.db import queries
 from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     Conflict,
@@ -25,10 +26,11 @@ from posduif_cli.models.tenants import State
 from posduif_cli.notation import moment
 
 PURGE_BATCH = 1000
+SHOWN = 10  # users or tenants that an error names
 
 
 def create(
-    conn: Session,
+    place: Place,
     *,
     by: str | None = None,
     label: str | None = None,
@@ -39,7 +41,7 @@ def create(
 
     The payload of the QR code is the plain enrollment URL: the phone takes the last part of its path as the
     token and its origin as the server. Raises InvalidDuration beyond *max_ttl*, UrlMissing for a tenant
-    without an origin, UserNotFound or UsageError when *by* is needed.
+    without an origin, Conflict for one that is suspended, UserNotFound or UsageError when *by* is needed.
     """
     if ttl > max_ttl:
         raise InvalidDuration(
@@ -48,32 +50,28 @@ def create(
         )
     if label is not None:
         names.label(label)
-    current = record.read(conn)
-    origin = current.url or (conn.server.url and conn.server.url.replace("{tenant}", conn.database))
-    if origin is None:
+    tenant = place.tenant
+    if tenant.url is None:
         raise UrlMissing(
-            f"tenant {conn.database} has no url",
+            f"tenant {tenant.tenant} has no url",
             why="a phone must know where its sync engine answers",
             hint=[
-                Run("tenant", "set", conn.database, "--url", f"https://{conn.database}.example.com"),
+                Run("tenant", "set", tenant.tenant, "--url", f"https://{tenant.tenant}.example.com"),
                 "or set servers.NAME.url in the configuration",
             ],
         )
-    if current.state is not State.ACTIVE:
-        raise Conflict(f"tenant {conn.database} is {current.state}", why="a token would be of no use")
-    creator = _creator(conn, by)
-    row = conn.tuples(
+    if tenant.state is not State.ACTIVE:
+        raise Conflict(f"tenant {tenant.tenant} is {tenant.state}", why="a token would be of no use")
+    creator = _creator(place.session, by)
+    made = place.session.dicts(
         queries.load("desk/tokens")["add_token"],
         created_by=creator.id,
         label=label or None,
         seconds=ttl.total_seconds(),
     )[0]
-    return IssuedToken(
-        details=find(conn, token=str(row[0])),
-        token=row[1],
-        enrollment_url=f"{origin}/api/enrollment/{row[1]}",
-        lifetime=ttl,
-    )
+    secret = made.pop("token")
+    details = Token(**made, created_by=creator.username)
+    return IssuedToken(details, secret, enrollment_url=f"{tenant.url}/api/enrollment/{secret}")
 
 
 def _creator(conn: Session, by: str | None) -> User:
@@ -82,7 +80,7 @@ def _creator(conn: Session, by: str | None) -> User:
         if user.user_type != "web":
             raise Conflict(f'user "{user.username}" is a {user.user_type} user', why="tokens are made by web users")
         return user
-    found = [name for (name,) in conn.tuples(queries.load("desk/tokens")["list_creators"])]
+    found = conn.rows(User, queries.load("desk/users")["list_users"], type="web", limit=SHOWN + 1, offset=0)
     if not found:
         raise UserNotFound(
             f"tenant {conn.database} has no web user who could create the token",
@@ -91,10 +89,10 @@ def _creator(conn: Session, by: str | None) -> User:
     if len(found) > 1:
         raise UsageError(
             f"tenant {conn.database} has several web users: say who creates the token",
-            why=", ".join(found[:10]) + (" and more" if len(found) > 10 else ""),
-            hint=Run("token", "create", conn.database, "--by", found[0]),
+            why=", ".join(user.username for user in found[:SHOWN]) + (" and more" if len(found) > SHOWN else ""),
+            hint=Run("token", "create", conn.database, "--by", found[0].username),
         )
-    return users.find(conn, found[0])
+    return found[0]
 
 
 def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> Iterator[Token]:
@@ -105,15 +103,12 @@ def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> Iterator[T
 
 
 def find(conn: Session, *, token: str) -> Token:
-    """Return a token by its id, or by the secret or enrollment URL that someone holds.
+    """Return a token by its id, or by the secret or the enrollment URL that a phone's owner has.
 
     Raises InvalidId for text that is neither, TokenNotFound otherwise.
     """
     wanted = names.secret(token)
-    named = queries.load("desk/tokens")["list_tokens"]
-    found = conn.row(Token, named, id=wanted, token=None, limit=1, offset=0) or conn.row(
-        Token, named, id=None, token=wanted, limit=1, offset=0
-    )
+    found = _get(conn, id=wanted) or _get(conn, token=wanted)
     if found is None:
         raise TokenNotFound(
             f"tenant {conn.database} has no such enrollment token",
@@ -123,6 +118,10 @@ def find(conn: Session, *, token: str) -> Token:
     return found
 
 
+def _get(conn: Session, *, id: UUID | None = None, token: UUID | None = None) -> Token | None:
+    return conn.row(Token, queries.load("desk/tokens")["list_tokens"], id=id, token=token, limit=1, offset=0)
+
+
 def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
     """End a token at once; return it and whether that changed anything.
 
@@ -130,7 +129,7 @@ def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
     """
     found = find(conn, token=token)
     changed = conn.execute(queries.load("desk/tokens")["revoke_token"], id=found.id) > 0
-    found = find(conn, token=str(found.id))
+    found = _get(conn, id=found.id) or found
     if found.status == "used":
         raise TokenUsed(
             f"token {found.id} was used already",
@@ -152,7 +151,9 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
     found = [tenant.tenant for tenant in known if tenant.url == origin]
     if len(found) > 1:
         raise UsageError(
-            f"several tenants have the url {origin}", why=", ".join(found[:10]), hint="name the tenant before the URL"
+            f"several tenants have the url {origin}",
+            why=", ".join(found[:SHOWN]),
+            hint="name the tenant before the URL",
         )
     if not found and errors:  # one of them may have it
         raise all_unreachable(errors)
@@ -164,7 +165,7 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:
     """Delete unused tokens that expired or were revoked at least *older_than* ago; return how many.
 
-    In batches of 1,000 rows, each a transaction of its own, so that nobody waits long.
+    In batches of 1,000 rows, each a transaction of its own, so that other sessions never wait long.
     """
     if dry_run:
         return int(conn.value(queries.load("desk/tokens")["count_purgeable"], seconds=older_than.total_seconds()))

@@ -53,7 +53,7 @@ def create(conn: Session, *, username: str, user_type: str) -> User:
 
 
 def create_if_missing(conn: Session, *, username: str, user_type: str) -> tuple[User, bool]:
-    """Create a user, or return the one that exists and False; raises UserExists when its type differs."""
+    """Return the user, made if it does not exist, and whether it was made; raises UserExists when its type differs."""
     try:
         with conn.transaction():
             return create(conn, username=username, user_type=user_type), True
@@ -65,11 +65,6 @@ def create_if_missing(conn: Session, *, username: str, user_type: str) -> tuple[
             why=f"its type is {user.user_type}, not {user_type}",
         )
     return user, False
-
-
-def ensure_web(conn: Session, *, username: str) -> User:
-    """Return the web user of this name, made if need be, within the transaction under way."""
-    return create_if_missing(conn, username=username, user_type="web")[0]
 
 
 def loss(conn: Session, *, user: UUID) -> int:

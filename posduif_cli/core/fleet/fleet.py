@@ -5,15 +5,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from math import inf
 from typing import Any, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.fleet.crew import Crew, Share
 from posduif_cli.core.folders import Folders, bundled_in
-from posduif_cli.db import connect, queries, record
+from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, QUESTION_TIMEOUT, Footing
 from posduif_cli.db.session import Session as Session
 from posduif_cli.errors import (
@@ -35,10 +36,10 @@ Survey = tuple[Mapping[str, Tenant], AccessDenied | None]  # a server's tenants 
 SURVEYED = 2.0  # seconds for which an answer about a server's tenants explains why they cannot be entered
 UNNAMED = ("dsn", "libpq", "embedded")  # what servers are called that no configuration names
 SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
-EMPTIEST = "emptiest"  # as default_server: wherever there are fewest tenants
+EMPTIEST = "emptiest"  # as default_server: the server with the fewest tenants
 
-# What takes a tenant out of each state. What another command has under way is looked at, and nothing that may still be
-# rescued is dropped: a tenant's data can be lost once only.
+# What takes a tenant out of each state. A tenant that another command works on is only shown, and what can still be
+# rescued is not dropped.
 NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
     State.PROVISIONING: lambda name: (Run("tenant", "create", name),),
     State.SUSPENDED: lambda name: (Run("tenant", "resume", name),),
@@ -54,11 +55,56 @@ NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
 
 
 @dataclass(frozen=True)
+class Traces:
+    """What is under a tenant's name on one server, whether it is posduif's or not.
+
+    *comment* is the database's; `record` trusts it. *intent* is None unless posduif made the engine's role for this
+    tenant. *tenant* is what the marks mean together, None where they are not posduif's. *at* is the server's clock.
+    """
+
+    name: str
+    owner: str | None = None
+    comment: str | None = None
+    open: bool | None = None
+    connection_limit: int | None = None
+    has_role: bool = False
+    intent: Intent | None = None
+    tenant: Tenant | None = None
+    at: datetime | None = None
+
+    @property
+    def record(self) -> Record | None:
+        """The database's record; None where posduif_admin does not own the database."""
+        return record.parse(self.comment) if self.owner == ADMIN_ROLE else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tenant, the server that has it, and its record, all from the answer to one question."""
+
+    server: Server
+    tenant: Tenant
+    record: Record | None
+
+    def require(self, *states: State) -> None:
+        """Raise WrongState unless the tenant is in one of *states*."""
+        if self.tenant.state not in states:
+            raise wrong_state(self.tenant)
+
+
+@dataclass(frozen=True)
+class Place(Found):
+    """A tenant that is worked on: what `Found` says, and a session in its database."""
+
+    session: Session
+
+
+@dataclass(frozen=True)
 class Fleet:
     """The servers that a command works on; *command* shows in `application_name`.
 
     *neighbours* are those that --server left out: they are asked only whether they have a tenant of a new one's name.
-    *ended* names the sessions of engines that had to be ended because they held posduif's own locks.
+    *ended* names the sessions of engines that posduif ended because they held its own locks.
     """
 
     servers: tuple[Server, ...]
@@ -113,12 +159,16 @@ class Fleet:
         return sorted(found, key=lambda tenant: (tenant.tenant, tenant.server)), errors
 
     def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
-        """Return the tenants of the server that *session* is on, by name; all, or the one of a name."""
-        rows = session.dicts(queries.load("fleet/fleet")["list_tenants"], name=name, sizes=sizes)
+        """Return the tenants of the server that *session* is on, by name; all of them, or the one called *name*."""
+        rows = self._rows(session, name, sizes=sizes)
         return [tenant for row in rows if (tenant := self.judge(row, session.server)) is not None]
 
+    def _rows(self, session: Session, name: str | None, *, sizes: bool) -> list[dict[str, Any]]:
+        question = queries.load("fleet/fleet")["list_tenants"]
+        return session.dicts(question, name=name, role=name and admin.engine_role(name), sizes=sizes)
+
     def judge(self, row: Mapping[str, Any], server: Server) -> Tenant | None:
-        """Make a Tenant of what the catalog says of a name; None when it is not ours."""
+        """Return the Tenant that a row of `list_tenants` describes; None when it is not posduif's."""
         name = row["tenant"]
         noted = record.parse(row["record"]) if row["ours"] else None
         if noted is not None:
@@ -138,7 +188,7 @@ class Fleet:
             latest_version=self.folders.latest,
             pending=standing.pending,
             ahead=standing.ahead,
-            url=noted.url if noted and noted.url else server.url and server.url.replace("{tenant}", name),
+            url=noted.url if noted and noted.url else origin(server, name),
             created_at=noted.created if noted else None,
             error=noted.failed if noted else None,
             engine_sessions=row["engine_sessions"],
@@ -147,11 +197,25 @@ class Fleet:
             has_database=row["has_database"] if state is State.LOST else None,
         )
 
-    def look(self, session: Session, name: str) -> Tenant | None:
-        """Return the tenant as one server knows it, or None."""
-        return next(iter(self.list_on(session, name=name)), None)
+    def look(self, session: Session, name: str, *, sizes: bool = False) -> Traces:
+        """Return what is under a tenant's name on the server that *session* is on."""
+        row = next(iter(self._rows(session, name, sizes=sizes)), None)
+        if row is None:
+            return Traces(name)
+        intent = record.parse_intent(row["intent"])
+        return Traces(
+            name=name,
+            owner=row["owner"],
+            comment=row["record"],
+            open=row["open"],
+            connection_limit=row["connection_limit"],
+            has_role=row["has_role"],
+            intent=intent if intent is not None and intent.tenant == name else None,
+            tenant=self.judge(row, session.server),
+            at=row["at"],
+        )
 
-    def find(self, name: str, *, sizes: bool = False) -> tuple[Server, Tenant]:
+    def find(self, name: str, *, sizes: bool = False) -> Found:
         """Find a tenant on whichever server has it.
 
         Raises InvalidName, TenantNotFound with the nearest name, AmbiguousTenant, or the error of a server
@@ -159,12 +223,12 @@ class Fleet:
         """
         names.tenant(name)
         limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
-        told, errors = split(self.ask(lambda session: self.list_on(session, name=name, sizes=sizes), limit=limit))
-        whole = live([tenant for tenants in told.values() for tenant in tenants])
+        told, errors = split(self.ask(lambda session: self.look(session, name, sizes=sizes), limit=limit))
+        whole = live([traces.tenant for traces in told.values() if traces.tenant is not None])
         if len(whole) > 1:
             raise ambiguous(name, whole)
         if whole:
-            return self.server(whole[0].server), whole[0]
+            return Found(self.server(whole[0].server), whole[0], told[whole[0].server].record)
         if errors:
             raise all_unreachable(errors)
         raise self._not_found(name, self.tenants()[0])
@@ -179,7 +243,7 @@ class Fleet:
         )
 
     def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
-        """Return the tenants of the given names, or all, from one query a server, with what went wrong.
+        """Return the tenants of the given names, or all, from one query per server, with what went wrong.
 
         For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
         and as `find` for a single name.
@@ -187,7 +251,7 @@ class Fleet:
         if wanted is None:
             return self.tenants()
         if len(wanted) == 1:
-            return [self.find(wanted[0])[1]], {}
+            return [self.find(wanted[0]).tenant], {}
         for name in wanted:
             names.tenant(name)
         known, unasked = self.tenants()
@@ -248,7 +312,7 @@ class Fleet:
         return [(tenant, results[id(tenant)]) for tenant in tenants if id(tenant) in results]
 
     def locate(self, finding: Finding, server: str) -> Finding:
-        """Name *server* in the command that a finding on it advises, where several servers are configured."""
+        """Return a finding whose command names *server*, where several servers are configured."""
         fix = finding.fix
         if len(self.everyone) == 1 or not isinstance(fix, Run) or "--server" in fix.words:
             return finding
@@ -274,16 +338,15 @@ class Fleet:
         )
 
     @contextmanager
-    def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Session]:
-        """Open a session in a tenant's database.
+    def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Place]:
+        """Open a session in a tenant's database; yield it with what was found of the tenant.
 
         Raises as `find`, and WrongState unless the tenant is in one of *states*.
         """
-        server, tenant = self.find(name)
-        if tenant.state not in states:
-            raise wrong_state(tenant)
-        with self.enter(server, name) as session:
-            yield session
+        found = self.find(name)
+        found.require(*states)
+        with self.enter(found.server, name) as session:
+            yield Place(found.server, found.tenant, found.record, session)
 
     def enter(self, server: Server, name: str) -> Session:
         """Connect to a tenant's database; TenantNotFound or WrongState when it was dropped since it was found.
@@ -331,12 +394,12 @@ def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[s
 
 
 def live(found: Sequence[Tenant]) -> Sequence[Tenant]:
-    """Return the tenants of one name that live, or what is left of it where none does."""
+    """Return the tenants of one name without lost and moved ones, unless there are no others."""
     return [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
 
 
 def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
-    """Say that several servers have a tenant of one name."""
+    """Return the error that several servers have a tenant of one name."""
     return AmbiguousTenant(
         f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in found)}',
         hint=f"add --server {found[0].server}",
@@ -344,7 +407,7 @@ def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
 
 
 def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
-    """Make one error of the errors of several servers."""
+    """Return one error for the errors of several servers."""
     if len(errors) == 1:
         return next(iter(errors.values()))
     return ServerUnreachable(
@@ -355,7 +418,7 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
 
 
 def wrong_state(tenant: Tenant) -> WrongState:
-    """Say that a tenant's state forbids what was asked, and what would change it."""
+    """Return the error that a tenant's state forbids what was asked, with the command that changes the state."""
     name, state = tenant.tenant, tenant.state
     if state is State.LOST and tenant.has_database:
         return WrongState(
@@ -374,6 +437,11 @@ def wrong_state(tenant: Tenant) -> WrongState:
     )
 
 
+def origin(server: Server, name: str) -> str | None:
+    """Return the origin that phones reach a tenant by, as its server's `url` says it; None where that is not set."""
+    return server.url and server.url.replace("{tenant}", name)
+
+
 def naming(server: Server) -> tuple[str, ...]:
-    """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
+    """Return the option that names a server of the configuration; () for one that was given by its DSN."""
     return () if server.name in UNNAMED else ("--server", server.name)

@@ -1,19 +1,23 @@
-"""Placements: which server a new tenant goes to, and that no other server has one of its name."""
+"""Placements: which server a new tenant goes to; no other server may have a tenant of its name."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live, split
 from posduif_cli.db import queries
+from posduif_cli.db.session import QUESTION_TIMEOUT
 from posduif_cli.errors import PosduifError, Run, ServerUnreachable, TenantExists
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
+T = TypeVar("T")
+
 
 class Placements:
-    """Decides for one command; holds a session on each further server, for it is asked again for each name.
+    """Decides for one command. A session on each server that was asked stays open for the next question.
 
     With *ignore_unreachable* a server that cannot be reached counts as one that has no such tenant.
     """
@@ -37,17 +41,18 @@ class Placements:
             session.close()
 
     def place(self, name: str) -> Server:
-        """Return the server that has the tenant, or begun it, else the one that it is to go to.
+        """Return the server that has the tenant, whole or half made; otherwise the server to create it on.
 
         Raises ServerUnreachable when a server that might have it cannot be asked, AmbiguousTenant, NoServer.
         """
         if len(self.fleet.servers) == 1:
             return self.fleet.servers[0]
         count = queries.load("fleet/fleet")["count_tenants"]
-        told, errors = split(
-            self.fleet.ask(lambda session: (session.value(count, sizes=False), self.fleet.list_on(session, name=name)))
+        told, errors = self._ask(
+            self.fleet.servers,
+            lambda session: (session.value(count, sizes=False), self.fleet.look(session, name).tenant),
         )
-        known = [tenant for _, tenants in told.values() for tenant in tenants]
+        known = [tenant for _, tenant in told.values() if tenant is not None]
         return self.choose(name, known, errors, {server: number for server, (number, _) in told.items()})
 
     def choose(
@@ -75,11 +80,10 @@ class Placements:
     def require_unique(self, server: Server, name: str) -> None:
         """Raise TenantExists when another configured server has a tenant of this name, or ServerUnreachable.
 
-        To be called once the intent to make it stands on *server*: of two administrators at least one sees the other.
+        To be called when the intent to make it is on *server*: of two administrators at least one sees the other.
         """
         others = [other for other in self.fleet.everyone if other.name != server.name]
-        answers = Crew().map(others, lambda other: self._ask(other, name), jobs=16)
-        told, errors = split({other.name: answer for other, answer in zip(others, answers, strict=True)})
+        told, errors = self._ask(others, lambda session: self.fleet.look(session, name).tenant)
         for other, answer in told.items():
             if answer is not None and answer.state is not State.MOVED:
                 raise TenantExists(
@@ -90,16 +94,25 @@ class Placements:
         if errors and not self.ignore_unreachable:
             raise self._unasked(name, errors)
 
-    def _ask(self, server: Server, name: str) -> Tenant | PosduifError | None:
+    def _ask(
+        self, servers: Sequence[Server], question: Callable[[Session], T]
+    ) -> tuple[dict[str, T], dict[str, PosduifError]]:
+        """Run *question* on some servers in parallel; return the answers and the errors, by server."""
+        crew = Crew()
+        answers = crew.map(servers, lambda server: self._ask_one(crew, server, question), jobs=16)
+        return split({server.name: answer for server, answer in zip(servers, answers, strict=True)})
+
+    def _ask_one(self, crew: Crew, server: Server, question: Callable[[Session], T]) -> T | PosduifError:
         with self._locks[server.name]:
             if server.name in self._away:
                 return self._away[server.name]
             try:
                 if server.name not in self._sessions:
-                    self._sessions[server.name] = self.fleet.maintenance(server)
-                return self.fleet.look(self._sessions[server.name], name)
+                    self._sessions[server.name] = self.fleet.maintenance(server, limit=QUESTION_TIMEOUT)
+                with crew.watch(self._sessions[server.name]):
+                    return question(self._sessions[server.name])
             except PosduifError as error:
-                # Not asked again: a bulk creation would wait for it once a tenant.
+                # Not asked again: a bulk creation would wait for it once per tenant.
                 self._away[server.name] = error
                 return error
 

@@ -21,7 +21,7 @@ DOWN = ":down"  # behind the version of a file that is being taken back, in the 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the version table; what only posduif notes is None where another tool made the row."""
+    """A row of the version table; what only posduif notes is None in a row of another tool."""
 
     version: str
     checksum: str | None
@@ -46,7 +46,7 @@ def table(conn: Session) -> tuple[dict[str, Row], bool]:
             raise
     if not conn.value(named["has_table"]):
         return {}, False
-    bare = conn.tuples("SELECT version::text FROM public.schema_migrations WHERE version IS NOT NULL ORDER BY 1")
+    bare = conn.tuples(named["list_bare"])
     return {version: Row(version, None, None, None, None) for (version,) in bare}, False
 
 

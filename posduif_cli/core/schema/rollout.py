@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.fleet.run import Errors, Lookout, Run, label
-from posduif_cli.core.schema import apply, history
-from posduif_cli.core.schema.apply import Applied, Hooks
+from posduif_cli.core.schema import apply, grants, history
+from posduif_cli.core.schema.apply import Applied
 from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.history import behind
+from posduif_cli.core.schema.runner import Hooks
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
 from posduif_cli.errors import PosduifError, Refused, ServerFull
@@ -44,8 +45,10 @@ def up(
     if waiting:
         on_pending({version for version in folders.paths if version > min(waiting)})
 
+    harmless: set[grants.Effect] = set()  # of all tenants: what leaves grants.sql nothing to do
+
     def work(conn: Session, lookout: Lookout) -> tuple[str | None, str | None, bool]:
-        return _result(apply.up(conn, folders=folders, hooks=_hooks(run, lookout)))
+        return _result(apply.up(conn, folders=folders, hooks=_hooks(run, lookout, harmless)))
 
     run.work_on(targets, work, lambda conn: history.problem(conn, folders))
     return errors
@@ -68,9 +71,11 @@ def down(
     folders = run.fleet.folders
     chosen, errors = _choose(run, tenants)
 
+    harmless: set[grants.Effect] = set()  # of all tenants: what leaves grants.sql nothing to do
+
     def work(conn: Session, lookout: Lookout) -> tuple[str | None, str | None, bool]:
         expected = planned.get((conn.server.name, conn.database), ())
-        hooks = _hooks(run, lookout)
+        hooks = _hooks(run, lookout, harmless)
         return _result(
             apply.down(conn, folders=folders, to=to, steps=steps, bundled=bundled, planned=expected, hooks=hooks)
         )
@@ -79,8 +84,8 @@ def down(
     return errors
 
 
-def _hooks(run: Run, lookout: Lookout) -> Hooks:
-    return Hooks(lookout.blockers, run.tell, lookout.recall)
+def _hooks(run: Run, lookout: Lookout, harmless: set[grants.Effect]) -> Hooks:
+    return Hooks(lookout.blockers, run.tell, lookout.recall, harmless)
 
 
 def _result(done: Applied) -> tuple[str | None, str | None, bool]:

@@ -2,20 +2,20 @@
 
 Its schema is compared, object by object, with what the migrations make. What is missing is added, what is
 different is refused with the SQL that repairs it, what is its own is left alone. All of it happens in one
-transaction, so that a kill at any moment leaves the database as it was. The database is a stranger's until
-then: none of its triggers, rules or functions may run with an administrator's rights, and what would run them
-later on, when posduif writes to the tables, is refused unless it is accepted by name.
+transaction, so that a kill at any moment leaves the database as it was. Until then other people own the database: none
+of its triggers, rules or functions may run with an administrator's rights. What would run them later on, when posduif
+writes to the tables, is refused unless it is accepted by name.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from posduif_cli.core import folders, names
-from posduif_cli.core.fleet.fleet import Fleet, naming, wrong_state
+from posduif_cli.core.fleet.fleet import Fleet, Traces, naming, origin, wrong_state
 from posduif_cli.core.fleet.placement import Placements
+from posduif_cli.core.fleet.steps import Deed, perform, plan, scripts
 from posduif_cli.core.schema import files, grants, inventory, parse, strangers
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.core.schema.strangers import ACCEPTED, BOOKKEEPING, Stranger
@@ -23,6 +23,7 @@ from posduif_cli.core.tenants import differences, takeover
 from posduif_cli.core.tenants.differences import Objection
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
+from posduif_cli.db.patience import Patience
 from posduif_cli.db.quoting import literal, quoted
 from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
@@ -38,47 +39,49 @@ from posduif_cli.errors import (
     TenantNotFound,
 )
 from posduif_cli.models.runs import Plan, Step
-from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Adoption, State, Tenant
 
 VERSIONS = BOOKKEEPING[0]
 SUPERUSER = "a superuser"
-PATIENCE = timedelta(seconds=10)  # with transactions that were open while the database was taken in
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
-STANDS_AGAINST = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
+CONFLICTS = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
 
 @dataclass(frozen=True)
-class _Database:
-    owner: str
+class _Candidate:
+    """A database that may be taken in: what is under its name, and what `find_database` says of it."""
+
     powerful: bool
     trusted: bool
-    open: bool
     template: bool
-    comment: str | None
     may_own: bool
     path: str | None
+    there: Traces
+
+    @property
+    def kept(self) -> Record | None:
+        """The record that the database has already; None where an ordinary role could have written it."""
+        return record.parse(self.there.comment) if self.trusted else None
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What an adoption does: statements as the login, then as posduif_admin.
+    """What an adoption does: statements as the login, then as posduif_admin, and the record.
 
-    *before* are versions noted already, *accepted* the names of strangers' code that is taken in, *pool* is how many
-    connections the tenant's engine was given, or is.
+    *intent* is that on an engine's role that is there, *before* are versions noted already, *accepted* the names of
+    other people's code that is taken in.
     """
 
-    found: _Database
-    accepted: tuple[str, ...]
+    intent: Intent | None
     take: tuple[Step, ...]
     make: tuple[Step, ...]
     before: dict[str, str | None]
+    record: Record
     own: tuple[str, ...]
     changes: tuple[str, ...]
     unrun: tuple[str, ...]
+    accepted: tuple[str, ...]
     unsure: tuple[str, ...]
-    pool: int
-    at: datetime
 
 
 def adopt(
@@ -91,8 +94,8 @@ def adopt(
 ) -> Adoption:
     """Take in a database as a tenant.
 
-    *accept* names strangers' code to take in all the same, as the refusal prints it. Raises InvalidName,
-    TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as `tenants.create`,
+    *accept* names other people's code to take in all the same, as the refusal prints it. Raises InvalidName,
+    TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as `create.create`,
     NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
     """
     names.tenant(database)
@@ -101,17 +104,17 @@ def adopt(
         found = _find(fleet, session, database)
         if isinstance(found, Tenant):
             return _result(found, None)
-        _require_plain(session, server, database, found)
+        _require_plain(session, found.there)
         admin.ensure_roles(session)
         with session.lock(database):
             found = _find(fleet, session, database)
             if isinstance(found, Tenant):
                 return _result(found, None)
-            intent = _require_possible(fleet, session, server, database, found, ignore_unreachable)
+            _require_possible(fleet, session, found, ignore_unreachable)
             expected = inventory.snapshot() if not fleet.folders.further else inventory.reference(fleet, server)
             with connect.connect(server, database, command=fleet.command) as conn, conn.lock(database):
                 with _inside(fleet, conn, expected, read_only=True):
-                    _prepare(conn, fleet, found, expected, accept)
+                    _prepare(conn, fleet, found, expected, url, accept)
                 with _inside(fleet, conn, expected):
                     if others := _await_others(conn, fleet.folders.lock_timeout):
                         raise Busy(
@@ -121,37 +124,63 @@ def adopt(
                             ],
                             hint="try again when that is done",
                         )
-                    work = _prepare(conn, fleet, found, expected, accept)
-                    _carry_out(conn, fleet, work, intent)
-                    grants.run(conn)
-                    record.write(conn, _record(fleet, conn.server, conn.database, work, url))
+                    work = _prepare(conn, fleet, found, expected, url, accept)
+                    perform(_deeds(fleet, database, work), conn)
                 work = _look_again(conn, expected, work)
-        adopted = fleet.look(session, database)
+        adopted = fleet.look(session, database).tenant
         assert adopted is not None
         return _result(adopted, work)
 
 
-def _await_others(conn: Session, patience: timedelta) -> list[str]:
-    """Wait for other people's transactions in the database; return those that are open when *patience* is over."""
-    deadline = time.monotonic() + patience.total_seconds()
+def adopting(
+    fleet: Fleet,
+    *,
+    database: str,
+    url: str | None = None,
+    accept: Sequence[str] = (),
+    ignore_unreachable: bool = False,
+) -> Plan:
+    """Return the steps of `adopt`, having read only; raises as it does.
+
+    What further folders' migrations make can be known only by running them. So the database is compared with what the
+    bundled ones make, and each difference is a step "compare" in place of an error.
+    """
+    names.tenant(database)
+    server = fleet.server_for_new()
+    with fleet.maintenance(server) as session:
+        found = _find(fleet, session, database)
+        if isinstance(found, Tenant):
+            return Plan(())
+        _require_plain(session, found.there)
+        roles = _missing_roles(session)
+        _require_possible(fleet, session, found, ignore_unreachable)
+        expected = inventory.snapshot()
+        with connect.connect(server, database, command=fleet.command) as conn:
+            with _inside(fleet, conn, expected, read_only=True):
+                work = _prepare(conn, fleet, found, expected, url, accept, sure=not fleet.folders.further)
+            return plan([Deed(admin.ensure_roles, roles), *_deeds(fleet, database, work)])
+
+
+def _await_others(conn: Session, limit: timedelta | None = None) -> list[str]:
+    """Wait for other people's transactions in the database; return those that are open when the time is over."""
+    patience = Patience("adoption", limit=limit)
     while others := [other for (other,) in conn.tuples(queries.load("tenants/adopt")["list_open_transactions"])]:
-        if time.monotonic() > deadline:
+        if not patience.again():
             return others
-        time.sleep(0.1)
     return []
 
 
 def _look_again(conn: Session, expected: Sequence[Thing], work: _Work) -> _Work:
-    """Look for strangers' code that was committed while the database was taken in, by rights that are gone since.
+    """Look for other people's code that was committed meanwhile, by rights that the adoption has taken since.
 
-    Raises Conflict, though the database is a tenant now, with what to type; tells of transactions that are open still.
+    Raises Conflict, though the database is a tenant now, with what to type; names transactions that are still open.
     """
-    others = _await_others(conn, PATIENCE)
+    others = _await_others(conn)
     present = inventory.inventory(conn)
     code = _strangers(conn, expected, present)
     if late := [stranger for stranger in code if stranger.name not in work.accepted]:
         raise Conflict(
-            f"database {conn.database} was adopted, and in this moment someone gave it code",
+            f"database {conn.database} was adopted, and in this moment another session gave it code",
             why=[f"{stranger.name} {stranger.why}" for stranger in late],
             hint=[
                 *(f"a superuser types, in {conn.database}: {stranger.fix};" for stranger in late if stranger.fix),
@@ -172,35 +201,6 @@ def _strangers(conn: Session, expected: Sequence[Thing], present: Sequence[Thing
     return strangers.find(conn, tables, strangers.Trust(known))
 
 
-def plan(
-    fleet: Fleet,
-    *,
-    database: str,
-    url: str | None = None,
-    accept: Sequence[str] = (),
-    ignore_unreachable: bool = False,
-) -> Plan:
-    """Say what `adopt` would do, and read only; raises as it does.
-
-    What further folders' migrations make can be known only by running them. So the database is compared with what the
-    bundled ones make, and each difference is a step "compare" in place of an error.
-    """
-    names.tenant(database)
-    server = fleet.server_for_new()
-    with fleet.maintenance(server) as session:
-        found = _find(fleet, session, database)
-        if isinstance(found, Tenant):
-            return Plan(())
-        _require_plain(session, server, database, found)
-        roles = _missing_roles(session)
-        _require_possible(fleet, session, server, database, found, ignore_unreachable)
-        expected = inventory.snapshot()
-        with connect.connect(server, database, command=fleet.command) as conn:
-            with _inside(fleet, conn, expected, read_only=True):
-                work = _prepare(conn, fleet, found, expected, accept, sure=not fleet.folders.further)
-            return Plan((*roles, *_steps(work, fleet, database, server, url)))
-
-
 def _missing_roles(session: Session) -> tuple[Step, ...]:
     """Return the steps that make posduif's roles; raises as `admin.ensure_roles` does, but makes none."""
     if session.member is not None or session.standby:
@@ -209,33 +209,34 @@ def _missing_roles(session: Session) -> tuple[Step, ...]:
     return tuple(Step("make", "posduif's roles", sql) for sql in admin.role_statements(session, missing))
 
 
-def _require_possible(
-    fleet: Fleet, session: Session, server: Server, name: str, found: _Database, ignore_unreachable: bool
-) -> Intent | None:
-    """Raise unless name, rights and role allow the adoption; return the intent on an engine's role that is there."""
+def _require_possible(fleet: Fleet, session: Session, found: _Candidate, ignore_unreachable: bool) -> None:
+    """Raise unless name, rights and role allow the adoption."""
     with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
-        placements.require_unique(server, name)
-    _require_rights(session, name, found)
-    return _intent(session, name)
+        placements.require_unique(session.server, found.there.name)
+    _require_rights(session, found)
+    _require_role(found.there)
 
 
-def _require_plain(session: Session, server: Server, name: str, found: _Database) -> None:
+def _require_plain(session: Session, there: Traces) -> None:
     """Raise SuperuserSession where a superuser's session would enter a database that posduif did not make.
 
     SET ROLE is no fence for it: code in the database could take on the login's own role. What posduif made, and what
-    lost its record or its owner since, has an engine's role that posduif_admin made, which says so, and holds nothing
-    that belongs to anyone but posduif_admin and superusers. No stranger can make either so.
+    lost its record or its owner since, has an engine's role that posduif_admin made, which says so, and nothing in it
+    belongs to another role than posduif_admin and superusers. No other login can make either so.
     """
+    name = there.name
     if not session.value("SELECT rolsuper FROM pg_roles WHERE rolname = session_user"):
         return
-    if session.value(queries.load("tenants/adopt")["was_made_by_posduif"], name=name) and _intent(session, name):
-        return
+    if session.value(queries.load("tenants/adopt")["was_made_by_posduif"], name=name):
+        _require_role(there)
+        if there.intent is not None:
+            return
     host, port = connect.address(session)
     raise SuperuserSession(
         f"a superuser's session does not adopt database {name}, which posduif did not make",
         why=[f"{session.login} is a superuser", "code in the database could use a superuser's rights"],
         hint=[
-            Run("server", "init", "--login", "NAME", *naming(server)),
+            Run("server", "init", "--login", "NAME", *naming(session.server)),
             Run("tenant", "adopt", name, "--dsn", f"host={host} port={port} user=NAME", lead="then"),
         ],
     )
@@ -255,67 +256,66 @@ def _result(tenant: Tenant, work: _Work | None) -> Adoption:
     )
 
 
-def _find(fleet: Fleet, session: Session, name: str) -> _Database | Tenant:
+def _find(fleet: Fleet, session: Session, name: str) -> _Candidate | Tenant:
     """Return the database to adopt, or the active tenant that it is already."""
-    tenant = fleet.look(session, name)
+    there = fleet.look(session, name)
+    tenant, owner = there.tenant, there.owner
     if tenant is not None and tenant.state is State.ACTIVE:
         return tenant
-    found = session.row(_Database, queries.load("tenants/adopt")["find_database"], name=name)
-    if found is None:
+    if owner is None:
         raise TenantNotFound(
             f'there is no database "{name}" on server {session.server.name}',
             hint=Run("tenant", "create", name),
         )
-    # Of a tenant that was being dropped nothing is left but its role, once the database is not posduif's.
-    dropped = found.owner != ADMIN_ROLE or record.parse(found.comment) is None
-    if tenant is not None and tenant.state is not State.LOST and not (tenant.state is State.DROPPING and dropped):
+    # Of a tenant that was being dropped only the role is left, once the database is not posduif's.
+    dropped = tenant is not None and tenant.state is State.DROPPING and there.record is None
+    if tenant is not None and tenant.state is not State.LOST and not dropped:
         raise wrong_state(tenant)
-    if found.template or not found.open:
+    found = _Candidate(there=there, **session.dicts(queries.load("tenants/adopt")["find_database"], name=name)[0])
+    if found.template or not there.open:
         raise Conflict(
             f"database {name} {'is a template' if found.template else 'accepts no connections'}",
-            hint=f"{found.owner} types: ALTER DATABASE {quoted(name)} "
+            hint=f"{owner} types: ALTER DATABASE {quoted(name)} "
             f"{'IS_TEMPLATE false' if found.template else 'ALLOW_CONNECTIONS true'};",
         )
     if found.path is not None:
         raise Conflict(
             f"database {name} sets {found.path}",
             why="functions of its own would run in place of PostgreSQL's, with an administrator's rights",
-            hint=f"{found.owner} types: ALTER DATABASE {quoted(name)} RESET search_path;",
+            hint=f"{owner} types: ALTER DATABASE {quoted(name)} RESET search_path;",
         )
     return found
 
 
-def _require_rights(session: Session, name: str, found: _Database) -> None:
+def _require_rights(session: Session, found: _Candidate) -> None:
     """Raise AccessDenied unless the login may make posduif_admin the owner of the database."""
-    if found.owner == ADMIN_ROLE:
+    name, owner = found.there.name, found.there.owner or ""
+    if owner == ADMIN_ROLE:
         return
     fixes = [] if found.may_own else [f"ALTER ROLE {quoted(session.login)} CREATEDB;"]
-    if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=found.owner):
+    if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=owner):
         if found.powerful:
-            # Not to posduif_admin: with it a record that a stranger wrote would be believed.
+            # Not to posduif_admin: with it a record that an ordinary role wrote would be believed.
             fixes.append(f"ALTER DATABASE {quoted(name)} OWNER TO {quoted(session.login)};")
         else:
-            fixes.append(f"GRANT {quoted(found.owner)} TO {quoted(session.login)};")
+            fixes.append(f"GRANT {quoted(owner)} TO {quoted(session.login)};")
     if fixes:
         raise AccessDenied(
-            f"{session.login} may not take over database {name}, which belongs to {found.owner}",
-            why=f"that takes a superuser, or CREATEDB and membership in {found.owner} and {ADMIN_ROLE}",
+            f"{session.login} may not take over database {name}, which belongs to {owner}",
+            why=f"that takes a superuser, or CREATEDB and membership in {owner} and {ADMIN_ROLE}",
             hint=[f"a superuser types: {fix}" for fix in fixes],
         )
 
 
-def _intent(session: Session, name: str) -> Intent | None:
-    """Return the intent on an engine's role that outlived the record; raises NotOurs for a stranger's role."""
-    role = engine_role(name)
-    traces = session.dicts(queries.load("tenants/tenants")["find_traces"], name=name, role=role)[0]
-    intent = record.parse_intent(traces["intent"])
-    if traces["has_role"] and (intent is None or intent.tenant != name):
+def _require_role(there: Traces) -> None:
+    """Raise NotOurs where the engine's role is there and not posduif's."""
+    role = engine_role(there.name)
+    if there.has_role and there.intent is None:
         raise NotOurs(
             f"role {role} exists and is not posduif's",
             why="the tenant's engine would get its password and rights",
             hint=f"a superuser types: ALTER ROLE {role} RENAME TO {role}_before;",
         )
-    return intent
 
 
 @contextmanager
@@ -333,7 +333,7 @@ def _inside(fleet: Fleet, conn: Session, expected: Sequence[Thing], *, read_only
 
 
 def _lock(conn: Session, tables: Sequence[str], mode: str) -> list[str]:
-    """Lock those of some tables that exist, so that nobody makes them something else meanwhile."""
+    """Lock those of some tables that exist, so that no session makes them something else meanwhile; return them."""
     found = [table for (table,) in conn.tuples(queries.load("tenants/adopt")["find_tables"], tables=tables)]
     for table in found:
         conn.script(f"LOCK TABLE {table} IN ACCESS {mode} MODE")
@@ -343,8 +343,9 @@ def _lock(conn: Session, tables: Sequence[str], mode: str) -> list[str]:
 def _prepare(
     conn: Session,
     fleet: Fleet,
-    found: _Database,
+    found: _Candidate,
     expected: Sequence[Thing],
+    url: str | None,
     accept: Sequence[str],
     *,
     sure: bool = True,
@@ -353,63 +354,72 @@ def _prepare(
 
     Where *expected* is not all that the migrations make, *sure* is False, and differences are told, not refused.
     """
-    named = queries.load("tenants/adopt")
     present = inventory.inventory(conn)
     judged = differences.judge(expected, present)
     code = _strangers(conn, expected, present)
-    earlier = record.parse(found.comment) if found.trusted else None
-    accepted = {*accept, *(strangers.accepted(earlier.extra) if earlier else ())}
+    accepted = {*accept, *(strangers.accepted(found.kept.extra) if found.kept else ())}
     taken = [stranger for stranger in code if stranger.name in accepted and stranger.acceptable]
-    owners = takeover.owners(conn, found.owner, present)
+    owners = takeover.owners(conn, found.there.owner or "", present)
     functions = list(dict.fromkeys(function for stranger in taken for function in stranger.takeable))
     taking = takeover.plan(conn, owners, expected, present, judged.own, functions)
     noted = _lock(conn, [VERSIONS], "SHARE")
     refused = [stranger for stranger in code if stranger not in taken]
+    if objections := _objections(conn, judged.objections if sure else (), refused):
+        raise _refusal(conn, owners, objections)
+    before: dict[str, str | None] = dict(conn.tuples(queries.load("tenants/adopt")["list_noted"])) if noted else {}
+    unrun = tuple(_unrun(fleet, conn.database, before))
+    make = [*judged.renames, *(Step("make", f"{thing.kind} {thing.name}", thing.ddl) for thing in judged.missing)]
+    names_taken = tuple(stranger.name for stranger in taken)
+    return _Work(
+        intent=found.there.intent,
+        take=taking.take,
+        make=(*make, *taking.keep),
+        before=before,
+        record=_record(conn, found, {*before, *fleet.folders.paths}, names_taken, url),
+        own=tuple(f"{thing.kind} {thing.name}" for thing in differences.outermost(judged.own)),
+        changes=(*taking.changes, *unrun),
+        unrun=unrun,
+        accepted=names_taken,
+        unsure=tuple(objection.what for objection in judged.objections) if not sure else (),
+    )
+
+
+def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[Stranger]) -> list[Objection]:
+    """Return what is against an adoption: only the relations that have to go aside, if there are any.
+
+    What is on them goes along with them.
+    """
+    named = queries.load("tenants/adopt")
     objections = [
         *(Objection(what, fix, owner=SUPERUSER) for what, fix in conn.tuples(named["list_event_triggers"])),
         *(Objection(what, fix, VERSIONS) for what, fix in conn.tuples(named["list_obstacles"])),
-        *(judged.objections if sure else ()),
+        *judged,
         *(
             Objection(f"{s.name} {s.why}", s.fix, owner=s.owner, accept=s.name if s.acceptable else None)
             for s in refused
         ),
     ]
-    # What is on a relation that has to go aside goes with it.
-    if aside := [objection for objection in objections if differences.ASIDE in (objection.fix or "")]:
-        objections = aside
-    if objections:
-        raise _refusal(conn, owners, objections)
-    before: dict[str, str | None] = dict(conn.tuples(named["list_noted"])) if noted else {}
+    return [objection for objection in objections if differences.ASIDE in (objection.fix or "")] or objections
+
+
+def _unrun(fleet: Fleet, database: str, before: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield what migrations would do to data and have not; raises ChecksumDiffers for one noted with another file."""
     for file in files.of(fleet.folders).all:
         if before.get(file.version) not in (None, file.checksum):
             raise ChecksumDiffers(
-                f"{file.path} changed after it was applied to {conn.database}",
+                f"{file.path} changed after it was applied to {database}",
                 hint="restore the file and put the change into a new migration",
             )
-    unrun = [
-        f"migration {file.version}_{file.name} is noted as applied and was not run: "
-        f"what it does to data, in line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}, is not done"
-        for file in files.of(fleet.folders).all
-        if file.version not in before and (lines := [s.line for s in file.up.statements if parse.touches_data(s)])
-    ]
-    make = [*judged.renames, *(Step("make", f"{thing.kind} {thing.name}", thing.ddl) for thing in judged.missing)]
-    return _Work(
-        found=found,
-        accepted=tuple(stranger.name for stranger in taken),
-        take=taking.take,
-        make=(*make, *taking.keep),
-        before=before,
-        own=tuple(f"{thing.kind} {thing.name}" for thing in differences.outermost(judged.own)),
-        changes=(*taking.changes, *unrun),
-        unrun=tuple(unrun),
-        unsure=tuple(objection.what for objection in judged.objections) if not sure else (),
-        pool=admin.decided_pool(conn, conn.database, _trusted(found)),
-        at=conn.value("SELECT clock_timestamp()"),
-    )
+    for file in files.of(fleet.folders).all:
+        lines = [s.line for s in file.up.statements if parse.touches_data(s)]
+        if file.version not in before and lines:
+            where = f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
+            noted = f"migration {file.version}_{file.name} is noted as applied and was not run"
+            yield f"{noted}: what it does to data, in {where}, is not done"
 
 
 def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
-    """Say what is against an adoption, a point a line, and who types what in which database to remove each point."""
+    """Say what is against an adoption, one point per line, and who types what in which database to remove each."""
     name, count = conn.database, len(objections)
     by_name = {bare: role for (_, bare), role in owners.items()}
     hints = []
@@ -432,113 +442,107 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
     )
 
 
-def _trusted(found: _Database) -> Record | None:
-    """Return the record that the database has already, unless a stranger could have written it."""
-    return record.parse(found.comment) if found.trusted else None
-
-
-def _close(name: str, pool: int) -> tuple[Step, ...]:
-    """Close the database to PUBLIC and open it to its engine, in UTC."""
-    database, role = takeover.name(name), takeover.name(engine_role(name))
-    limit = admin.engine_limit(pool)
-    return (
-        Step("limit connections", engine_role(name), f"ALTER ROLE {role} CONNECTION LIMIT {limit}"),
+def _close(name: str, pool: int) -> list[Step]:
+    """Return what closes the database to PUBLIC and opens it to its engine, which has *pool* connections, in UTC."""
+    database, engine, role = takeover.name(name), engine_role(name), takeover.name(engine_role(name))
+    limit = f"ALTER ROLE {role} CONNECTION LIMIT {admin.engine_limit(pool)}"
+    return [
+        Step("limit connections", engine, limit),
         Step("close to public", name, f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
         Step("open to engine", name, f"GRANT CONNECT ON DATABASE {database} TO {role}"),
-        # Whose statement it is, and which table it means, is not the former owner's to say.
+        # The former owner must not decide which role a statement is run by.
         *(Step("reset", name, f"ALTER DATABASE {database} RESET {key}") for key in ("role", "session_authorization")),
         Step("set time zone", name, f"ALTER DATABASE {database} SET timezone = 'UTC'"),
-        Step("set time zone", engine_role(name), f"ALTER ROLE {role} IN DATABASE {database} SET timezone = 'UTC'"),
-    )
+        Step("set time zone", engine, f"ALTER ROLE {role} IN DATABASE {database} SET timezone = 'UTC'"),
+    ]
 
 
-def _carry_out(conn: Session, fleet: Fleet, work: _Work, intent: Intent | None) -> None:
-    """Take over, make what is missing, note every version as applied, make the engine's role."""
-    name, bookkeeping = conn.database, queries.load("schema/history")
-    for step in work.take:
-        conn.script(step.sql or "")
+def _deeds(fleet: Fleet, name: str, work: _Work) -> Iterator[Deed]:
+    """Yield everything that an adoption does, in its order, for one transaction in the database."""
+    engine, role = engine_role(name), takeover.name(engine_role(name))
+    yield scripts(work.take)
+    yield Deed(lambda conn: _make(conn, work.make), work.make)
+    named = queries.load("schema/history")
+    bookkeeping = "\n".join((named["create_table"], named["complete_table"]))
+    yield Deed(lambda conn: conn.script(bookkeeping), [Step("make", f"table {VERSIONS}", bookkeeping)])
+    noting = f"INSERT INTO {VERSIONS} (version, checksum) VALUES"
+    noted = [
+        Step("note as applied", file.version, f"{noting} ({literal(file.version).as_string(None)}, '{file.checksum}')")
+        for file in files.of(fleet.folders).all
+        if file.version not in work.before
+    ]
+    yield Deed(lambda conn: _note(conn, fleet, work.before), noted)
+    making = Step("create role", engine, f"CREATE ROLE {role} LOGIN")
+    yield Deed(lambda conn: _make_role(conn, work.intent), [making])
+    joining = Step("join group", engine, f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}")
+    yield Deed(lambda conn: admin.join_groups(conn, name), [joining])
+    yield scripts(_close(name, work.record.engine["pool"]))
+    granting = Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8"))
+    yield Deed(grants.run, [granting])
+    comment = literal(record.dump(work.record)).as_string(None)
+    writing = Step("write record", name, f"COMMENT ON DATABASE {takeover.name(name)} IS {comment}")
+    yield Deed(lambda conn: record.write(conn, work.record), [writing])
+    told = {
+        "leave alone": work.own,
+        "mind": work.unrun,
+        "accept": work.accepted,
+        "compare": [f"{what}, unless a migration of your own makes it so" for what in work.unsure],
+    }
+    yield Deed(lambda conn: None, [Step(action, each) for action, subjects in told.items() for each in subjects])
+
+
+def _make(conn: Session, make: Sequence[Step]) -> None:
+    """Make what is missing, from now on as posduif_admin; raises Conflict where rows or names are in the way."""
     conn.execute("SET LOCAL ROLE posduif_admin")
     conn.execute("SET LOCAL check_function_bodies = off")
-    for step in work.make:
+    for step in make:
         try:
             conn.script(step.sql or "")
         except QueryFailed as error:
-            if not (error.sqlstate or "").startswith(STANDS_AGAINST):
+            if not (error.sqlstate or "").startswith(CONFLICTS):
                 raise
             raise Conflict(
-                f"{step.subject} cannot be made in {name}; the database was not changed",
+                f"{step.subject} cannot be made in {conn.database}; the database was not changed",
                 why=error.message.partition(": ")[2],
                 hint=[
-                    f"remove what conflicts with it, in {name}, with: {step.sql};",
-                    Run("tenant", "adopt", name),
+                    f"remove what conflicts with it, in {conn.database}, with: {step.sql};",
+                    Run("tenant", "adopt", conn.database),
                 ],
             ) from error
-    conn.script(bookkeeping["create_table"])
+
+
+def _note(conn: Session, fleet: Fleet, before: Mapping[str, str | None]) -> None:
+    """Note every version as applied, with its checksum."""
+    add, complete = queries.load("schema/history")["add_applied"], queries.load("tenants/adopt")["complete_noted"]
     for file in files.of(fleet.folders).all:
-        if file.version in work.before:
-            complete = queries.load("tenants/adopt")["complete_noted"]
+        if file.version in before:
             conn.execute(complete, version=file.version, checksum=file.checksum)
         else:
-            conn.execute(
-                bookkeeping["add_applied"],
-                version=file.version,
-                checksum=file.checksum,
-                duration_ms=None,
-                applied_by=conn.login,
-            )
+            conn.execute(add, version=file.version, checksum=file.checksum, duration_ms=None, applied_by=conn.login)
+
+
+def _make_role(conn: Session, intent: Intent | None) -> None:
+    """Make the engine's role with its intent, or have the one that is there log in again."""
+    name = conn.database
     if intent is None:
         admin.create_engine_role(conn, Intent(name, State.ACTIVE, admin.new_nonce()))
     else:
-        conn.script(f"ALTER ROLE {takeover.name(engine_role(name))} LOGIN")
+        admin.open_role(conn, name)
         record.put_intent(conn, engine_role(name), replace(intent, state=State.ACTIVE))
-    admin.join_groups(conn, name)
-    for step in _close(name, work.pool):
-        conn.script(step.sql or "")
 
 
-def _record(fleet: Fleet, server: Server, name: str, work: _Work, url: str | None) -> Record:
-    versions = {*work.before, *fleet.folders.paths}
-    earlier = record.parse(work.found.comment)
-    kept = _trusted(work.found)  # phones enroll at the url: one that a stranger could have written is not taken over
-    extra = {key: value for key, value in (kept.extra if kept else {}).items() if key != ACCEPTED}
+def _record(conn: Session, found: _Candidate, versions: set[str], accepted: tuple[str, ...], url: str | None) -> Record:
+    """Return the record of the new tenant; what the database's own record says is kept where it is trusted."""
+    comment, kept = found.there.comment, found.kept or Record(State.ACTIVE)
+    earlier = record.parse(comment)
+    extra = {key: value for key, value in kept.extra.items() if key != ACCEPTED}
     return Record(
         State.ACTIVE,
         schema=max(versions, default=None),
         applied=folders.digest(versions),
-        url=url or (kept and kept.url) or (server.url and server.url.replace("{tenant}", name)),
-        created=(kept and kept.created) or work.at,
-        note=earlier.note if earlier else work.found.comment,
-        extra=extra | ({ACCEPTED: [*work.accepted]} if work.accepted else {}),
-        engine={**(kept.engine if kept else {}), "pool": work.pool},
-    )
-
-
-def _steps(work: _Work, fleet: Fleet, name: str, server: Server, url: str | None) -> tuple[Step, ...]:
-    """List everything that an adoption does, in its order."""
-    role = takeover.name(engine_role(name))
-    noted = [
-        Step(
-            "note as applied",
-            file.version,
-            f"INSERT INTO {VERSIONS} (version, checksum) "  # noqa: S608
-            f"VALUES ({literal(file.version).as_string(None)}, '{file.checksum}')",
-        )
-        for file in files.of(fleet.folders).all
-        if file.version not in work.before
-    ]
-    comment = record.dump(_record(fleet, server, name, work, url))
-    return (
-        *work.take,
-        *work.make,
-        Step("make", f"table {VERSIONS}", queries.load("schema/history")["create_table"]),
-        *noted,
-        Step("create role", engine_role(name), f"CREATE ROLE {role} LOGIN"),
-        Step("join group", engine_role(name), f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}"),
-        *_close(name, work.pool),
-        Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8")),
-        Step("write record", name, f"COMMENT ON DATABASE {takeover.name(name)} IS {literal(comment).as_string(None)}"),
-        *(Step("leave alone", subject) for subject in work.own),
-        *(Step("mind", remark) for remark in work.unrun),
-        *(Step("accept", accepted) for accepted in work.accepted),
-        *(Step("compare", f"{what}, unless a migration of your own makes it so") for what in work.unsure),
+        url=url or kept.url or origin(conn.server, conn.database),
+        created=kept.created or found.there.at,
+        note=earlier.note if earlier else comment,
+        extra=extra | ({ACCEPTED: [*accepted]} if accepted else {}),
+        engine={**kept.engine, "pool": admin.decided_pool(conn, conn.database, found.kept)},
     )

@@ -31,7 +31,7 @@ from posduif_cli.errors import (
 )
 from posduif_cli.models.runs import Outcome, Plan, Step
 from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import CreatedTenant, State, Tenant
+from posduif_cli.models.tenants import State, Tenant
 
 COLUMNS = ("name", "url", "web_user", "server")
 SHOWN = 10
@@ -178,7 +178,7 @@ class Creation(Run):
                 stack.callback(bench.close)
                 self._prepare(bench)
 
-            def work(job: tuple[Bench, Entry, bool]) -> CreatedTenant:
+            def work(job: tuple[Bench, Entry, bool]) -> tuple[Tenant, bool]:
                 bench = job[0]
                 attempt = partial(self._create, placements, *job)
                 try:
@@ -248,7 +248,7 @@ class Creation(Run):
                     create.require_same(existing, entry.wanted.url, if_not_exists=True)
                     self.keeper(entry.wanted.name, True)
                     if entry.wanted.web_user is None:
-                        self._settle(CreatedTenant(existing, changed=False), 0.0)
+                        self._settle(existing, False, 0.0)
                         continue
             except PosduifError as error:
                 self._fail(entry, server, error)
@@ -286,21 +286,20 @@ class Creation(Run):
         alone = copied and not any(entry.wanted.web_user or exists for entry, exists in bench.jobs)
         bench.workers = max(1, min(self.pace.jobs, bench.server.max_connections // (1 if alone else 2)))
 
-    def _create(self, placements: Placements, bench: Bench, entry: Entry, exists: bool) -> CreatedTenant:
+    def _create(self, placements: Placements, bench: Bench, entry: Entry, exists: bool) -> tuple[Tenant, bool]:
         maker = Maker(self.fleet, placements, if_not_exists=True, template=bench.template)
         with bench.session() as session, self.crew.watch(session):
             session.require_admin()
             return maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
 
-    def _note(self, job: tuple[Bench, Entry, bool], found: CreatedTenant | PosduifError, seconds: float) -> None:
+    def _note(self, job: tuple[Bench, Entry, bool], found: tuple[Tenant, bool] | PosduifError, seconds: float) -> None:
         bench, entry, _ = job
-        if isinstance(found, CreatedTenant):
-            self._settle(found, seconds)
+        if not isinstance(found, PosduifError):
+            self._settle(*found, seconds)
         elif not self.crew.interrupted:
             self._fail(entry, bench.server.name, found, seconds)
 
-    def _settle(self, created: CreatedTenant, seconds: float) -> None:
-        tenant, changed = created.tenant, created.changed
+    def _settle(self, tenant: Tenant, changed: bool, seconds: float) -> None:
         version = tenant.schema_version
         status, before = ("created", None) if changed else ("unchanged", version)
         self.record(Outcome(tenant.tenant, tenant.server, status, changed, before, version, seconds))

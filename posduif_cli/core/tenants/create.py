@@ -1,19 +1,22 @@
-"""Tenants: create, show, change and drop them, so that a kill at any moment leaves what a re-run finishes.
+"""Create a tenant, so that a kill at any moment leaves what the same command finishes.
 
-The order of steps is the protocol: the intent (a comment on the engine's role) comes before CREATE DATABASE,
-which cannot join a transaction, and outlives DROP DATABASE, which cannot either.
+There is one road to `active`. What is found under the name says how far an earlier try came, and that says what is
+done next: `ROAD` has it as a table. The intent (a comment on the engine's role) comes before CREATE DATABASE, which
+cannot join a transaction.
 """
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 from posduif_cli.core import names
 from posduif_cli.core.desk import users
 from posduif_cli.core.fleet import proof
-from posduif_cli.core.fleet.fleet import Fleet, wrong_state
+from posduif_cli.core.fleet.fleet import Fleet, Traces, origin, wrong_state
 from posduif_cli.core.fleet.placement import Placements
 from posduif_cli.core.schema import apply, files
+from posduif_cli.core.schema.files import File
 from posduif_cli.core.tenants import engine, template, traces
 from posduif_cli.core.tenants.template import Template
 from posduif_cli.db import admin, record
@@ -22,9 +25,10 @@ from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import Busy, PosduifError, QueryFailed, Run, TenantExists
 from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import CreatedTenant, State, Tenant
+from posduif_cli.models.tenants import State, Tenant
 
 DUPLICATE_DATABASE = ("42P04", "23505")
+MAKING = f"CREATE DATABASE {{name}} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Wanted:
     url: str | None = None
     web_user: str | None = None
 
+    @property
+    def role(self) -> str:
+        """The engine's role."""
+        return admin.engine_role(self.name)
+
     def check(self) -> None:
         """Raise InvalidName."""
         names.tenant(self.name)
@@ -42,35 +51,79 @@ class Wanted:
             names.username(self.web_user)
 
 
+class Progress(IntEnum):
+    """How far the creation of a tenant came, by what is under its name."""
+
+    NOTHING = 0  # neither role nor database
+    ANNOUNCED = 1  # the engine's role with the intent, no database
+    MADE = 2  # a database that is closed, with the intent's nonce as its connection limit
+    RECORDED = 3  # a record that says `provisioning`
+    WHOLE = 4
+
+
+def progress(there: Traces) -> Progress:
+    """Return how far the creation came; raises NotOurs where the database or the role is not posduif's."""
+    traces.require_free(there)
+    if there.record is not None:
+        return Progress.RECORDED if there.record.state is State.PROVISIONING else Progress.WHOLE
+    if there.owner is not None:
+        return Progress.MADE
+    return Progress.NOTHING if there.intent is None else Progress.ANNOUNCED
+
+
 def create(
     fleet: Fleet,
+    wanted: Wanted,
     *,
-    name: str,
-    url: str | None = None,
-    web_user: str | None = None,
     if_not_exists: bool = False,
     ignore_unreachable: bool = False,
     keep: engine.Keep | None = None,
-) -> CreatedTenant:
-    """Create a tenant, or finish one whose creation was interrupted.
+) -> tuple[Tenant, bool]:
+    """Create a tenant, or finish one whose creation was interrupted; return it, and whether that changed anything.
 
     *keep* is called with the engine's new password and settings before the role gets that password; without
     it the role has none. Raises InvalidName, TenantExists, NotOurs, Busy, or the server's error; whatever was
     begun is finished by the same call. Another server that cannot be asked for the name is an error, too, unless
     *ignore_unreachable*. Raises ConfigurationError, having made nothing, while a migration file is faulty.
     """
-    wanted = Wanted(name, url, web_user)
-    wanted.check()
-    _ = files.of(fleet.folders).all
-    with (
-        Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
-        fleet.maintenance(placements.place(name)) as session,
-    ):
+    with _placed(fleet, wanted, ignore_unreachable) as (placements, session):
         if session.member is None:
             proof.require_locks(fleet, session)  # nothing of posduif is here yet
         admin.ensure_roles(session)
         maker = Maker(fleet, placements, if_not_exists, template.provide(session, fleet, coming=1))
         return maker.create(session, wanted, keep)
+
+
+def creating(fleet: Fleet, wanted: Wanted, *, if_not_exists: bool = False, ignore_unreachable: bool = False) -> Plan:
+    """Return the steps of `create`, having asked the server and changed nothing; raises as `create`."""
+    with _placed(fleet, wanted, ignore_unreachable) as (placements, session):
+        since = require_possible(fleet, placements, session, wanted, if_not_exists=if_not_exists)
+    return Plan(tuple(steps(fleet, wanted, since)))
+
+
+@contextmanager
+def _placed(fleet: Fleet, wanted: Wanted, ignore_unreachable: bool) -> Iterator[tuple[Placements, Session]]:
+    """Yield the placements, and a maintenance session on the server that the tenant is on, or is to be on."""
+    wanted.check()
+    files.of(fleet.folders).require_sound()
+    with (
+        Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
+        fleet.maintenance(placements.place(wanted.name)) as session,
+    ):
+        yield placements, session
+
+
+def require_possible(
+    fleet: Fleet, placements: Placements, session: Session, wanted: Wanted, *, if_not_exists: bool
+) -> Progress:
+    """Raise what `create` would raise before it changes anything; return how far an earlier try came."""
+    there = fleet.look(session, wanted.name)
+    if _whole(fleet, session.server, there, wanted, if_not_exists=if_not_exists) is not None:
+        return Progress.WHOLE
+    found = progress(there)
+    if found < Progress.MADE:
+        placements.require_unique(session.server, wanted.name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,160 +135,180 @@ class Maker:
     if_not_exists: bool
     template: Template | None
 
-    def create(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> CreatedTenant:
+    def create(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> tuple[Tenant, bool]:
         """Create one as the function of that name, by a maintenance session."""
         try:
-            return self._create(session, wanted, keep)
+            with session.lock(wanted.name):
+                there = self.fleet.look(session, wanted.name)
+                existing = _whole(self.fleet, session.server, there, wanted, if_not_exists=self.if_not_exists)
+                return (existing, False) if existing else (_Creation(self, session, wanted, keep).finish(there), True)
         except QueryFailed as error:
             error.hints = (*error.hints, "run the same command again: it finishes what was begun")
             raise
 
-    def _create(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> CreatedTenant:
-        fleet, server, name = self.fleet, session.server, wanted.name
-        with session.lock(name):
-            existing = _whole(fleet, session, wanted, if_not_exists=self.if_not_exists)
-            if existing is not None:
-                return CreatedTenant(existing, changed=False)
-            if not self._provision(session, wanted, keep):
-                with fleet.enter(server, name) as inside:
-                    _fill(inside, fleet, wanted, keep)
-            created = fleet.look(session, name)
-            if created is None or created.state is not State.ACTIVE:
-                raise proof.missing(session, [proof.TOGETHER])
-            return CreatedTenant(created, changed=True)
 
-    def _provision(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> bool:
-        """Bring role and database up to a record, from wherever an earlier try stopped.
+@dataclass
+class _Creation:
+    """One tenant on its way, under its lock in the maintenance database, which *session* is in.
 
-        Returns whether the tenant is active by that, being a copy that lacks nothing; else it is `provisioning`.
-        """
-        name = wanted.name
-        there = traces.find(session, name)
-        known = traces.intent_of(there, name)
-        traces.require_free(there, name, known)
-        intent = known or Intent(name, State.PROVISIONING, admin.new_nonce())
-        if known is None:
-            admin.create_engine_role(session, intent)
-        copy = None
-        if there.owner is None:
-            self._require_unique(session, name, new=known is None)
-            copy = self._make_database(session, intent)
-        elif record.parse(there.record) is not None:
-            return False
-        url = wanted.url or (session.server.url and session.server.url.replace("{tenant}", name))
-        pool = admin.configured_pool(session.server)
-        noted = Record(State.PROVISIONING, url=url, created=there.at, engine={"pool": pool})
-        if copy and wanted.web_user is None and not self.fleet.folders.pending(copy.schema, copy.applied):
-            noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
-        password = engine.keep_password(session, name, keep, pool) if noted.state is State.ACTIVE else None
-        with session.transaction(at_once=True):
-            with session.together():
-                admin.equip_role(session, name, pool)
-                admin.open_database(session, name)
-                if noted.state is State.ACTIVE:
-                    record.put_intent(session, admin.engine_role(name), replace(intent, state=State.ACTIVE))
-                if password:
-                    admin.set_password(session, name, password)
-            record.put(session, name, noted)
-        return noted.state is State.ACTIVE
+    *new* says that this command wrote the intent, *copy* is the template that the database is a copy of.
+    """
 
-    def _require_unique(self, session: Session, name: str, *, new: bool) -> None:
-        """Raise as `Placements.require_unique`, having taken back an intent that is *new*."""
+    maker: Maker
+    session: Session
+    wanted: Wanted
+    keep: engine.Keep | None
+    new: bool = False
+    copy: Template | None = None
+
+    def finish(self, there: Traces) -> Tenant:
+        """Do what is next, until the tenant is active; return it."""
+        while (before := progress(there)) is not Progress.WHOLE:
+            there = ROAD[before][0](self, there)
+            if progress(there) <= before:
+                raise proof.missing(self.session, [proof.TOGETHER])
+        if there.tenant is None or there.tenant.state is not State.ACTIVE:
+            raise proof.missing(self.session, [proof.TOGETHER])
+        return there.tenant
+
+    def _look(self) -> Traces:
+        return self.maker.fleet.look(self.session, self.wanted.name)
+
+    def announce(self, there: Traces) -> Traces:
+        """Make the engine's role with the intent."""
+        intent = Intent(there.name, State.PROVISIONING, admin.new_nonce())
+        admin.create_engine_role(self.session, intent)
+        self.new = True
+        return replace(there, has_role=True, intent=intent)
+
+    def make(self, there: Traces) -> Traces:
+        """Make the database, once no other server has a tenant of this name; from the template where there is one."""
+        intent = there.intent
+        assert intent is not None
         try:
-            self.placements.require_unique(session.server, name)
+            self.maker.placements.require_unique(self.session.server, there.name)
         except PosduifError:
-            if new:  # behind an older one, someone's CREATE DATABASE may still be under way
-                admin.drop_role(session, name)
+            if self.new:  # behind an older intent a CREATE DATABASE of another session may still be under way
+                admin.drop_role(self.session, there.name)
             raise
-
-    def _make_database(self, session: Session, intent: Intent) -> Template | None:
-        """Make the database, and return the template that it is a copy of, if it is one."""
-        if self.template is not None:
+        if self.maker.template is not None:
             with suppress(QueryFailed, Busy):  # dropped, in use, or damaged: it only saves time
-                admin.create_database(session, intent, self.template.name)
-                self._require_closed(session, intent)
-                return self.template
-        try:
-            admin.create_database(session, intent)
-            self._require_closed(session, intent)
-        except QueryFailed as error:
-            # An orphan of an earlier try may have finished its CREATE DATABASE in this moment, or someone else theirs.
-            if error.sqlstate not in DUPLICATE_DATABASE:
-                raise
-            traces.require_free(traces.find(session, intent.tenant), intent.tenant, intent)
-        return None
-
-    @staticmethod
-    def _require_closed(session: Session, intent: Intent) -> None:
-        """Raise NotEnough unless the new database is as it was asked for: by that a half-made one is known as ours."""
-        made = traces.find(session, intent.tenant)
+                admin.create_database(self.session, intent, self.maker.template.name)
+                self.copy = self.maker.template
+        if self.copy is None:
+            try:
+                admin.create_database(self.session, intent)
+            except QueryFailed as error:
+                # An orphan of an earlier try, or another login, may have finished its CREATE DATABASE in this moment.
+                if error.sqlstate not in DUPLICATE_DATABASE:
+                    raise
+                return self._look()
+        made = self._look()
         if (made.open, made.connection_limit) != (False, intent.nonce):
-            raise proof.missing(session, [proof.CLOSED])
+            raise proof.missing(self.session, [proof.CLOSED])
+        return made
+
+    def open(self, there: Traces) -> Traces:
+        """Equip the role, open the database and write its record, in one transaction.
+
+        A copy that lacks nothing is active by that.
+        """
+        session, name, copy = self.session, there.name, self.copy
+        pool = admin.configured_pool(session.server)
+        url = self.wanted.url or origin(session.server, name)
+        noted = Record(State.PROVISIONING, url=url, created=there.at, engine={"pool": pool})
+        folders = self.maker.fleet.folders
+        if copy and self.wanted.web_user is None and not folders.pending(copy.schema, copy.applied):
+            noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
+        password = engine.keep_password(session, name, self.keep, pool) if noted.state is State.ACTIVE else None
+        pipeline = session.pipeline()
+        with session.transaction(first=pipeline):
+            admin.equip_role(pipeline, name, pool)
+            admin.open_database(pipeline, name)
+            if noted.state is State.ACTIVE and there.intent is not None:
+                record.put_intent(pipeline, admin.engine_role(name), replace(there.intent, state=State.ACTIVE))
+            pipeline.send()
+            if password:
+                admin.set_password(session, name, password)
+            record.put(session, name, noted)
+        return self._look()
+
+    def fill(self, there: Traces) -> Traces:
+        """Migrate the database and make the tenant active, with all that `active` promises in one transaction."""
+        fleet, name, wanted = self.maker.fleet, there.name, self.wanted
+        with fleet.enter(self.session.server, name) as conn:
+            apply.up(conn, folders=fleet.folders, states=(State.PROVISIONING,))
+            password = engine.keep_password(conn, name, self.keep, admin.decided_pool(conn, name, there.record))
+            with conn.transaction():
+                current = record.read(conn)
+                if wanted.web_user is not None:
+                    users.create_if_missing(conn, username=wanted.web_user, user_type="web")
+                if password:
+                    admin.set_password(conn, name, password)
+                active = replace(current, state=State.ACTIVE, url=wanted.url or current.url)
+                traces.write_both(conn, active, there.intent)
+        return self._look()
 
 
-def plan_create(
-    fleet: Fleet,
-    *,
-    name: str,
-    url: str | None = None,
-    web_user: str | None = None,
-    if_not_exists: bool = False,
-    ignore_unreachable: bool = False,
-) -> Plan:
-    """Say what `create` would do, having asked the server and changed nothing; raises as `create`."""
-    wanted = Wanted(name, url, web_user)
-    wanted.check()
-    _ = files.of(fleet.folders).all
-    with (
-        Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
-        fleet.maintenance(placements.place(name)) as session,
-    ):
-        if require_possible(fleet, placements, session, wanted, if_not_exists=if_not_exists):
-            return Plan(())
-    return Plan(tuple(steps(fleet, wanted)))
+# The table of kill points: what a command that is typed again finds, what it does then, and how a dry run shows that.
+ROAD: Mapping[Progress, tuple[Callable[[_Creation, Traces], Traces], Callable[[Fleet, Wanted], Iterable[Step]]]] = {
+    Progress.NOTHING: (
+        _Creation.announce,
+        lambda fleet, wanted: [Step("create role", wanted.role, f"CREATE ROLE {wanted.role} LOGIN")],
+    ),
+    Progress.ANNOUNCED: (
+        _Creation.make,
+        lambda fleet, wanted: [Step("create database", wanted.name, MAKING.format(name=wanted.name))],
+    ),
+    Progress.MADE: (
+        _Creation.open,
+        lambda fleet, wanted: [
+            Step("close to public", wanted.name, f"REVOKE ALL ON DATABASE {wanted.name} FROM PUBLIC")
+        ],
+    ),
+    Progress.RECORDED: (
+        _Creation.fill,
+        lambda fleet, wanted: [
+            *migrating(files.of(fleet.folders).all),
+            *([Step("create web user", wanted.web_user)] if wanted.web_user else ()),
+        ],
+    ),
+}
 
 
-def require_possible(
-    fleet: Fleet, placements: Placements, session: Session, wanted: Wanted, *, if_not_exists: bool
-) -> bool:
-    """Raise what `create` would raise before it changes anything; return whether there is nothing to do."""
-    name = wanted.name
-    if _whole(fleet, session, wanted, if_not_exists=if_not_exists) is not None:
-        return True
-    there = traces.find(session, name)
-    traces.require_free(there, name, traces.intent_of(there, name))
-    if there.owner is None:
-        placements.require_unique(session.server, name)
-    return False
+def steps(fleet: Fleet, wanted: Wanted, since: Progress = Progress.NOTHING) -> list[Step]:
+    """Return the steps that creating a tenant takes where an earlier try came as far as *since*."""
+    return [step for found, (_, show) in ROAD.items() if found >= since for step in show(fleet, wanted)]
 
 
-def _whole(fleet: Fleet, session: Session, wanted: Wanted, *, if_not_exists: bool) -> Tenant | None:
+def migrating(pending: Iterable[File]) -> list[Step]:
+    """Return a step for each migration that is to be applied."""
+    return [Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in pending]
+
+
+def _whole(fleet: Fleet, server: Server, there: Traces, wanted: Wanted, *, if_not_exists: bool) -> Tenant | None:
     """Return the tenant that is there already, as it was asked for; None where it is still to be made or finished.
 
-    Raises as `require_same`.
+    Raises as `require_same`, and TenantExists where it lacks the web user.
     """
-    existing = fleet.look(session, wanted.name)
+    existing, web_user = there.tenant, wanted.web_user
     if existing is None or existing.state is State.PROVISIONING:
         return None
     require_same(existing, wanted.url, if_not_exists=if_not_exists)
-    _require_web_user(fleet, session.server, wanted.name, wanted.web_user)
+    if web_user is not None:
+        with fleet.enter(server, wanted.name) as conn:
+            found = users.look(conn, web_user)
+        if found is None or found.user_type != "web":
+            raise TenantExists(
+                f"tenant {wanted.name} exists and differs",
+                why=f'it has no web user "{web_user}"',
+                hint=Run("user", "create", wanted.name, web_user, "--type", "web"),
+            )
     return existing
 
 
-def steps(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
-    """Yield what creating a tenant comes to."""
-    name, role = wanted.name, admin.engine_role(wanted.name)
-    yield Step("create role", role, f"CREATE ROLE {role} LOGIN")
-    yield Step("create database", name, f"CREATE DATABASE {name} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'")
-    yield Step("close to public", name, f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
-    for file in files.of(fleet.folders).all:
-        yield Step("migrate", f"{file.version}_{file.name}", file.up.text.strip())
-    if wanted.web_user:
-        yield Step("create web user", wanted.web_user)
-
-
 def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> None:
-    """Judge a tenant that exists; raises TenantExists unless it is as it was asked for."""
+    """Judge a tenant that exists; raises WrongState, or TenantExists unless it is as it was asked for."""
     name = existing.tenant
     if existing.state is not State.ACTIVE:
         raise wrong_state(existing)
@@ -250,32 +323,3 @@ def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> N
             why=f"its url is {existing.url or 'not set'}, not {url}",
             hint=Run("tenant", "set", name, "--url", url),
         )
-
-
-def _require_web_user(fleet: Fleet, server: Server, name: str, web_user: str | None) -> None:
-    """Raise TenantExists when an existing tenant lacks the web user that was asked for."""
-    if web_user is None:
-        return
-    with fleet.enter(server, name) as conn:
-        found = users.look(conn, web_user)
-    if found is None or found.user_type != "web":
-        raise TenantExists(
-            f"tenant {name} exists and differs",
-            why=f'it has no web user "{web_user}"',
-            hint=Run("user", "create", name, web_user, "--type", "web"),
-        )
-
-
-def _fill(conn: Session, fleet: Fleet, wanted: Wanted, keep: engine.Keep | None) -> None:
-    """Migrate a provisioned database and make it active, all that `active` promises in one transaction."""
-    name = conn.database
-    apply.up(conn, folders=fleet.folders, states=(State.PROVISIONING,))
-    with conn.lock(name):
-        password = engine.keep_password(conn, name, keep, admin.decided_pool(conn, name, record.read(conn)))
-        with conn.transaction():
-            current = record.read(conn)
-            if wanted.web_user is not None:
-                users.ensure_web(conn, username=wanted.web_user)
-            if password:
-                admin.set_password(conn, name, password)
-            traces.write_both(conn, replace(current, state=State.ACTIVE, url=wanted.url or current.url))

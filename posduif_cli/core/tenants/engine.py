@@ -1,29 +1,31 @@
 """A tenant's engine: its settings, its password, its sessions, and what keeps it from being in the way."""
 
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from posduif_cli.core.fleet.fleet import Fleet
+from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.steps import Deed, carry_out
 from posduif_cli.core.tenants import traces
 from posduif_cli.db import admin, connect, queries, record
+from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
 from posduif_cli.errors import AccessDenied, Blocked, Busy, PosduifError, Run
-from posduif_cli.models.tenants import State
+from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
 Keep = Callable[[str, dict[str, Any]], None]
 PLACEHOLDER = "REPLACE_ME"
 SESSION_END = 2000  # milliseconds that a session has to end
-ENDING = 10.0  # seconds to shut out an engine that keeps coming back
 
 
 def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
     """Return the settings of a tenant's sync engine, with a placeholder for the password."""
-    with fleet.open(name) as conn:
-        return engine_settings(conn, name, PLACEHOLDER, admin.decided_pool(conn, name, record.read(conn)))
+    with fleet.open(name) as place:
+        pool = admin.decided_pool(place.session, name, place.record)
+        return engine_settings(place.session, name, PLACEHOLDER, pool)
 
 
 def engine_settings(conn: Session, name: str, password: str, pool: int) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def engine_settings(conn: Session, name: str, password: str, pool: int) -> dict[
 
 
 def keep_password(session: Session, name: str, keep: Keep | None, pool: int) -> str | None:
-    """Make a password and have it kept; None where nobody keeps it."""
+    """Make a password and have it kept; None without *keep*."""
     if keep is None:
         return None
     password = admin.new_password()
@@ -63,49 +65,47 @@ def keep_password(session: Session, name: str, keep: Keep | None, pool: int) -> 
     return password
 
 
-def rotate_password(fleet: Fleet, *, name: str, keep: Keep, now: bool = False) -> None:
-    """Give the engine's role a new password; *keep* is called with it and the settings first.
+def rotate_password(fleet: Fleet, found: Found, *, keep: Keep, now: bool = False) -> Tenant:
+    """Give the engine's role a new password; *keep* is called with it and the settings first. Return the tenant.
 
     With *now* the engine's sessions are ended, which the old password opened; raises Busy, naming those that
     would not end.
     """
+    found.require(State.ACTIVE, State.SUSPENDED)
+    name = found.tenant.tenant
 
     def change(shut: bool) -> None:
-        with traces.changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
+        with traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED) as (conn, current):
             if password := keep_password(conn, name, keep, admin.decided_pool(conn, name, current)):
                 admin.set_password(conn, name, password)
             if shut and current.state is State.ACTIVE:
                 admin.let_in(conn, name)
 
-    despite_engine(fleet, name, change, reopen=True)
-    if now:
-        end_engine(fleet, name=name)
+    def rotate(session: Session) -> None:
+        despite_engine(session, name, change, reopen=True)
+        if now:
+            end_sessions(session, name)
+
+    return carry_out(fleet, found, [Deed(rotate)])[0]
 
 
-def set_url(fleet: Fleet, *, name: str, url: str) -> bool:
-    """Set the origin that phones reach the tenant by; return whether that changed anything."""
-    with traces.changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
-        if current.url == url:
-            return False
-        record.write(conn, replace(current, url=url))
-        return True
+def set_url(fleet: Fleet, found: Found, *, url: str) -> tuple[Tenant, bool]:
+    """Set the origin that phones reach the tenant by; return the tenant, and whether that changed it."""
+    found.require(State.ACTIVE, State.SUSPENDED)
+    with traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED) as (conn, current):
+        changed = current.url != url
+        if changed:
+            record.write(conn, replace(current, url=url))
+    return replace(found.tenant, state=current.state, url=url), changed
 
 
-def end_engine(fleet: Fleet, *, name: str) -> None:
-    """End the sessions of a tenant's engine; raises Busy, naming those that did not end."""
-    server, _ = fleet.find(name)
-    with fleet.maintenance(server) as session:
-        session.require_admin()
-        end_sessions(session, name)
+def despite_engine(session: Session, name: str, change: Callable[[bool], T], *, reopen: bool) -> T:
+    """Make a change that the tenant's engine must not prevent, whatever its sessions have locked.
 
-
-def despite_engine(fleet: Fleet, name: str, change: Callable[[bool], T], *, reopen: bool) -> T:
-    """Make a change that the tenant's engine must not keep from happening, whatever its sessions have locked.
-
-    Where *change*, called with False, raises Blocked, and not for other roles' locks alone, the engine's role is
-    closed, its sessions are ended, and it is called with True. With *reopen* the role is opened again where that
-    fails, too. A kill in between leaves an active tenant whose engine cannot log in: `resume` and `suspend` finish
-    that.
+    Where *change*, called with False, raises Blocked, and not for other roles' locks alone, the maintenance *session*
+    closes the engine's role and ends its sessions, and *change* is called with True. With *reopen* the role is opened
+    again where that fails, too. A kill in between leaves an active tenant whose engine cannot log in: `resume` and
+    `suspend` finish that.
     """
     role = admin.engine_role(name)
     try:
@@ -113,40 +113,44 @@ def despite_engine(fleet: Fleet, name: str, change: Callable[[bool], T], *, reop
     except Blocked as error:
         if error.roles and role not in error.roles:
             raise
-        server, _ = fleet.find(name)
-        with fleet.maintenance(server) as session:
-            session.require_admin()
-            end_sessions(session, name, shut=True)
-            fleet.ended.append(f"the sessions of {role}: they held locks that were in the way")
-            try:
-                return change(True)
-            except PosduifError:
-                if reopen:
-                    admin.open_role(session, name)
-                raise
+        session.require_admin()
+        end_sessions(session, name, shut=True)
+        session.ended.append(f"the sessions of {role}: they held locks that were in the way")
+        try:
+            return change(True)
+        except PosduifError:
+            if reopen:
+                admin.open_role(session, name)
+            raise
 
 
 def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
     """End all sessions of a tenant's engine by a maintenance session; with *shut* close its role first.
 
-    Raises Busy, naming those that would not end, or Blocked where the engine is faster for ENDING seconds.
+    Raises Busy, naming those that would not end, or Blocked where the engine is faster all the time.
     """
     role = admin.engine_role(name)
     question = queries.load("tenants/tenants")["end_role"]
-    end, end_at_once = (session.text(question, role=role, wait=wait) for wait in (SESSION_END, 0))
-    deadline = time.monotonic() + ENDING
+    patience = Patience("engine", pause=timedelta(0))
     try:
         while True:
-            # In one message and without waiting: an engine that lost its session is back in milliseconds, but behind
-            # us in the queue for what it had locked.
-            _, failure = session.batch([end_at_once, *admin.closing(session, name)] if shut else [end])
-            if failure is None:
+            # Together and without waiting: an engine that lost its session is back in milliseconds, but behind us in
+            # the queue for what it had locked.
+            pipeline = session.pipeline()
+            pipeline.execute(question, role=role, wait=0 if shut else SESSION_END)
+            if shut:
+                pipeline.execute("SET LOCAL lock_timeout = '500ms'")
+                admin.close_role(pipeline, name)
+            try:
+                pipeline.send()
                 break
-            if not isinstance(failure[1], Blocked) or time.monotonic() > deadline:
-                raise failure[1]
+            except Blocked:
+                if not patience.again():
+                    raise
         # Those who came in between, and those whose log-in had begun by then.
-        while shut and session.batch([end])[0][0] != ("0",) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        patience = Patience("engine", pause=timedelta(milliseconds=50))
+        while shut and session.value(question, role=role, wait=SESSION_END) and patience.again():
+            pass
     except AccessDenied as error:
         raise in_use(session, name, error) from error
     left = session.dicts(queries.load("tenants/tenants")["find_sessions"], database=name, role=role)
@@ -159,7 +163,7 @@ def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
 
 
 def in_use(session: Session, name: str, error: PosduifError) -> PosduifError:
-    """Name the sessions that keep a database from being dropped; without any, the error stands."""
+    """Name the sessions that keep a database from being dropped; return *error* itself without any."""
     found = session.dicts(queries.load("tenants/tenants")["find_sessions"], database=name, role=admin.engine_role(name))
     if not found:
         return error

@@ -1,46 +1,64 @@
 """Suspensions: shut a tenant's engine out, and let it in again; the data stays, and so does the record."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
-from posduif_cli.core.fleet.fleet import Fleet, wrong_state
+from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.steps import Deed
 from posduif_cli.core.schema import apply
-from posduif_cli.core.tenants import engine, traces
+from posduif_cli.core.tenants import create, engine, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.session import Session
 from posduif_cli.errors import Busy, Run
-from posduif_cli.models.runs import Plan, Step
+from posduif_cli.models.runs import Step
 from posduif_cli.models.tenants import State
 
 
-def suspend(fleet: Fleet, *, name: str) -> bool:
-    """Shut a tenant's engine out and end its sessions; return whether it was let in before.
+def suspend(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
+    """Return what shuts a tenant's engine out and ends its sessions; raises WrongState.
 
     The database stays open, or pg_dump would be shut out too. Whatever the engine's sessions have locked, they are
-    ended. Raises WrongState; Busy naming the sessions that would not end, or those of other logins that are still
-    connected: the tenant is suspended then. Typed again, it ends what an interrupted call left connected.
+    ended. Performing them raises Busy, naming the sessions that would not end, or those of other logins that are still
+    connected: the tenant is suspended then. Performed again, they end what an interrupted command left connected.
     """
+    found.require(State.ACTIVE, State.SUSPENDED)
+    name, role = found.tenant.tenant, admin.engine_role(found.tenant.tenant)
+    shut = (
+        Step("shut out", role, f"ALTER ROLE {role} NOLOGIN"),
+        Step("shut out", name, f"REVOKE CONNECT ON DATABASE {name} FROM {role}"),
+    )
+    new = found.tenant.state is State.ACTIVE
+    return (
+        Deed(partial(_shut_out, fleet, found), shut if new else ()),
+        Deed(partial(_end, name), [Step("end sessions", role)] if new else ()),
+    )
+
+
+def _shut_out(fleet: Fleet, found: Found, session: Session) -> bool:
+    name = found.tenant.tenant
 
     def change(shut: bool) -> bool:
-        with traces.changing(fleet, name, State.ACTIVE, State.SUSPENDED) as (conn, current):
+        with traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED) as (conn, current):
             if current.state is not State.ACTIVE:
                 return False
+            intent = fleet.look(session, name).intent
             admin.shut_out(conn, name)
-            traces.write_both(conn, replace(current, state=State.SUSPENDED))
+            traces.write_both(conn, replace(current, state=State.SUSPENDED), intent)
             return True
 
-    changed = engine.despite_engine(fleet, name, change, reopen=False)
-    engine.end_engine(fleet, name=name)
-    _require_alone(fleet, name)
-    return changed
+    return engine.despite_engine(session, name, change, reopen=False)
 
 
-def _require_alone(fleet: Fleet, name: str) -> None:
-    """Raise Busy while a login that is none of posduif's groups is connected to a suspended tenant's database."""
-    server, _ = fleet.find(name)
-    with fleet.maintenance(server) as session:
-        found = session.tuples(
-            queries.load("tenants/tenants")["find_strangers"], database=name, groups=list(admin.ROLE_COMMENTS)
-        )
+def _end(name: str, session: Session) -> None:
+    """End the sessions of a suspended tenant's engine.
+
+    Raises Busy while a login that is in none of posduif's groups is connected to its database.
+    """
+    engine.end_sessions(session, name)
+    found = session.tuples(
+        queries.load("tenants/tenants")["find_strangers"], database=name, groups=list(admin.ROLE_COMMENTS)
+    )
     if found:
         who = ", ".join(f"pid {pid} ({role}, {app or 'no name'})" for pid, role, app in found)
         raise Busy(
@@ -53,69 +71,44 @@ def _require_alone(fleet: Fleet, name: str) -> None:
         )
 
 
-def resume(fleet: Fleet, *, name: str) -> bool:
-    """Bring a suspended tenant to the newest schema and let its engine in; return whether that changed anything.
+def resume(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
+    """Return what brings a suspended tenant to the newest schema and lets its engine in; raises WrongState.
 
-    Raises WrongState, and as `apply.up`: then the tenant stays suspended.
+    Performing it raises as `apply.up`: then the tenant stays suspended.
     """
-    server, tenant = fleet.find(name)
-    if tenant.state not in (State.ACTIVE, State.SUSPENDED):
-        raise wrong_state(tenant)
-    with fleet.maintenance(server) as session:
-        admin.ensure_roles(session)  # grants.sql gives nothing to a group that is not there yet
-    with fleet.enter(server, name) as conn:
+    found.require(State.ACTIVE, State.SUSPENDED)
+    steps = _resuming(fleet, found) if found.tenant.state is State.SUSPENDED else ()
+    # grants.sql gives nothing to a group that is not there yet.
+    return Deed(admin.ensure_roles), Deed(partial(_let_in, fleet, found), steps)
+
+
+def _resuming(fleet: Fleet, found: Found) -> Iterator[Step]:
+    name, role = found.tenant.tenant, admin.engine_role(found.tenant.tenant)
+    with fleet.enter(found.server, name) as conn, conn.transaction(read_only=True):
+        yield from create.migrating(apply.to_apply(conn, folders=fleet.folders))
+    yield Step("let in", role, f"ALTER ROLE {role} LOGIN")
+    yield Step("let in", name, f"GRANT CONNECT ON DATABASE {name} TO {role}")
+
+
+def _let_in(fleet: Fleet, found: Found, session: Session) -> bool:
+    """Migrate a suspended tenant and make it active.
+
+    The engine of an active tenant is let in again where an interrupted `suspend` closed its role.
+    """
+    name = found.tenant.tenant
+    with fleet.enter(found.server, name) as conn:
         conn.require_admin()
         with conn.lock(name):
+            there = fleet.look(session, name)
             if record.read(conn).state is State.ACTIVE:
-                return _reopen(conn, name)
+                closed = there.tenant is not None and there.tenant.engine_may_log_in is False
+                if closed:
+                    with conn.transaction():
+                        admin.let_in(conn, name)
+                return closed
             apply.up(conn, folders=fleet.folders, states=(State.SUSPENDED,))
             with conn.transaction():
                 current = record.read(conn)
                 admin.let_in(conn, name)
-                traces.write_both(conn, replace(current, state=State.ACTIVE))
+                traces.write_both(conn, replace(current, state=State.ACTIVE), there.intent)
     return True
-
-
-def _reopen(conn: Session, name: str) -> bool:
-    """Let the engine of an active tenant in whose role an interrupted `suspend` closed; return whether it was."""
-    if conn.value(queries.load("tenants/tenants")["may_log_in"], role=admin.engine_role(name)) is not False:
-        return False
-    with conn.transaction():
-        admin.let_in(conn, name)
-    return True
-
-
-def plan_suspend(fleet: Fleet, *, name: str) -> Plan:
-    """Say what `suspend` would do; raises as it, and changes nothing."""
-    _, tenant = fleet.find(name)
-    if tenant.state is State.SUSPENDED:
-        return Plan(())
-    if tenant.state is not State.ACTIVE:
-        raise wrong_state(tenant)
-    role = admin.engine_role(name)
-    return Plan(
-        (
-            Step("shut out", role, f"ALTER ROLE {role} NOLOGIN"),
-            Step("shut out", name, f"REVOKE CONNECT ON DATABASE {name} FROM {role}"),
-            Step("end sessions", role),
-        )
-    )
-
-
-def plan_resume(fleet: Fleet, *, name: str) -> Plan:
-    """Say what `resume` would do; raises as it, and changes nothing."""
-    server, tenant = fleet.find(name)
-    if tenant.state is State.ACTIVE:
-        return Plan(())
-    if tenant.state is not State.SUSPENDED:
-        raise wrong_state(tenant)
-    with fleet.enter(server, name) as conn, conn.transaction(read_only=True):
-        wanted = apply.to_apply(conn, folders=fleet.folders)
-    role = admin.engine_role(name)
-    return Plan(
-        (
-            *(Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in wanted),
-            Step("let in", role, f"ALTER ROLE {role} LOGIN"),
-            Step("let in", name, f"GRANT CONNECT ON DATABASE {name} TO {role}"),
-        )
-    )

@@ -11,7 +11,7 @@ FROM public.enrollment_tokens WHERE token = %(token)s FOR UPDATE;
 SELECT pg_advisory_xact_lock(%(class)s, hashtext('device ' || %(device)s));
 
 -- name: find_device_owner
--- Who has this device.
+-- The user who has this device.
 SELECT username::text FROM public.users WHERE device_id = %(device)s LIMIT 1;
 
 -- name: spend_token

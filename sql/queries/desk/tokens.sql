@@ -18,16 +18,13 @@ WHERE (%(id)s::uuid IS NULL OR t.id = %(id)s)
   AND (%(token)s::uuid IS NULL OR t.token = %(token)s)
 ORDER BY t.created_at DESC, t.id LIMIT %(limit)s OFFSET %(offset)s;
 
--- name: list_creators
--- The web users who could create a token, at most eleven.
-SELECT username::text FROM public.users WHERE user_type = 'web' ORDER BY username LIMIT 11;
-
 -- name: add_token
 -- Makes a token that lives for %(seconds)s seconds from now, on the server's clock.
 INSERT INTO public.enrollment_tokens (created_by, tenant_id, label, created_at, updated_at, expires_at)
 VALUES (%(created_by)s, current_database(), %(label)s, now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC',
         (now() AT TIME ZONE 'UTC') + make_interval(secs => %(seconds)s))
-RETURNING id, token;
+RETURNING id, token, tenant_id::text AS tenant, label, 'active' AS status, created_by AS created_by_id,
+          created_at AT TIME ZONE 'UTC' AS created_at, expires_at AT TIME ZONE 'UTC' AS expires_at;
 
 -- name: revoke_token
 -- Ends an unused token at once; the sync engine knows only expires_at.
@@ -37,7 +34,7 @@ WHERE id = %(id)s AND used_at IS NULL AND revoked_at IS NULL;
 
 -- name: purge_tokens
 -- Deletes one batch of unused tokens that expired or were revoked at least %(seconds)s seconds ago.
--- Nothing is locked before, which would take a right to UPDATE. A row that someone else changed meanwhile is judged
+-- No row is locked first: that would take a right to UPDATE. A row that another session changed meanwhile is judged
 -- again by the outer conditions, so a token that was used in this moment stays.
 DELETE FROM public.enrollment_tokens
 WHERE used_at IS NULL

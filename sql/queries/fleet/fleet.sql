@@ -1,39 +1,45 @@
 -- needs: nothing
 
 -- name: list_tenants
--- Everything that bears our mark on this server: databases of posduif_admin, and engine roles whose database
--- is missing. One row a name; what the marks mean is decided by the caller, row by row.
+-- Everything that has posduif's mark on this server: databases of posduif_admin, and engine roles without a database. Of
+-- one name it is what is there, with or without a mark. One row per name; the caller decides what the marks mean.
 SELECT coalesce(d.datname, left(r.rolname, -7))::text AS tenant,
        d.oid IS NOT NULL OR EXISTS (SELECT FROM pg_database WHERE datname = left(r.rolname, -7)) AS has_database,
+       pg_get_userbyid(d.datdba)::text AS owner,
        coalesce(pg_get_userbyid(d.datdba) = 'posduif_admin', false) AS ours,
-       CASE WHEN pg_get_userbyid(d.datdba) = 'posduif_admin' THEN shobj_description(d.oid, 'pg_database') END AS record,
+       shobj_description(d.oid, 'pg_database') AS record,
        d.datallowconn AS open,
        d.datconnlimit AS connection_limit,
        r.oid IS NOT NULL AS has_role,
-       shobj_description(r.oid, 'pg_authid') AS intent,
+       r.intent,
        coalesce(e.sessions, 0)::int AS engine_sessions,
-       r.rolcanlogin AS may_log_in,
-       CASE WHEN %(sizes)s AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size_bytes
+       CASE WHEN r.intent IS NOT NULL THEN r.rolcanlogin END AS may_log_in,
+       CASE WHEN %(sizes)s AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size_bytes,
+       CASE WHEN %(name)s::text IS NOT NULL THEN clock_timestamp() END AS at
 FROM (SELECT * FROM pg_database
       WHERE (%(name)s::text IS NULL OR datname = %(name)s)
         AND (datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') OR datname = %(name)s)
         AND NOT starts_with(datname, 'posduif')) d -- reserved: templates and scratch databases
-FULL JOIN (SELECT r.oid, r.rolname, r.rolcanlogin FROM pg_roles r
-           WHERE r.rolname LIKE '%%\_engine' AND (%(name)s::text IS NULL OR r.rolname = %(name)s || '_engine')
-             AND shobj_description(r.oid, 'pg_authid') LIKE 'posduif {%%'
-             -- Since PostgreSQL 16 who makes a role has ADMIN OPTION on it for good: a stranger's is no tenant's. Nor is
-             -- one that posduif_admin may not alter and that is in no group of ours: a stranger made it and is gone.
-             AND (current_setting('server_version_num')::int < 160000
-                  OR NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
-                                 WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin')
-                     AND EXISTS (SELECT FROM pg_auth_members m
-                                 WHERE m.roleid = r.oid AND m.admin_option AND m.member = to_regrole('posduif_admin')
-                                    OR m.member = r.oid AND m.roleid = to_regrole('posduif_engine')))) r
+FULL JOIN (SELECT r.oid, r.rolname, r.rolcanlogin, i.intent
+           FROM pg_roles r LEFT JOIN LATERAL (
+               SELECT c.intent FROM shobj_description(r.oid, 'pg_authid') c (intent)
+               WHERE c.intent LIKE 'posduif {%%'
+                 -- Since PostgreSQL 16 the role that makes another has ADMIN OPTION on it for good. An engine's role that
+                 -- another login made is no tenant's. Nor is one that posduif_admin may not alter and that is in none of
+                 -- posduif's groups: the login that made it was dropped.
+                 AND (current_setting('server_version_num')::int < 160000
+                      OR NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
+                                     WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper
+                                       AND h.rolname <> 'posduif_admin')
+                         AND EXISTS (SELECT FROM pg_auth_members m
+                                     WHERE m.roleid = r.oid AND m.admin_option AND m.member = to_regrole('posduif_admin')
+                                        OR m.member = r.oid AND m.roleid = to_regrole('posduif_engine')))) i ON true
+           WHERE r.rolname = %(role)s OR %(role)s::text IS NULL AND r.rolname LIKE '%%\_engine') r
        ON r.rolname = d.datname || '_engine'
 LEFT JOIN (SELECT usename, count(*) AS sessions FROM pg_stat_activity
-           WHERE usename IS NOT NULL AND (%(name)s::text IS NULL OR usename = %(name)s || '_engine') GROUP BY usename) e
+           WHERE usename IS NOT NULL AND (%(role)s::text IS NULL OR usename = %(role)s) GROUP BY usename) e
        ON e.usename = coalesce(d.datname, left(r.rolname, -7)) || '_engine'
-WHERE %(name)s::text IS NULL OR coalesce(d.datname, left(r.rolname, -7)) = %(name)s
+WHERE %(name)s::text IS NOT NULL OR d.oid IS NOT NULL OR r.intent IS NOT NULL
 ORDER BY 1;
 
 -- name: count_tenants

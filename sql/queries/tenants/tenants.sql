@@ -4,22 +4,6 @@
 -- What a new tenant's database or its engine's role may be in conflict with.
 SELECT datname::text FROM pg_database UNION SELECT rolname::text FROM pg_roles;
 
--- name: find_traces
--- What stands under a tenant's name, ours or not: its database and its engine's role.
-SELECT (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %(name)s) AS owner,
-       (SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %(name)s) AS record,
-       (SELECT datallowconn FROM pg_database WHERE datname = %(name)s) AS open,
-       (SELECT datconnlimit FROM pg_database WHERE datname = %(name)s) AS connection_limit,
-       (SELECT oid IS NOT NULL FROM pg_roles WHERE rolname = %(role)s) AS has_role,
-       (SELECT shobj_description(oid, 'pg_authid') FROM pg_roles r WHERE rolname = %(role)s
-          AND (current_setting('server_version_num')::int < 160000
-               OR NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles h ON h.oid = m.member
-                              WHERE m.roleid = r.oid AND m.admin_option AND NOT h.rolsuper AND h.rolname <> 'posduif_admin')
-                  AND EXISTS (SELECT FROM pg_auth_members m
-                              WHERE m.roleid = r.oid AND m.admin_option AND m.member = to_regrole('posduif_admin')
-                                 OR m.member = r.oid AND m.roleid = to_regrole('posduif_engine')))) AS intent,
-       clock_timestamp() AS at;
-
 -- name: count_loss
 -- What dropping this tenant would destroy.
 SELECT (SELECT count(*) FROM public.users) AS users,
@@ -64,10 +48,6 @@ WHERE datname = %(database)s AND usename NOT IN (session_user, 'posduif_admin', 
   AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
                   WHERE m.member = usesysid AND g.rolname = ANY (%(groups)s))
 ORDER BY pid;
-
--- name: may_log_in
--- Whether a role may log in.
-SELECT rolcanlogin FROM pg_roles WHERE rolname = %(role)s;
 
 -- name: find_slots
 -- The replication slots of a tenant's database, with the process that reads each.
