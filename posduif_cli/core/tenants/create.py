@@ -105,7 +105,7 @@ def creating(fleet: Fleet, wanted: Wanted, *, if_not_exists: bool = False, ignor
 def _placed(fleet: Fleet, wanted: Wanted, ignore_unreachable: bool) -> Iterator[tuple[Placements, Session]]:
     """Yield the placements, and a maintenance session on the server that the tenant is on, or is to be on."""
     wanted.check()
-    _ = files.of(fleet.folders).all  # raises where one is faulty
+    files.of(fleet.folders).require_sound()
     with (
         Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
         fleet.maintenance(placements.place(wanted.name)) as session,
