@@ -119,9 +119,7 @@ def test_a_fault_is_found_behind_a_clean_tenant(
 def test_tenants_of_one_kind_are_examined_once(
     server: PgServer, posduif: Posduif, visits: Visits, tenant: str, clean: str, tmp_path: Path
 ) -> None:
-    """Both ran the migrations themselves, so that the OIDs of their tables differ."""
-    oid = "SELECT 'users'::regclass::oid"
-    assert server.sql(oid, database=tenant) != server.sql(oid, database=clean)
+    # The first tenants of a server run the migrations themselves, later ones are copies: their OIDs may differ or not.
     _, second = visits(clean, tenant)
     assert visits.examined == [clean]
     assert [(finding.check, finding.level) for finding in second] == [("record.differs", Level.OK)]
