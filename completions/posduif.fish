@@ -51,7 +51,7 @@ complete -c posduif -n '__posduif_ends' -a version -d "Print the version."
 complete -c posduif -n '__posduif_is quickstart' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is quickstart' -l remove -d "Remove what an earlier quickstart made"
 complete -c posduif -n '__posduif_ends tenant' -a create -d "Create a tenant: its database, its engine's role, its schema"
-complete -c posduif -n '__posduif_ends tenant' -a list -d "List the tenants of all servers, from one query a server"
+complete -c posduif -n '__posduif_ends tenant' -a list -d "List the tenants of all servers, from one query per server"
 complete -c posduif -n '__posduif_ends tenant' -a show -d "Show one tenant"
 complete -c posduif -n '__posduif_ends tenant' -a set -d "Change a tenant's url, or the web user who creates its tokens"
 complete -c posduif -n '__posduif_ends tenant' -a adopt -d "Take in a database that other people made: add what it lacks, keep what it has, refuse what differs"
@@ -85,7 +85,7 @@ complete -c posduif -n '__posduif_is tenant adopt' -l ignore-unreachable -d "Tak
 complete -c posduif -n '__posduif_is tenant adopt' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is tenant verify' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant verify' -l all -d "Every tenant of the configured servers"
-complete -c posduif -n '__posduif_is tenant verify' -l repair -d "Mend what is posduif's to mend; the tenant's own table wins"
+complete -c posduif -n '__posduif_is tenant verify' -l repair -d "Repair what posduif may repair; the tenant's own table wins"
 complete -c posduif -n '__posduif_is tenant suspend' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant suspend' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is tenant suspend' -s n -l dry-run -d "Show what would be done; change nothing"
@@ -223,13 +223,13 @@ complete -c posduif -n '__posduif_is message pending' -l offset -x -a '(__posdui
 complete -c posduif -n '__posduif_is message mark' -a 'read synced'
 complete -c posduif -n '__posduif_is health' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_ends server' -a list -d "List the configured servers and how they are"
-complete -c posduif -n '__posduif_ends server' -a init -d "Make posduif's roles on a server, and check that its settings suit its engines"
+complete -c posduif -n '__posduif_ends server' -a init -d "Create posduif's roles on a server, and check that its settings suit its engines"
 complete -c posduif -n '__posduif_ends server' -a start -d "Start the embedded server, made first if there is none"
 complete -c posduif -n '__posduif_ends server' -a stop -d "Stop the embedded server; its data stays, and the next command that needs it starts it again"
 complete -c posduif -n '__posduif_ends server' -a status -d "Show whether the embedded server runs; exits with 1 when it does not"
 complete -c posduif -n '__posduif_is server list' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is server init' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is server init' -l engines -x -a '(__posduif_ask)' -d "Check for this many engines; by default one a tenant"
+complete -c posduif -n '__posduif_is server init' -l engines -x -a '(__posduif_ask)' -d "Check for this many engines; by default one per tenant"
 complete -c posduif -n '__posduif_is server init' -l close -d "Close the database postgres to all but posduif's roles, too"
 complete -c posduif -n '__posduif_is server init' -l login -x -a '(__posduif_ask)' -d "Also create this login for administrators, which is no superuser; its password goes to ~/.pgpass"
 complete -c posduif -n '__posduif_is server init' -l print-sql -d "Print the SQL for a superuser to run; change nothing"

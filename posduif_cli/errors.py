@@ -376,3 +376,14 @@ class Interrupted(PosduifError):
     """The user interrupted the command."""
 
     exit_code = 130
+
+
+def bug(error: Exception) -> PosduifError:
+    """Return the error to show for an exception that posduif did not expect; that one is its cause."""
+    found = PosduifError(
+        f"a bug in posduif: {type(error).__name__}",
+        why=str(error).splitlines()[0][:200] if str(error) else None,
+        hint="run it again with --debug and report what it prints",
+    )
+    found.__cause__ = error
+    return found

@@ -4,3 +4,4 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 pytest_plugins = ["support.servers", "support.runner", "support.tenants", "support.folder", "support.hints"]
+pytest_plugins += ["support.checks"]

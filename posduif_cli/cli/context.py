@@ -1,4 +1,4 @@
-"""What every command gets: the global options, and what they lead to, made when it is first asked for."""
+"""What every command gets: the global options, and what follows from them, made when it is first asked for."""
 
 import shlex
 import shutil
@@ -143,7 +143,7 @@ class Noun(typer.Typer):
         )
 
     def verb(self, name: str, *, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register a command; *example* stands in its help and is run by a test."""
+        """Register a command; *example* is shown in its help and run by a test."""
         return self.command(
             name,
             cls=Command,
@@ -269,7 +269,7 @@ class App:
         return server
 
     def report_ended(self) -> None:
-        """Name on stderr the sessions of engines that were ended because they were in the way."""
+        """Name on stderr the sessions of engines that were ended because they held locks."""
         if "fleet" in self.__dict__:
             for who in self.fleet.ended:
                 self.out.warn(f"ended {who}")
@@ -297,8 +297,11 @@ class App:
             return
         if among is not None and len(among) == 1:
             raise next(iter(errors.values()))
-        for name, error in errors.items():
-            self.out.warn(_of(name, error))
+        from posduif_cli.core.fleet.run import causes
+
+        for cause, names in causes(errors.items()):
+            several = f"{counted(len(names), 'tenant')} failed ({listed(names, 5)}): {cause}"
+            self.out.warn(several if len(names) > 1 else _of(names[0], errors[names[0]]))
         if among is not None and all(isinstance(errors.get(name), ServerUnreachable) for name in among):
             raise errors[among[0]]
         raise PartialFailure(
@@ -319,7 +322,7 @@ class App:
     def confirm(self, expected: str, given: str | None, danger: str) -> None:
         """Have a destructive command confirmed by the name of what it destroys.
 
-        Asked for on a terminal; raises ConfirmationMissing where nobody can be asked or the name differs.
+        Asked for on a terminal; raises ConfirmationMissing without a terminal, or where the name differs.
         """
         if given is None and self.interactive and not self.out.machine:
             given = self.out.ask(danger, f"Type {expected} to go on:")
@@ -341,7 +344,7 @@ def program() -> str:
 
 
 def _of(name: str, error: PosduifError) -> str:
-    """Say an error of a tenant or server in one line, naming it once."""
+    """Return an error of a tenant or server in one line that names it once."""
     return error.sentence if name in error.message else f"{name}: {error.sentence}"
 
 

@@ -1,7 +1,6 @@
 """`posduif doctor`: whether this machine, the configuration and the servers are fit for posduif."""
 
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,7 +11,7 @@ from posduif_cli.config import load as config
 from posduif_cli.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from posduif_cli.core.checks.machine import Machine
+    from posduif_cli.core.checks.facts import Machine
     from posduif_cli.models.checks import Finding
 
 app = Noun()
@@ -20,45 +19,44 @@ app = Noun()
 
 @app.verb("doctor", example="posduif doctor")
 def doctor(ctx: typer.Context) -> None:
-    """Check this machine, the configuration and each server; every finding comes with its repair.
+    """Check this machine, the configuration and each server; every finding comes with what repairs it.
 
     Exits with 1 when something is wrong.
     """
     from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
-    findings = list(_examine(app))
+    findings = _examine(app)
     app.out.list(findings, Finding)
     wrong = sum(finding.level not in (Level.OK, Level.INFO) for finding in findings)
-    app.out.say(f"{counted(wrong, 'finding')} to mend" if wrong else "nothing is wrong")
+    app.out.say(f"{counted(wrong, 'finding')} to repair" if wrong else "nothing is wrong")
     if wrong:
         raise typer.Exit(1)
 
 
-def _examine(app: App) -> "Iterator[Finding]":
-    from posduif_cli.core.checks import machine
+def _examine(app: App) -> "list[Finding]":
+    from posduif_cli.core.checks import doctor
+    from posduif_cli.core.checks.facts import Configuration
 
+    passfile = config.passfile()
     try:
         settings = app.config
     except ConfigurationError as error:
         # What is wrong with it is the finding; the rest is told by what there is without a file.
         terminal = config.terminal(app.options.get("color") or "auto")
         app.config = config.without_file(terminal, app.options.get("output"))
-        yield from machine.machine(_machine(terminal))
-        yield machine.broken(error)
-        return
-    yield from machine.machine(_machine(settings.terminal))
-    yield from machine.configuration(settings.path, app.folders, secret=settings.secret)
+        return doctor.examine(_machine(terminal), Configuration(passfile, error=error), None)
+    fleet = unnamed = None
     try:
         fleet = app.fleet
     except ConfigurationError as error:
-        yield machine.broken(error, "servers")
-    else:
-        yield from machine.fleet(fleet)
+        unnamed = error
+    configuration = Configuration(passfile, settings.path, settings.secret, app.folders, unnamed=unnamed)
+    return doctor.examine(_machine(settings.terminal), configuration, fleet)
 
 
 def _machine(terminal: config.Terminal) -> "Machine":
-    from posduif_cli.core.checks.machine import Machine
+    from posduif_cli.core.checks.facts import Machine
     from posduif_cli.render.output import columns_of
 
     shell = terminal.shell
@@ -68,5 +66,4 @@ def _machine(terminal: config.Terminal) -> "Machine":
         columns=columns_of(sys.stdout) if sys.stdout.isatty() else None,
         shell=shell,
         completion=completion.place(completion.Shell(shell)) if shell in list(completion.Shell) else None,
-        passfile=config.passfile(),
     )

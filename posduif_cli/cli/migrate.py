@@ -26,6 +26,8 @@ MaxFailures = Annotated[
         help="Stop once more than N tenants in all, or N % of the running wave (rounded down), failed.",
     ),
 ]
+# What `migrate status` shows of a tenant: where its schema is, from the record alone.
+STATUS = ("tenant", "server", "state", "schema_version", "latest_version", "pending", "error", "ahead")
 Pause = Annotated[str | None, typer.Option("--pause", metavar="DURATION", help="Wait this long between waves.")]
 
 
@@ -46,25 +48,26 @@ def status(
     A terminal gets a summary by version and server, and the tenants that are behind, or ahead of the files on this
     machine; --list and every machine format have a row per tenant.
     """
-    from posduif_cli.core.schema import history
     from posduif_cli.models.checks import Finding, Level
-    from posduif_cli.models.schema import SchemaStatus
+    from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate status")
-    found, errors = history.status(app.fleet, tenants=names)
+    found, errors = app.fleet.choose(names)
     if app.out.format == "table" and everyone and not list_all and not app.out.fields:
         from posduif_cli.render import report
 
         report.skew(app.out, found)
     else:
-        app.out.list(found, SchemaStatus, empty=Run("tenant", "create", "NAME", lead="no tenants yet"))
+        app.out.only(*app.out.fields or STATUS).list(
+            found, Tenant, empty=Run("tenant", "create", "NAME", lead="no tenants yet")
+        )
     wrong: list[Finding] = []
     unvisited: dict[str, PosduifError] = {}
     if verify or sample is not None:
-        from posduif_cli.core.checks import drift
+        from posduif_cli.core.checks import verify as checks
 
-        findings, unvisited = drift.run(app.fleet, tenants=names, sample=sample)
+        findings, unvisited = checks.records(app.fleet, tenants=names, sample=sample)
         wrong = [finding for finding in findings if finding.level is not Level.OK]
         for finding in wrong:
             app.out.warn(f"{finding.subject}: {finding.message}")
@@ -106,6 +109,7 @@ def up(
     5% a wave goes on until more than 5 % of the tenants in it failed. A wave in which every tenant failed is the
     last. Run the command again to continue with the rest.
     """
+    from posduif_cli.core.fleet.run import Pace
     from posduif_cli.core.schema import rollout
     from posduif_cli.models.runs import Outcome
 
@@ -113,26 +117,23 @@ def up(
     app.out.expect(Outcome)
     names = options.targets(tenant, everyone, "migrate up")
     if dry_run:
-        plan, errors = rollout.plan_up(app.fleet, tenants=names, failed=failed)
-        for risk in remarks(app, {step.subject.partition("_")[0] for step in plan.steps}):
+        planned, errors = rollout.plan_up(app.fleet, tenants=names, failed=failed)
+        for risk in remarks(app, {version for versions in planned.versions.values() for version in versions}):
             app.out.warn(risk)
-        app.show_plan(plan)
+        app.show_plan(planned.plan)
         name_faults(app)
         app.report_failed(errors, among=names)
         return
-    pace = rollout.Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
-    _ = app.fleet  # says which server is used before the progress line begins
-    with runs.watched(app) as watcher:
+    pace = Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
+    with runs.watched(app, pace) as run:
 
         def tell_risks(versions: set[str]) -> None:
             for risk in remarks(app, versions):
-                watcher.tell(f"warning: {risk}")
+                run.tell(f"warning: {risk}")
 
-        run, errors = rollout.up(
-            app.fleet, tenants=names, failed=failed, pace=pace, on_pending=tell_risks, **watcher.callbacks
-        )
+        errors = rollout.up(run, tenants=names, failed=failed, on_pending=tell_risks)
     name_faults(app)
-    runs.conclude(app, run, errors, names, every=bool(names) or list_all)
+    runs.conclude(app, run, errors, names, every=bool(names) or list_all, list_all=list_all)
 
 
 @app.verb("down", example="posduif migrate down acme --steps 1 --confirm acme")
@@ -154,6 +155,7 @@ def down(
 
     It counts the rows that go. One tenant is confirmed by its name, several by their server's.
     """
+    from posduif_cli.core.fleet.run import Pace
     from posduif_cli.core.schema import rollout
     from posduif_cli.models.runs import Outcome
 
@@ -180,22 +182,13 @@ def down(
     versions = ", ".join(sorted({step.subject for step in plan.steps}))
     count = counted(sum(map(bool, found.versions.values())), "tenant")
     app.confirm(expected, confirm, f"take back {versions} of {count}, which loses {lost(found.lost)}")
-    with runs.watched(app) as watcher:
-        run, errors = rollout.down(
-            app.fleet,
-            tenants=names,
-            to=to,
-            steps=steps,
-            bundled=bundled,
-            planned=found.versions,
-            pace=rollout.Pace(jobs),
-            **watcher.callbacks,
-        )
-    runs.conclude(app, run, errors, names, every=bool(names) or list_all)
+    with runs.watched(app, Pace(jobs)) as run:
+        errors = rollout.down(run, tenants=names, to=to, steps=steps, bundled=bundled, planned=found.versions)
+    runs.conclude(app, run, errors, names, every=bool(names) or list_all, list_all=list_all)
 
 
 def lost(counts: Mapping[str, int | None]) -> str:
-    """Say what taking migrations back loses.
+    """Return what taking migrations back loses, in words.
 
     >>> lost({"users": 2, "rows of archive": 1, "rows in 1001_x.sql": None}), lost({})
     ('2 users, 1 row of archive; rows not counted: rows in 1001_x.sql', 'no rows')
@@ -225,13 +218,13 @@ def abandon(
 
     Only files with transaction:false can be applied by half.
     """
-    from posduif_cli.core.schema import apply
+    from posduif_cli.core.schema import half
     from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
     with app.fleet.open(tenant) as place:
         conn = place.session
-        begun = apply.abandoning(conn, version, folders=app.folders)
+        begun = half.abandoning(conn, version, folders=app.folders)
         stays = [
             f"statement {each.number}{'' if each.done else ' (begun, perhaps done)'}"
             + (f": {each.text}" if each.text else "")
@@ -247,7 +240,7 @@ def abandon(
         if begun:
             listing = "".join(f"\n  {line}" for line in stays)
             app.confirm(tenant, confirm, f"abandon migration {version} of {tenant}; this stays done:{listing}")
-        changed = apply.abandon(conn, version, folders=app.folders, planned=begun)
+        changed = half.abandon(conn, version, folders=app.folders, planned=begun)
     if changed:
         app.out.say(f"migration {version} of {tenant} is abandoned; what stays done: {len(begun)} of its statements")
     else:
@@ -261,15 +254,15 @@ def verify(
 ) -> None:
     """Compare tenants with the files and with each other: checksums, order, and drift of the schema.
 
-    On a server with tenants it runs the migrations in a scratch database, which it drops. It makes no role.
+    On a server with tenants it runs the migrations in a scratch database, which it drops. It creates no role.
     Exits with 1 when there is a difference.
     """
-    from posduif_cli.core.checks import drift
+    from posduif_cli.core.checks import verify
     from posduif_cli.models.checks import Finding, Level
 
     app = app_of(ctx)
     names = options.targets(tenant, everyone, "migrate verify")
-    findings, errors = drift.schemas(app.fleet, tenants=names)
+    findings, errors = verify.schemas(app.fleet, tenants=names)
     shown = findings if list_all or app.out.format != "table" else [f for f in findings if f.level is not Level.OK]
     app.out.list(shown, Finding, empty=f"{counted(len(findings), 'finding')}, all fine")
     app.report_failed(errors, among=names)
@@ -316,6 +309,6 @@ def remarks(app: App, versions: set[str]) -> list[str]:
     paths = {app.folders.paths[version] for version in versions if version in app.folders.paths}
     return [
         f"{problem.path}:{problem.line}: {problem.message} ({problem.rule})"
-        for problem in files.check_all(app.folders)
+        for problem in files.check_all(app.folders, versions=versions)
         if problem.level == "warning" and problem.path in paths
     ]

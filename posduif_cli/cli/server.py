@@ -13,11 +13,11 @@ app = Noun(help="The PostgreSQL servers, and the embedded one.")
 @app.verb("list", example="posduif server list")
 def list_(ctx: typer.Context) -> None:
     """List the configured servers and how they are."""
-    from posduif_cli.core.checks import server
+    from posduif_cli.core import servers
     from posduif_cli.models.servers import ServerInfo
 
     app = app_of(ctx)
-    found = server.list_all(app.fleet)
+    found = servers.list_all(app.fleet)
     app.out.list(found, ServerInfo)
     if not any(server.reachable for server in found):
         raise ServerUnreachable("no server can be reached", hint=Run("config", "show", "--origin"))
@@ -29,7 +29,7 @@ def init(
     ctx: typer.Context,
     engines: Annotated[
         int | None,
-        typer.Option("--engines", min=1, metavar="N", help="Check for this many engines; by default one a tenant."),
+        typer.Option("--engines", min=1, metavar="N", help="Check for this many engines; by default one per tenant."),
     ] = None,
     close: Annotated[
         bool,
@@ -47,7 +47,7 @@ def init(
         bool, typer.Option("--print-sql", help="Print the SQL for a superuser to run; change nothing.")
     ] = False,
 ) -> None:
-    """Make posduif's roles on a server, and check that its settings suit its engines. Exits with 1 if they do not."""
+    """Create posduif's roles on a server, and check that its settings suit its engines. Exits with 1 if they do not."""
     from posduif_cli.core import servers
     from posduif_cli.models.checks import Finding, Level
 
@@ -59,17 +59,19 @@ def init(
     app.out.expect(Finding)
     findings, changed = servers.prepare(app.fleet, engines=engines, close=close)
     made = login is not None and _make_login(app, login)
-    app.out.list(findings, Finding, changed=lambda finding: changed and finding.check in ("roles", "open_database"))
+    app.out.list(
+        findings, Finding, changed=lambda finding: changed and finding.check in ("server.roles", "server.open")
+    )
     app.out.say("the server was changed" if changed or made else "nothing had to be changed")
     if login is not None:
         app.out.say(f"in the configuration's dsn: user={login}")
     # Who asks is no setting of the server, and a superuser is what makes a login that is none.
-    if any(finding.level not in (Level.OK, Level.INFO) and finding.check != "superuser" for finding in findings):
+    if any(finding.level not in (Level.OK, Level.INFO) and finding.check != "server.superuser" for finding in findings):
         raise typer.Exit(1)
 
 
 def _make_login(app: App, name: str) -> bool:
-    """Make a login for administrators, its password in the passfile first; return whether it had to be made."""
+    """Create a login for administrators, its password in the passfile first; return whether it had to be created."""
     from posduif_cli.config import load as config
     from posduif_cli.core import servers
     from posduif_cli.render import files

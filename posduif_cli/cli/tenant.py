@@ -1,7 +1,8 @@
 """`posduif tenant`: create, list, show, change and drop tenants."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,8 @@ from posduif_cli.errors import Busy, ConfigurationError, Run, TenantExists, Usag
 from posduif_cli.notation import moment
 
 if TYPE_CHECKING:
-    from posduif_cli.core.fleet.fleet import Found
+    from posduif_cli.core.fleet.fleet import Fleet, Found
+    from posduif_cli.core.fleet.steps import Deed
     from posduif_cli.models.tenants import Loss
 
 app = Noun(help="Create, list, show, change and drop tenants.")
@@ -50,7 +52,7 @@ class Keeper:
 
 
 def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
-    """Return who takes the password: nobody where it could only go into a pipe or JSON."""
+    """Return what takes the password; None where it could only go into a pipe or JSON."""
     import sys
 
     shown = app.out.format == "table" and not app.out.quiet and sys.stdout.isatty() and sys.stderr.isatty()
@@ -58,7 +60,7 @@ def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
 
 
 def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
-    """Return who takes the passwords of many tenants: one file each in *folder*, or nobody.
+    """Return what takes the passwords of many tenants: one file each in *folder*; nothing without a folder.
 
     Raises ConfigurationError where the folder cannot be made.
     """
@@ -79,10 +81,13 @@ def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
 
 
 def _never_kept(tenant: str, file: Path) -> TenantExists:
-    return TenantExists(
-        f"tenant {tenant} exists, and its engine's password cannot be read again for {file}",
-        hint=Run("tenant", "rotate-password", tenant, "--engine-config", str(file)),
-    )
+    message = f"tenant {tenant} exists, and its engine's password cannot be read again for {file}"
+    return TenantExists(message, hint=_rotate(tenant, file=str(file)))
+
+
+def _rotate(tenant: str, lead: str = "", *, file: str = "FILE") -> Run:
+    """Return the command that gives a tenant's engine a password."""
+    return Run("tenant", "rotate-password", tenant, "--engine-config", file, lead=lead)
 
 
 @app.verb("create", example="posduif tenant create acme --url https://acme.example.com --if-not-exists")
@@ -154,9 +159,7 @@ def create(
         keep.tell(app, name)
     app.out.show(tenant, changed=changed)
     if changed and keep is None:
-        app.out.say(
-            Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="its engine has no password yet")
-        )
+        app.out.say(_rotate(name, "its engine has no password yet"))
 
 
 def _create_all(
@@ -171,33 +174,25 @@ def _create_all(
     from posduif_cli.config import lists
     from posduif_cli.core.tenants import bulk
     from posduif_cli.models.runs import Outcome
+    from posduif_cli.render import progress
 
     app.out.expect(Outcome)
     rows = lists.rows(_text(source), "stdin" if source == "-" else source, required="name")
     entries = bulk.read(app.fleet, [(row.line, row.values) for row in rows], source, check_url=options.url)
-    run = bulk.Application(app.fleet, entries, jobs, ignore_unreachable)
     names = [entry.wanted.name for entry in entries]
+    make = partial(bulk.Creation, app.fleet, entries, jobs=jobs, ignore_unreachable=ignore_unreachable)
     if dry_run:
-        plan = run.plan()
+        plan, errors = make().plan()
         app.show_plan(plan)
-        app.report_failed(run.errors, among=names)
+        app.report_failed(errors, among=names)
         return
-    run.keeper = bulk_keeper(engine_configs)
-    with runs.watched(app) as watcher:
-        run.on_outcome = watcher.on_outcome
+    keeper = bulk_keeper(engine_configs)
+    with progress.watch(app.out) as watcher:
+        run = make(keeper=keeper, on_outcome=watcher.on_outcome)
         run.run()
-    runs.conclude(app, run, {}, names, every=list_all or app.out.machine)
+    runs.conclude(app, run, {}, names, every=list_all or app.out.machine, list_all=list_all)
     if engine_configs is None and any(outcome.changed for outcome in run.outcomes):
-        app.out.say(
-            Run(
-                "tenant",
-                "rotate-password",
-                "TENANT",
-                "--engine-config",
-                "FILE",
-                lead="their engines have no passwords yet",
-            )
-        )
+        app.out.say(_rotate("TENANT", "their engines have no passwords yet"))
 
 
 def _text(source: str) -> str:
@@ -217,7 +212,7 @@ def list_(
     ctx: typer.Context,
     sizes: Annotated[bool, typer.Option("--sizes", help="Ask for each database's size, too.")] = False,
 ) -> None:
-    """List the tenants of all servers, from one query a server."""
+    """List the tenants of all servers, from one query per server."""
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
@@ -309,9 +304,7 @@ def adopt(
     told = app.out.format == "table" and not app.out.fields
     app.out.show({field: getattr(done, field) for field in brief} if told else done)
     if done.changed:
-        app.out.say(
-            Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="a new password for its engine")
-        )
+        app.out.say(_rotate(name, "a new password for its engine"))
 
 
 @app.verb("verify", example="posduif tenant verify --all")
@@ -320,21 +313,20 @@ def verify(
     tenant: options.Tenants = None,
     everyone: options.All = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what is posduif's to mend; the tenant's own table wins.")
+        bool, typer.Option("--repair", help="Repair what posduif may repair; the tenant's own table wins.")
     ] = False,
 ) -> None:
     """Compare records with reality: versions, owner, grants, roles, settings. Exits with 1 if something stays wrong."""
-    from posduif_cli.core.checks import drift
-    from posduif_cli.models.checks import Finding, Level
+    from posduif_cli.core.checks import verify
+    from posduif_cli.models.checks import Finding, Level, Repaired
 
     app = app_of(ctx)
     app.out.expect(Finding)
     names = options.targets(tenant, everyone, "tenant verify")
-    findings, errors = drift.reality(app.fleet, tenants=names, repair=repair)
-    repaired = [finding for finding in findings if finding.level is Level.INFO]
-    app.out.list(findings, Finding, changed=lambda finding: finding in repaired)
-    if repaired:
-        app.out.say(f"{counted(len(repaired), 'finding')} repaired")
+    findings, errors = verify.reality(app.fleet, tenants=names, repair=repair)
+    app.out.list(findings, Finding, changed=lambda finding: isinstance(finding, Repaired))
+    if repaired := sum(isinstance(finding, Repaired) for finding in findings):
+        app.out.say(f"{counted(repaired, 'finding')} repaired")
     app.report_failed(errors, among=names)
     if any(finding.level not in (Level.OK, Level.INFO) for finding in findings):
         raise typer.Exit(1)
@@ -345,40 +337,46 @@ def suspend(
     ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
 ) -> None:
     """Shut a tenant's engine out and end its sessions. The data stays; backups go on."""
-    from posduif_cli.core.fleet import steps
     from posduif_cli.core.tenants import suspend
-    from posduif_cli.models.tenants import Tenant
 
-    app = app_of(ctx)
-    if dry_run:
-        app.show_plan(steps.plan(suspend.suspending(app.fleet, app.fleet.find(name))))
-        return
-    app.out.expect(Tenant)
-    found = app.fleet.find(name)
-    _guard(app, found, confirm, "suspend {name} on the protected server {server}")
-    tenant, changed = suspend.suspend(app.fleet, found)
-    app.out.say(f"tenant {name} {'is suspended' if changed else 'was suspended already'}")
-    app.out.show(tenant, changed=changed)
+    guard = partial(_guard, app_of(ctx), confirm, "suspend {name} on the protected server {server}")
+    _carry_out(app_of(ctx), name, suspend.suspend, "suspended", dry_run, guard)
 
 
 @app.verb("resume", example="posduif tenant resume acme")
 def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = False) -> None:
     """Bring a suspended tenant to the newest schema and let its engine in again."""
-    from posduif_cli.core.fleet import steps
     from posduif_cli.core.tenants import suspend
+
+    _carry_out(app_of(ctx), name, suspend.resume, "active", dry_run)
+
+
+def _carry_out(
+    app: App,
+    name: str,
+    verb: "Callable[[Fleet, Found], Sequence[Deed]]",
+    state: str,
+    dry_run: bool,
+    guard: "Callable[[Found], None]" = lambda found: None,
+) -> None:
+    """Do what *verb* returns, or show it; *state* is what the tenant is in afterwards."""
+    from posduif_cli.core.fleet import steps
     from posduif_cli.models.tenants import Tenant
 
-    app = app_of(ctx)
+    if not dry_run:
+        app.out.expect(Tenant)
+    found = app.fleet.find(name)
+    deeds = verb(app.fleet, found)
     if dry_run:
-        app.show_plan(steps.plan(suspend.resuming(app.fleet, app.fleet.find(name))))
+        app.show_plan(steps.plan(deeds))
         return
-    app.out.expect(Tenant)
-    tenant, changed = suspend.resume(app.fleet, app.fleet.find(name))
-    app.out.say(f"tenant {name} {'is active' if changed else 'was active already'}")
+    guard(found)
+    tenant, changed = steps.carry_out(app.fleet, found, deeds)
+    app.out.say(f"tenant {name} {f'is {state}' if changed else f'was {state} already'}")
     app.out.show(tenant, changed=changed)
 
 
-def _guard(app: App, found: "Found", confirm: str | None, danger: str) -> None:
+def _guard(app: App, confirm: str | None, danger: str, found: "Found") -> None:
     """Have a change on a protected server confirmed; raises ConfirmationMissing."""
     if found.server.protected:
         name = found.tenant.tenant
@@ -406,10 +404,10 @@ def rotate_password(
         raise UsageError(
             "there is nowhere to put the new password",
             why="it is never written into a pipe or JSON",
-            hint=Run("tenant", "rotate-password", name, "--engine-config", "FILE"),
+            hint=_rotate(name),
         )
     found = app.fleet.find(name)
-    _guard(app, found, confirm, "rotate the password of {name} on the protected server {server}")
+    _guard(app, confirm, "rotate the password of {name} on the protected server {server}", found)
     try:
         tenant = engine.rotate_password(app.fleet, found, keep=keep, now=now)
     except Busy:
@@ -431,16 +429,14 @@ def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = N
     settings = engine.engine_config(app.fleet, name=name)
     if out is not None:
         if os.path.lexists(out) and not out.is_char_device():
-            raise UsageError(f"{out} exists", hint=Run("tenant", "rotate-password", name, "--engine-config", str(out)))
+            raise UsageError(f"{out} exists", hint=_rotate(name, file=str(out)))
         render.write(out, settings)
         app.out.say(f"written: {out}")
     elif app.out.machine:
         app.out.show(settings)
     else:
         app.out.text(render.text(settings))
-    app.out.say(
-        Run("tenant", "rotate-password", name, "--engine-config", "FILE", lead="the password in it is a placeholder")
-    )
+    app.out.say(_rotate(name, "the password in it is a placeholder"))
 
 
 def _danger(loss: "Loss") -> str:

@@ -75,7 +75,7 @@ def create(
         if qr_file is not None:
             write_qr(app, issued, qr_file, force=force)
     finally:
-        # The token is made: without this it could never be used.
+        # The token is made, and this is the only time that its secret is shown.
         present(app, issued, qr, drawn_elsewhere=qr_file is not None)
 
 
@@ -219,7 +219,7 @@ def _told_of_others(app: App, name: str, token: str) -> Iterator[None]:
 
 
 def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:
-    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL may be given for both."""
+    """Return tenant and token as given, either of them `-` for stdin; a whole enrollment URL is both."""
     from posduif_cli.core.desk import tokens
     from posduif_cli.core.names import ids
 

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from posduif_cli.cli.context import App, Group, global_options, program
 from posduif_cli.config import load as configuration
-from posduif_cli.errors import Interrupted, OperationFailed, PosduifError, Run, UsageError, scrub
+from posduif_cli.errors import Interrupted, OperationFailed, PosduifError, Run, UsageError, bug, scrub
 
 if TYPE_CHECKING:
     from posduif_cli.render.output import Output
@@ -118,7 +118,7 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         return _fail(app, argv, OperationFailed("the result could not be written", why=error.strerror))
     except Exception as error:
-        return _fail(app, argv, _bug(error))
+        return _fail(app, argv, bug(error))
 
 
 def _open_streams() -> None:
@@ -145,14 +145,6 @@ def _usage(app: App, argv: list[str], error: typer.TyperException) -> int:
         return _fail(app, argv, UsageError(f"{path} wants a command", hint=help_))
     message = " ".join(error.format_message().split()).rstrip(".")
     return _fail(app, argv, UsageError(message[:1].lower() + message[1:], hint=help_))
-
-
-def _bug(error: Exception) -> PosduifError:
-    return PosduifError(
-        f"a bug in posduif: {type(error).__name__}",
-        why=scrub(str(error).splitlines()[0][:200]) if str(error) else None,
-        hint="run it again with --debug and report what it prints",
-    )
 
 
 def _fail(app: App, argv: list[str], error: PosduifError) -> int:

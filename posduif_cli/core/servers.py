@@ -1,23 +1,31 @@
-"""Servers: the embedded one, and what a server needs before it holds tenants."""
+"""Servers: the embedded one, how each configured one is, and what one needs before it holds tenants."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
-from posduif_cli.core.checks.server import judge, measure
+from posduif_cli.core.checks import registry
+from posduif_cli.core.checks.facts import Setup
+from posduif_cli.core.checks.server import describe, examine
 from posduif_cli.core.fleet import proof
 from posduif_cli.core.fleet.fleet import Fleet, Session
 from posduif_cli.db import admin, connect, queries, quoting
 from posduif_cli.db import embedded as starter
+from posduif_cli.db.embedded import remove as remove
+from posduif_cli.db.embedded import stop as stop
 from posduif_cli.db.session import ADMIN_ROLE
-from posduif_cli.errors import AccessDenied, InvalidName, NoServer, NotOurs
+from posduif_cli.errors import AccessDenied, Hint, InvalidName, NoServer, NotOurs, PosduifError, QueryFailed, Run
 from posduif_cli.models.checks import Finding, Level
-from posduif_cli.models.servers import EmbeddedStatus, Server
+from posduif_cli.models.servers import EmbeddedStatus, Server, ServerInfo
 
 NAME = "embedded"
+SIZES_LIMIT = timedelta(seconds=5)  # how long a server may walk its files for the size of its tenants
 
 
 def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]:
-    """Return the embedded server, started if need be, and whether it was; None if none was ever made.
+    """Return the embedded server, started if it does not run, and whether it was started; None if there is none.
 
     Raises EmbeddedServerFailed.
     """
@@ -27,7 +35,7 @@ def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]
 
 
 def start(data_dir: Path, bin_dir: Path | None, listen: tuple[str, int] | None = None) -> tuple[Server, bool]:
-    """Make the embedded server if there is none, start it, and return whether it had to be started.
+    """Create the embedded server if there is none, start it, and return whether it had to be started.
 
     *listen* as in `db.embedded.start`. Raises WrongState, ConfigurationError without PostgreSQL binaries,
     EmbeddedServerFailed.
@@ -42,7 +50,7 @@ def start(data_dir: Path, bin_dir: Path | None, listen: tuple[str, int] | None =
 
 
 def status(data_dir: Path, *, changed: bool | None = None) -> EmbeddedStatus:
-    """Return how the embedded server stands."""
+    """Return whether the embedded server runs, and where."""
     found = starter.status(data_dir)
     return EmbeddedStatus(
         running=found.running,
@@ -55,18 +63,44 @@ def status(data_dir: Path, *, changed: bool | None = None) -> EmbeddedStatus:
     )
 
 
-def stop(data_dir: Path) -> bool:
-    """Stop the embedded server; return whether it was running."""
-    return starter.stop(data_dir)
+def list_all(fleet: Fleet) -> list[ServerInfo]:
+    """Return how every server is; one that cannot be asked is in the list with its error."""
+
+    def ask(session: Session) -> Setup:
+        found, count = describe(session), queries.load("fleet/fleet")["count_tenants"]
+        with suppress(QueryFailed), session.transaction(statement_timeout=SIZES_LIMIT):
+            return replace(found, **session.dicts(count, sizes=True)[0])
+        return found
+
+    answers = fleet.ask(ask)
+    return [_info(server, answers[server.name]) for server in fleet.servers]
 
 
-def remove(data_dir: Path) -> bool:
-    """Stop the embedded server and delete its data; return whether there was one."""
-    return starter.remove(data_dir)
+def _info(server: Server, found: Setup | PosduifError) -> ServerInfo:
+    if isinstance(found, PosduifError):
+        return ServerInfo(server.name, False, server.origin, error=found.sentence)
+    same = (
+        "version",
+        "version_number",
+        "role",
+        "record_owner",
+        "tenants",
+        "size_bytes",
+        "connections",
+        "max_connections",
+    )
+    return ServerInfo(
+        server.name, True, server.origin, **{name: getattr(found, name) for name in same},
+        warnings=tuple(_warning(finding) for finding in registry.judge("server list", "server", found)),
+    )  # fmt: skip
+
+
+def _warning(finding: Finding) -> Hint:
+    return Run(*finding.fix.words, lead=finding.message) if isinstance(finding.fix, Run) else finding.message
 
 
 def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> tuple[list[Finding], bool]:
-    """Make posduif's roles on the one server, and check its settings for a number of engines.
+    """Create posduif's roles on the one server, and check its settings for a number of engines.
 
     *close* also closes the maintenance database to PUBLIC. Returns the findings, and whether anything was changed.
     Raises NoServer unless one server is chosen, AccessDenied, NotOurs, StandbyServer.
@@ -78,11 +112,12 @@ def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) ->
         proof.require_all(fleet, session)
         closed = close and _close(session)
         monitored = _monitor(session)
-        return list(judge(session, engines)), bool(missing) or closed or monitored
+        findings = registry.judge("server init", "server", examine(session, engines))
+        return findings, bool(missing) or closed or monitored
 
 
 def make_login(fleet: Fleet, *, name: str, keep: Callable[[list[str]], None]) -> bool:
-    """Make a login for administrators that is no superuser; return whether it had to be made.
+    """Create a login for administrators that is no superuser; return whether it had to be created.
 
     *keep* is called with the lines of a passfile before the login gets the password; where this session was let in
     without a password, none is made. Raises InvalidName, NotOurs for a role of that name which is not such a login,
@@ -129,9 +164,10 @@ def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> s
         lines = [f"-- posduif server init, for the login {session.login} on server {session.server.name}"]
         lines += [f"{statement};" for statement in admin.role_statements(session, admin.missing_roles(session))]
         lines += [f"GRANT pg_monitor TO {ADMIN_ROLE}, {admin.HEALTH_GROUP};"]
-        if close and measure(session).is_open:
+        setup = examine(session, engines)
+        if close and setup.is_open:
             lines += [f"{statement};" for statement in admin.closing_statements()]
-        for finding in judge(session, engines):
+        for finding in registry.judge("server init", "server", setup):
             if finding.level is not Level.OK and finding.fix:
                 lines += [f"-- {finding.message}", f"-- {finding.fix}"]
         return "\n".join(lines)
@@ -139,14 +175,14 @@ def spell(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> s
 
 def _close(session: Session) -> bool:
     """Close the maintenance database to PUBLIC, by the login's own rights; return whether it was open."""
-    room = measure(session)
-    if not room.is_open:
+    setup = describe(session)
+    if not setup.is_open:
         return False
     statements = admin.closing_statements()
-    if not room.may_close:
+    if not setup.may_close:
         raise AccessDenied(
             f"{session.login} may not close database {session.database} of server {session.server.name}",
-            why="it belongs to someone else",
+            why="it belongs to another role",
             hint=[f"a superuser types: {statement};" for statement in statements],
         )
     session.script("SET ROLE none")
@@ -156,7 +192,7 @@ def _close(session: Session) -> bool:
 
 
 def _monitor(session: Session) -> bool:
-    """Let administrators and monitoring see what other people's sessions do, where this login may; return whether."""
+    """Give administrators and monitoring pg_monitor where this login may; return whether it was given."""
     roles, may = session.tuples(queries.load("checks/server")["find_unmonitored"])[0]
     if not roles or not may:
         return False

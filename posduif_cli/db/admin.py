@@ -7,7 +7,9 @@ from typing import Any, LiteralString
 
 from psycopg.sql import Composed
 
+from posduif_cli.db import queries
 from posduif_cli.db.connect import MAINTENANCE
+from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
 from posduif_cli.db.session import ADMIN_ROLE, Session
@@ -124,23 +126,19 @@ def _role_statements(session: Session, roles: Sequence[str]) -> Iterator[Compose
 
 
 def missing_roles(session: Session) -> list[str]:
-    """Return which of our roles the server lacks; raises NotOurs for one that someone else made."""
-    found = session.tuples(
-        "SELECT rolname::text, shobj_description(oid, 'pg_authid'), rolcanlogin"
-        " FROM pg_roles WHERE rolname = ANY (%(roles)s)",
-        roles=list(ROLE_COMMENTS),
-    )
+    """Return which of our roles the server lacks; raises NotOurs for one that lacks posduif's comment."""
+    found = session.tuples(queries.load("db/admin")["list_roles"], roles=list(ROLE_COMMENTS))
     for role, comment, may_log_in in found:
         if comment != ROLE_COMMENTS[role]:
             raise NotOurs(
                 f"role {role} exists on server {session.server.name} and is not posduif's",
-                why="it lacks posduif's comment, and whoever is its member would get what tenants hold",
+                why="it lacks posduif's comment, and its members would get what tenants hold",
                 hint=f"a superuser drops it, or types: COMMENT ON ROLE {role} IS '{_quoted(ROLE_COMMENTS[role])}';",
             )
         if may_log_in:
             raise NotOurs(
                 f"role {role} may log in on server {session.server.name}, which no role of posduif's may",
-                why="whoever knows its password needs no membership",
+                why="a login that knows its password needs no membership",
                 hint=f"a superuser types: ALTER ROLE {role} NOLOGIN PASSWORD NULL;",
             )
     return [role for role in ROLE_COMMENTS if role not in {name for name, *_ in found}]
@@ -151,19 +149,19 @@ def _quoted(text: str) -> str:
 
 
 def _make_admin(session: Session) -> None:
-    may = session.value("SELECT rolsuper OR (rolcreatedb AND rolcreaterole) FROM pg_roles WHERE rolname = session_user")
-    if not may:
+    named = queries.load("db/admin")
+    if not session.value(named["may_create"]):
         raise AccessDenied(
             f"{session.login} may not create databases and roles on server {session.server.name}",
             why=f"{ADMIN_ROLE} does not exist there yet, and making it takes CREATEDB and CREATEROLE",
             hint=f"a superuser types: ALTER ROLE {session.login} CREATEDB CREATEROLE;",
         )
     with session.lock(ADMIN_ROLE), session.transaction():
-        if not session.value("SELECT 1 FROM pg_roles WHERE rolname = %(role)s", role=ADMIN_ROLE):
+        if not session.tuples(named["list_roles"], roles=[ADMIN_ROLE]):
             for statement in _role_statements(session, [ADMIN_ROLE]):
                 session.execute(statement)
     session.member = session.become_admin()
-    session.heir = session.value("SELECT pg_has_role(session_user, %(role)s, 'USAGE')", role=ADMIN_ROLE)
+    session.heir = session.value(named["does_inherit"], role=ADMIN_ROLE)
 
 
 def create_login(session: Session, name: str, password: str | None) -> None:
@@ -185,12 +183,14 @@ def create_engine_role(session: Session, intent: Intent) -> None:
     It is not waited for on the disk: whatever comes after it in the WAL, CREATE DATABASE first of all, takes it along.
     """
     role = engine_role(intent.tenant)
-    with session.transaction(prelude=["SET LOCAL synchronous_commit = off"], at_once=True), session.together():
-        session.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
-        put_intent(session, role, intent)
+    pipeline = session.pipeline()
+    with session.transaction(prelude=["SET LOCAL synchronous_commit = off"], first=pipeline):
+        pipeline.execute(compose("CREATE ROLE {role} LOGIN", role=identifier(role)))
+        put_intent(pipeline, role, intent)
+        pipeline.send()
 
 
-def equip_role(session: Session, tenant: str, pool: int) -> None:
+def equip_role(session: Session | Pipeline, tenant: str, pool: int) -> None:
     """Give the engine's role what it has for life: its groups, its time zone, the connection limit of its *pool*."""
     join_groups(session, tenant)
     name, role = identifier(tenant), identifier(engine_role(tenant))
@@ -198,7 +198,7 @@ def equip_role(session: Session, tenant: str, pool: int) -> None:
     limit_connections(session, tenant, pool)
 
 
-def join_groups(session: Session, tenant: str) -> None:
+def join_groups(session: Session | Pipeline, tenant: str) -> None:
     """Let the engine's role use its group's rights, and posduif see and end the engine's sessions."""
     role = identifier(engine_role(tenant))
     options = " WITH INHERIT TRUE, SET FALSE" if session.version >= 160000 else ""
@@ -223,8 +223,8 @@ def create_database(session: Session, intent: Intent, template: str = "template0
 def create_template(session: Session, name: str) -> None:
     """Create a database that tenants are copied from, closed to PUBLIC from its first moment.
 
-    What anybody wrote into it would be in every tenant. It stays open to administrators: pg_upgrade refuses a server
-    with a database that takes no connections.
+    What another role wrote into it would be in every tenant. It stays open to administrators: pg_upgrade refuses a
+    server with a database that takes no connections.
     """
     session.execute(
         compose(
@@ -238,7 +238,7 @@ def create_template(session: Session, name: str) -> None:
         session.execute(compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true", name=identifier(name)))
 
 
-def open_database(session: Session, tenant: str) -> None:
+def open_database(session: Session | Pipeline, tenant: str) -> None:
     """Close a new database to PUBLIC, pin it to UTC, open it to its engine and to people; part of a transaction.
 
     `grants.sql` opens it to people, too, but only with a migration, and a copy of a template may need none.
@@ -255,8 +255,8 @@ def open_database(session: Session, tenant: str) -> None:
 def require_rights(tenant: str, *, hold: bool, is_open: bool) -> None:
     """Raise UnsafeServer when `grants.sql` had not all of its effect.
 
-    A non-superuser's GRANT or REVOKE on what someone else owns is a mere warning: schema `public` does not belong to
-    us in clusters that were upgraded from before PostgreSQL 15.
+    A non-superuser's GRANT or REVOKE on what another role owns is a mere warning: schema `public` does not belong to
+    posduif_admin in clusters that were upgraded from before PostgreSQL 15.
     """
     if not hold:
         raise UnsafeServer(
@@ -284,20 +284,12 @@ def set_password(session: Session, tenant: str, password: str) -> None:
     )
 
 
-def closing(session: Session, tenant: str) -> list[str]:
-    """Return the SQL that forbids the engine's role to log in, waiting half a second at most."""
-    return [
-        "SET LOCAL lock_timeout = '500ms'",
-        session.text(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant)))),
-    ]
-
-
 def open_role(session: Session, tenant: str) -> None:
     """Let the engine's role log in again."""
     session.execute(compose("ALTER ROLE {role} LOGIN", role=identifier(engine_role(tenant))))
 
 
-def close_role(session: Session, tenant: str) -> None:
+def close_role(session: Session | Pipeline, tenant: str) -> None:
     """Forbid the engine's role to log in; part of a transaction."""
     session.execute(compose("ALTER ROLE {role} NOLOGIN", role=identifier(engine_role(tenant))))
 
@@ -328,8 +320,15 @@ def decided_pool(session: Session, tenant: str, noted: Record | None) -> int:
     """
     if noted is not None and noted.pool is not None:
         return noted.pool
-    limit = session.value("SELECT rolconnlimit FROM pg_roles WHERE rolname = %(role)s", role=engine_role(tenant))
-    return configured_pool(session.server) if limit in (None, -1) else max(limit - SPARE, 1)
+    limit = session.value(queries.load("db/admin")["read_limit"], role=engine_role(tenant))
+    return pool_by(session.server, noted, limit)
+
+
+def pool_by(server: Server, noted: Record | None, limit: int | None) -> int:
+    """Return an engine's pool as `decided_pool` does, by the connection *limit* of its role, None without a role."""
+    if noted is not None and noted.pool is not None:
+        return noted.pool
+    return configured_pool(server) if limit in (None, -1) else max(limit - SPARE, 1)
 
 
 def engine_limit(pool: int) -> int:
@@ -341,7 +340,7 @@ def engine_limit(pool: int) -> int:
     return pool + SPARE
 
 
-def limit_connections(session: Session, tenant: str, pool: int) -> None:
+def limit_connections(session: Session | Pipeline, tenant: str, pool: int) -> None:
     """Give the engine's role the connection limit that its *pool* takes; part of a transaction."""
     role, limit = identifier(engine_role(tenant)), literal(engine_limit(pool))
     session.execute(compose("ALTER ROLE {role} CONNECTION LIMIT {limit}", role=role, limit=limit))

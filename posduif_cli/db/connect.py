@@ -9,8 +9,10 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from posduif_cli.db import planted
+from posduif_cli.db.connection import READING, Connection
 from posduif_cli.db.quoting import quoted
-from posduif_cli.db.session import READING, Connection, Footing, Session
+from posduif_cli.db.session import Footing, Session
 from posduif_cli.errors import (
     AccessDenied,
     InvalidDsn,
@@ -81,7 +83,10 @@ def connect(
     except psycopg.Error as error:
         raise _refused(error, server, database) from None
     try:
-        return Session(raw, server=server, database=database, footing=footing, path=path, limit=limit)
+        session = Session(raw, server=server, database=database, footing=footing, path=path, limit=limit)
+        if footing is None and session.superuser and session.version >= 160000:
+            planted.refuse(session)
+        return session
     except BaseException:
         raw.close()
         raise
@@ -91,8 +96,8 @@ def connect(
 _MALFORMED = re.compile(r"^(bad value for|invalid (\w+ )*value|invalid port number|definition of service)")
 # The messages of SQLSTATE 53300; libpq does not pass the code on for a connection that was never made.
 _FULL = ("too many clients", "remaining connection slots are reserved", "too many connections for")
-# What a server says that lets someone else in, in the languages that its messages were seen in; a server whose disk
-# or memory is full is FATAL, too.
+# What a server says that is there but refuses this login, in the languages that its messages were seen in; a server
+# whose disk or memory is full is FATAL, too.
 _DENIED = re.compile(
     r"""(?ix) passw | mot\ de\ passe | contrase | senha | authent | auth?entifi | SCRAM | pg_hba | pg_ident
       | permission\ denied\ for | not\ permitted | does\ not\ exist | existiert\ nicht | n'existe\ pas | no\ existe

@@ -26,14 +26,14 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from posduif_cli.db.patience import LIMITS, Patience
 from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs, Run, WrongState
 
 _MARKER, _LOCK, _LOG = "posduif-server", "posduif-server.lock", "server.log"
@@ -41,7 +41,6 @@ _LISTEN, _LOGIN = "posduif-listen", "posduif-login"
 _DATA, _HALF, _RUN, _HBA, _IDENT = "data", "data.half", "run", "pg_hba.conf", "pg_ident.conf"
 _OLDEST = 15
 SUPERUSER, LOCAL_LOGIN = "postgres", "posduif_local"
-_PATIENCE = 60.0  # seconds: recovery after a crash may take this long, and so may initdb on a slow disk
 _SOCKET_DIR_MAX = 90  # bytes: the kernel's limit is 107 with the file's name, macOS's is 103
 _PLACES = (
     "usr/lib/postgresql/*/bin",
@@ -345,15 +344,14 @@ def _reported(deed: str, data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[int]:
-    path, deadline = data_dir / _LOCK, time.monotonic() + _PATIENCE
+    path, patience = data_dir / _LOCK, Patience("embedded", pause=timedelta(milliseconds=50))
     while (lock := _try_lock(path)) is None:
-        if time.monotonic() > deadline:
+        if not patience.again():
             raise Busy(
                 f"another posduif starts or stops the embedded server in {data_dir}",
-                why=f"it has held {path} for more than {_PATIENCE:.0f} s",
+                why=f"it has held {path} for more than {LIMITS['embedded'].seconds} s",
                 hint="try again when it is done",
             )
-        time.sleep(0.05)
     try:
         yield lock
     finally:
@@ -495,7 +493,7 @@ def _init(binaries: Binaries, data_dir: Path, user: pwd.struct_passwd, lock: int
         raise EmbeddedServerFailed(
             f"no embedded server could be made in {data_dir}",
             why=_telling_lines(done.stdout + done.stderr),
-            hint="mend the cause and try again",
+            hint="fix the cause and try again",
         )
     half.rename(data_dir / _DATA)
     # A power cut must not undo the rename after data was committed there.
@@ -578,7 +576,7 @@ def _spawn(binaries: Binaries, data_dir: Path, user: pwd.struct_passwd, settings
     argv: list[str | Path] = [binaries.bin_dir / "postgres", "-D", data]
     for name, value in {**_settings(binaries, data_dir, socket_dir), **settings}.items():
         argv += ["-c", f"{name}={value}"]
-    deadline = time.monotonic() + _PATIENCE
+    patience = Patience("embedded")
     log.touch(mode=0o600)
     while True:
         begin = log.stat().st_size
@@ -586,13 +584,12 @@ def _spawn(binaries: Binaries, data_dir: Path, user: pwd.struct_passwd, settings
             return
         words = log.read_bytes()[begin:].decode(errors="replace")
         # The children of a server that was killed hold its memory a little longer.
-        if "still in use" not in words or time.monotonic() > deadline:
+        if "still in use" not in words or not patience.again():
             raise EmbeddedServerFailed(
                 f"the embedded server in {data_dir} does not start",
                 why=_telling_lines(words),
                 hint=[f"see {log}", *[Run("server", "start", "--listen", "off")] * ("listen_addresses" in settings)],
             )
-        time.sleep(0.1)
 
 
 def _settings(binaries: Binaries, data_dir: Path, socket_dir: Path) -> dict[str, str]:
@@ -625,18 +622,17 @@ def _launch(argv: list[str | Path], data_dir: Path, user: pwd.struct_passwd) -> 
 
 def _await_ready(data_dir: Path, pid: int, alive: Callable[[], bool]) -> bool:
     """Wait until the server accepts connections; False if it ends instead."""
-    deadline = time.monotonic() + _PATIENCE
+    patience = Patience("embedded", pause=timedelta(milliseconds=10))
     while alive():
         # A file left by a crash may say "ready" as well, so the pid counts.
         if (now := _status(data_dir)).running and now.pid == pid:
             return True
-        if time.monotonic() > deadline:
+        if not patience.again():
             raise EmbeddedServerFailed(
-                f"the embedded server is not ready after {_PATIENCE:.0f} s",
+                f"the embedded server is not ready after {LIMITS['embedded'].seconds} s",
                 why="it may still be recovering from a crash",
                 hint=f"try again later; see {data_dir / _LOG}",
             )
-        time.sleep(0.01)
     return False
 
 
@@ -663,15 +659,14 @@ def _stop(data_dir: Path) -> bool:
         return False
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGINT)
-    deadline = time.monotonic() + _PATIENCE
+    patience = Patience("embedded", pause=timedelta(milliseconds=10))
     while _serves(pid, data_dir / _DATA):
-        if time.monotonic() > deadline:
+        if not patience.again():
             raise EmbeddedServerFailed(
                 f"the embedded server (process {pid}) does not stop",
-                why=f"it was asked {_PATIENCE:.0f} s ago",
+                why=f"it was asked {LIMITS['embedded'].seconds} s ago",
                 hint=f"see {data_dir / _LOG}, and try again",
             )
-        time.sleep(0.01)
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     return True

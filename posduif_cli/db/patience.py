@@ -13,6 +13,10 @@ LIMITS: dict[str, timedelta] = {
     "engine": timedelta(seconds=10),  # until an engine that keeps coming back is shut out
     "killed": timedelta(seconds=2),  # until a server has ended the session of a killed command: it looks every 500 ms
     "adoption": timedelta(seconds=10),  # transactions that were open while a database was taken in
+    "embedded": timedelta(seconds=60),  # the embedded server: recovery after a crash, or initdb on a slow disk
+    "blocked": timedelta(seconds=30),  # locks on a tenant's tables that other sessions hold
+    "server": timedelta(seconds=30),  # a server without a free connection or, in a migration, away
+    "cancelling": timedelta(seconds=1),  # what ctrl-C cancelled; what still connects then ends with the process
 }
 
 

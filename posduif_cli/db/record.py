@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
+from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import OperationFailed, Run, WrongState
@@ -28,9 +29,9 @@ _STATES = {state.value: state for state in State}  # State(...) is slow, and a f
 class Record:
     """The parsed record.
 
-    *applied* is the digest of the set of applied versions, *note* a comment that people wrote before posduif
-    took the database in, *engine* what the tenant's engine was given, *desk* the id of the web user who creates tokens,
-    *extra* what a newer posduif put there.
+    *applied* is the digest of the set of applied versions, *note* a comment that the database had before posduif took
+    it in, *engine* what the tenant's engine was given, *desk* the id of the web user who creates tokens, *extra* what a
+    newer posduif put there.
     """
 
     state: State
@@ -46,7 +47,7 @@ class Record:
 
     @property
     def pool(self) -> int | None:
-        """How many connections the tenant's engine was given; None where the record does not say it."""
+        """How many connections the tenant's engine was given; None when the record does not say it."""
         pool = self.engine.get("pool")
         return pool if isinstance(pool, int) and not isinstance(pool, bool) and 0 < pool < MOST_CONNECTIONS else None
 
@@ -207,28 +208,30 @@ def write(session: Session, record: Record) -> None:
 
 def put(session: Session, database: str, record: Record) -> None:
     """Store the record of *database* from any session of the same server; else as `write`."""
-    _, failure = session.batch(storing(session, database, record))
-    if failure is not None:
-        raise failure[1]
-    require_stored(session, database)
+    storing(pipeline := session.pipeline(), database, record)
+    pipeline.send()
+    require_stored(pipeline, database)
 
 
-def storing(session: Session, database: str, record: Record) -> list[str]:
-    """Return the SQL that stores the record of *database* in a transaction; `require_stored` says whether it did."""
-    comment = compose(
-        "COMMENT ON DATABASE {database} IS {comment}",
-        database=identifier(database),
-        comment=literal(dump(record)),
+def storing(pipeline: Pipeline, database: str, record: Record) -> None:
+    """Queue what stores the record of *database* in a transaction; `require_stored` says whether it did."""
+    if database != pipeline.session.database:  # a session's own cannot go
+        pipeline.execute("SET LOCAL client_min_messages = warning")
+    pipeline.execute(
+        compose(
+            "COMMENT ON DATABASE {database} IS {comment}",
+            database=identifier(database),
+            comment=literal(dump(record)),
+        )
     )
-    return ["SET LOCAL client_min_messages = warning", session.text(comment)]
 
 
-def require_stored(session: Session, database: str) -> None:
-    """Raise OperationFailed unless the last batch stored a record.
+def require_stored(pipeline: Pipeline, database: str) -> None:
+    """Raise OperationFailed unless a pipeline that was sent stored the record of *database*.
 
-    A comment on a database that is gone is a mere warning to PostgreSQL. A session's own database cannot go.
+    A comment on a database that is gone is a mere warning to PostgreSQL.
     """
-    if UNDEFINED_DATABASE in session.warnings:
+    if UNDEFINED_DATABASE in pipeline.warnings:
         raise OperationFailed(
             f"the record of {database} could not be written",
             why="the database was dropped or renamed at the same moment",
@@ -236,7 +239,7 @@ def require_stored(session: Session, database: str) -> None:
         )
 
 
-def put_intent(session: Session, role: str, intent: Intent) -> None:
+def put_intent(session: Session | Pipeline, role: str, intent: Intent) -> None:
     """Store the intent in the comment on the engine's role, as part of the transaction under way."""
     session.execute(
         compose("COMMENT ON ROLE {role} IS {comment}", role=identifier(role), comment=literal(dump_intent(intent)))

@@ -37,6 +37,10 @@ class Finding(Value):
     affected: tuple[str, ...] = ()
 
 
+class Repaired(Finding):
+    """A finding whose cause was repaired."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class TenantHealth(Value):
     """The figures of one tenant in a health report; sizes in bytes."""

@@ -31,10 +31,10 @@ class Token(Value):
     created_by_id: UUID
     created_at: Instant
     expires_at: Instant
-    used_at: Instant | None
-    revoked_at: Instant | None
-    device_id: str | None
-    username: str | None
+    used_at: Instant | None = None
+    revoked_at: Instant | None = None
+    device_id: str | None = None
+    username: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

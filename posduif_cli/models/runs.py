@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from posduif_cli.errors import MigrationFailed, PosduifError
 from posduif_cli.models.values import Value
 
 
@@ -23,9 +24,12 @@ class Plan(Value):
     dry_run: bool = True
 
 
+STATUSES = ("ok", "created", "unchanged", "skipped", "differs", "failed")  # of outcomes, as summaries count them
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Outcome(Value):
-    """What a fleet command did to one tenant; *seconds* is wall time."""
+    """What a fleet command did to one tenant; *seconds* is wall time, *error* why it failed or was skipped."""
 
     tenant: str
     server: str
@@ -34,15 +38,9 @@ class Outcome(Value):
     from_: str | None
     to: str | None
     seconds: float
-    error: "OutcomeError | None" = None
+    error: PosduifError | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class OutcomeError(Value):
-    """Why one tenant of a fleet failed or was skipped."""
-
-    message: str
-    sqlstate: str | None = None
-    file: str | None = None
-    line: int | None = None
-    statement: str | None = None
+def reason(error: PosduifError) -> str:
+    """Return why a tenant failed in one line; of a migration the message alone, the rest has fields of its own."""
+    return error.message if isinstance(error, MigrationFailed) else error.sentence

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from posduif_cli.models.tenants import Failure, State
 from posduif_cli.models.values import Instant, Value
 
 
@@ -16,17 +15,3 @@ class Migration(Value):
     checksum: str | None
     applied_at: Instant | None
     duration_ms: int | None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SchemaStatus(Value):
-    """Where one tenant's schema stands, from the record alone."""
-
-    tenant: str
-    server: str
-    state: State
-    schema_version: str | None
-    latest_version: str | None
-    pending: int
-    error: Failure | None
-    ahead: int = 0

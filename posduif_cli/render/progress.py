@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from posduif_cli.models.runs import Outcome
+from posduif_cli.errors import ServerError
+from posduif_cli.models.runs import STATUSES, Outcome, reason
 from posduif_cli.render.output import Output, columns_of, write
 from posduif_cli.render.tables import visible
-
-WORDS = ("ok", "created", "failed", "differs", "unchanged", "skipped")
 
 
 @dataclass(frozen=True)
@@ -22,30 +20,36 @@ class Watcher:
     on_outcome: Callable[[Outcome], None]
     tell: Callable[[str], None]
 
-    @property
-    def callbacks(self) -> dict[str, Any]:
-        """Return the callbacks by the names that a run has for them."""
-        return {"on_outcome": self.on_outcome, "tell": self.tell}
-
 
 @contextmanager
 def watch(out: Output) -> Iterator[Watcher]:
     """Show the run under way; -q and JSON show nothing."""
+    told: set[tuple[str, type]] = set()
+
+    def told_already(outcome: Outcome) -> bool:
+        """Whether the trouble of a whole server was told with another of its tenants; the summary counts them."""
+        if not isinstance(outcome.error, ServerError):
+            return False
+        trouble = outcome.server, type(outcome.error)
+        known = trouble in told
+        told.add(trouble)
+        return known
+
     if out.quiet or out.machine:
         yield Watcher(lambda outcome: None, lambda text: None)
     elif sys.stderr.isatty():
-        yield from _live(out)
+        yield from _live(out, told_already)
     else:
-        yield Watcher(lambda outcome: _line(out, outcome), out.say)
+        yield Watcher(lambda outcome: None if told_already(outcome) else _line(out, outcome), out.say)
 
 
 def _line(out: Output, outcome: Outcome) -> None:
     if outcome.status not in ("unchanged", "skipped"):
-        what = outcome.error.message if outcome.error else f"{outcome.from_ or 'none'} -> {outcome.to or 'none'}"
+        what = reason(outcome.error) if outcome.error else f"{outcome.from_ or 'none'} -> {outcome.to or 'none'}"
         out.say(f"{outcome.status}: {outcome.tenant}: {what} ({outcome.seconds:.2f} s)")
 
 
-def _live(out: Output) -> Iterator[Watcher]:
+def _live(out: Output, told_already: Callable[[Outcome], bool]) -> Iterator[Watcher]:
     """Keep one line with the counts at the bottom; failures and remarks scroll above it."""
     lock = threading.Lock()
     counts: Counter[str] = Counter()
@@ -54,7 +58,7 @@ def _live(out: Output) -> Iterator[Watcher]:
     def redraw(above: str = "") -> None:
         if over:
             return  # a thread that outlived the run
-        words = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
+        words = ", ".join(f"{counts[word]} {word}" for word in STATUSES if counts[word])
         line = f"{words or 'starting'} ..."[: columns_of(sys.stderr) - 1]
         scrolled = visible(above) + "\n" if above else ""
         write(f"\r\x1b[K{scrolled}{line}", sys.stderr, own=True)
@@ -62,8 +66,8 @@ def _live(out: Output) -> Iterator[Watcher]:
     def on_outcome(outcome: Outcome) -> None:
         with lock:
             counts[outcome.status] += 1
-            bad = outcome.error if outcome.status in ("failed", "differs") else None
-            redraw(f"{outcome.status}: {outcome.tenant}: {bad.message}" if bad else "")
+            bad = outcome.error if outcome.status in ("failed", "differs") and not told_already(outcome) else None
+            redraw(f"{outcome.status}: {outcome.tenant}: {reason(bad)}" if bad else "")
 
     def tell(text: str) -> None:
         with lock:

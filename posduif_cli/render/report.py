@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from posduif_cli.errors import Run
 from posduif_cli.models.checks import Finding, Health, Level
-from posduif_cli.models.schema import SchemaStatus
-from posduif_cli.models.tenants import State
+from posduif_cli.models.tenants import State, Tenant
 from posduif_cli.notation import counted
 from posduif_cli.render.output import Output
 from posduif_cli.render.tables import size
@@ -14,7 +13,7 @@ from posduif_cli.render.tables import size
 STRAGGLERS = 20
 
 
-def skew(out: Output, rows: Sequence[SchemaStatus]) -> None:
+def skew(out: Output, rows: Sequence[Tenant]) -> None:
     """Summarise where schemas stand: version by server, then the stragglers by name."""
     servers = sorted({row.server for row in rows})
     versions = sorted({row.schema_version or "none" for row in rows}, reverse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from posduif_cli.errors import MigrationFailed, PosduifError
 from posduif_cli.render import layout
 
 Row = dict[str, Any]
@@ -114,6 +115,17 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, PosduifError):
+        from posduif_cli.models.runs import reason
+
+        failed = value if isinstance(value, MigrationFailed) else None
+        return {
+            "message": reason(value),
+            "sqlstate": failed and failed.sqlstate,
+            "file": failed and failed.file,
+            "line": failed and failed.line,
+            "statement": failed and failed.excerpt,
+        }
     return value
 
 
@@ -167,8 +179,8 @@ def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
         return f"{local:%Y-%m-%d %H:%M %Z}{relative(seconds)}"
     if isinstance(value, float):
         return f"{value:.2f}"
-    if type(value).__name__ == "OutcomeError":
-        return str(value.message)
+    if isinstance(value, PosduifError):
+        return str(plain(value)["message"])
     if type(value).__name__ == "Failure":
         where = f" in {value.file}" + (f":{value.line}" if value.line else "") if value.file else ""
         return f"migration {value.version} failed{where} (SQLSTATE {value.sqlstate or 'unknown'})"

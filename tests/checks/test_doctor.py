@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from posduif_cli.core.checks import machine
+from posduif_cli.core.checks import server as checks
+from posduif_cli.core.checks.facts import Setup
 from posduif_cli.db import embedded
 from posduif_cli.models.checks import Level
-from posduif_cli.models.servers import ServerInfo
+from posduif_cli.models.servers import Server
 from support.findings import by_check, levels
 from support.runner import Posduif
 from support.servers import PgServer
@@ -47,8 +48,9 @@ def test_a_machine_without_faults(
     posduif = run_on(own_server, user="alice")
     posduif("completion", "install")
     findings = posduif.json("doctor")
-    assert {f["check"] for f in findings if f["level"] != "ok"} <= {"terminal", "file"}
-    assert {"python", "utf8", "completion", "pg_dump", "reachable", "roles", "ssl"} <= set(by_check(findings))
+    assert {f["check"] for f in findings if f["level"] != "ok"} <= {"machine.terminal", "config.file"}
+    machine = {"machine.python", "machine.utf8", "machine.completion", "machine.pg_dump"}
+    assert machine | {"server.version", "server.roles", "server.tls"} <= set(by_check(findings))
 
 
 @pytest.mark.one_server
@@ -56,7 +58,7 @@ def test_the_pg_dump_beside_the_embedded_server_will_do(
     server: PgServer, posduif: Posduif, tool: Callable[[str, str], None]
 ) -> None:
     tool("pg_dump", "pg_dump (PostgreSQL) 14.9")
-    finding = by_check(posduif("doctor", "-o", "json", code=None).json)["pg_dump"]
+    finding = by_check(posduif("doctor", "-o", "json", code=None).json)["machine.pg_dump"]
     assert (finding["level"], str(embedded.locate(None).bin_dir) in finding["message"]) == ("ok", True)
 
 
@@ -73,18 +75,18 @@ def test_faults_of_the_machine(
     passfile.chmod(0o644)
     result = posduif("doctor", "-o", "json", code=1)
     told = by_check(result.json)
-    assert (told["pg_dump"]["level"], "client programs" in told["pg_dump"]["fix"]) == ("warning", True)
-    assert (told["passfile"]["level"], told["passfile"]["fix"]) == ("warning", f"chmod 600 {passfile}")
-    assert (told["utf8"]["level"], told["utf8"]["fix"]) == ("info", "export LC_ALL=C.UTF-8")
-    assert told["completion"]["fix"] == "posduif completion install zsh"
+    assert (told["machine.pg_dump"]["level"], "client programs" in told["machine.pg_dump"]["fix"]) == ("warning", True)
+    assert (told["config.passfile"]["level"], told["config.passfile"]["fix"]) == ("warning", f"chmod 600 {passfile}")
+    assert (told["machine.utf8"]["level"], told["machine.utf8"]["fix"]) == ("info", "export LC_ALL=C.UTF-8")
+    assert told["machine.completion"]["fix"] == "posduif completion install zsh"
     assert "secret" not in result.out + result.err
     passfile.chmod(0o600)
     tool("pg_dump", "pg_dump (PostgreSQL) 99.1")
-    assert {"passfile", "pg_dump"} & {
+    assert {"config.passfile", "machine.pg_dump"} & {
         f["check"] for f in posduif.json("doctor", code=None) if f["level"] == "warning"
     } == set()
     tool("pg_dump", "something else")
-    assert levels(posduif("doctor", "-o", "json", code=1).json)["pg_dump"] == "warning"
+    assert levels(posduif("doctor", "-o", "json", code=1).json)["machine.pg_dump"] == "warning"
 
 
 def test_faults_of_the_configuration(server: PgServer, posduif: Posduif, tmp_path: Path) -> None:
@@ -93,11 +95,11 @@ def test_faults_of_the_configuration(server: PgServer, posduif: Posduif, tmp_pat
     config.write_text("servers:\n  eu1:\n    dns: x\n")
     config.chmod(0o600)
     told = by_check(posduif(*argv, code=1).json)
-    assert told["file"]["level"] == "critical"
-    assert f"{config}:3" in told["file"]["message"]
-    assert "dsn" in told["file"]["fix"]
+    assert told["config.file"]["level"] == "critical"
+    assert f"{config}:3" in told["config.file"]["message"]
+    assert "dsn" in told["config.file"]["fix"]
     config.write_text("migrations: {paths: [/nowhere]}\n")
-    assert levels(posduif(*argv, code=1).json)["migrations"] == "critical"
+    assert levels(posduif(*argv, code=1).json)["config.migrations"] == "critical"
     for words, secret in (
         (f'dsn: "{server.dsn}"', False),
         (f'dsn: "{server.dsn} password=x"', True),
@@ -108,9 +110,9 @@ def test_faults_of_the_configuration(server: PgServer, posduif: Posduif, tmp_pat
         config.chmod(0o644)
         told = by_check(posduif(*argv, code=None).json)
         if secret:
-            assert (told["file_mode"]["level"], told["file_mode"]["fix"]) == ("warning", f"chmod 600 {config}")
+            assert (told["config.mode"]["level"], told["config.mode"]["fix"]) == ("warning", f"chmod 600 {config}")
         else:
-            assert "file_mode" not in told
+            assert "config.mode" not in told
     assert posduif("doctor", "--config", "/nowhere.yaml", "-o", "json", code=1).json
 
 
@@ -123,24 +125,24 @@ def test_faults_of_servers(
     clean_environ.delenv("POSDUIF_DSN")
     result = posduif("doctor", "--config", str(config), "-o", "json", code=1)
     by_server = {(f["subject"], f["check"]): f["level"] for f in result.json}
-    assert by_server["a", "reachable"] == "ok"
-    assert by_server["gone", "reachable"] == "critical"
-    assert by_server["a", "login"] == "info"
+    assert by_server["a", "server.version"] == "ok"
+    assert by_server["gone", "server.reach"] == "critical"
+    assert by_server["a", "server.public"] == "info"
 
 
 def test_no_server_at_all(posduif: Posduif, clean_environ: Environ) -> None:
     clean_environ.delenv("POSDUIF_DSN")
     told = by_check(posduif("doctor", "-o", "json", code=1).json)
-    assert told["servers"]["level"] == "critical"
-    assert "posduif" in told["servers"]["fix"]
+    assert told["config.servers"]["level"] == "critical"
+    assert "posduif" in told["config.servers"]["fix"]
 
 
 def test_versions_are_compared_by_number() -> None:
     """What a server calls its version need not be a number: "19beta1", "18rc1"."""
-    info = ServerInfo("eu1", True, "", version="19beta1", version_number=190000, role="alice")
-    [finding] = machine._server(info)
+    facts = Setup(Server("eu1", ""), version="19beta1", version_number=190000, role="alice")
+    [finding] = checks.version(facts)
     assert (finding.level, finding.message) == (Level.WARNING, "PostgreSQL 19beta1 was not tried")
-    [finding] = machine._server(replace(info, version="18rc1", version_number=180000))
+    [finding] = checks.version(replace(facts, version="18rc1", version_number=180000))
     assert finding.level is Level.OK
 
 
@@ -158,7 +160,7 @@ def test_nobody_is_told_to_do_what_his_login_may_not(own_server: PgServer, run_o
     told = [finding for finding in alice.json("doctor", code=None) if "PUBLIC may connect" in finding["message"]]
     assert [(finding["level"], finding["fix"]) for finding in told] == [("info", None)]
     assert "its owner can end that" in told[0]["message"]
-    [finding] = [f for f in alice.json("server", "init", code=None) if f["check"] == "open_database"]
+    [finding] = [f for f in alice.json("server", "init", code=None) if f["check"] == "server.open"]
     who, _, statements = finding["fix"].partition(": ")
     assert who == "a superuser types"
     [row] = run_on(own_server).json("server", "list")

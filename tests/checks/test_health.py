@@ -11,6 +11,8 @@ import psycopg
 import pytest
 
 from posduif_cli.core.checks import health
+from posduif_cli.core.checks import server as checks
+from posduif_cli.core.checks.facts import ServerFacts
 from posduif_cli.core.fleet import run
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.db import connect
@@ -42,7 +44,7 @@ def test_a_fresh_tenant_is_fine(posduif: Posduif, server: PgServer, tenant: str)
         assert finding["message"]
         assert isinstance(finding["affected"], list)
         assert finding["fix"] is None
-    assert {finding["check"] for finding in report["findings"]} >= {"connections", "schema", "sync"}
+    assert {finding["check"] for finding in report["findings"]} >= {"connections.full", "schema.behind", "sync.failed"}
     assert report["coverage"] == {"servers": 1, "tenants": 1, "visited": 1}
     [row] = report["servers"]
     assert row["reachable"] is True
@@ -84,7 +86,7 @@ def test_the_figures_are_right_as_soon_as_the_rows_are_there(posduif: Posduif, s
     report = posduif.json("health", tenant)
     [row] = report["tenants"]
     assert (row["users"], row["messages"], row["pending_sync"], row["sync_errors"]) == (2, 10, 4, 1)
-    [finding] = about(report, "sync", tenant)
+    [finding] = about(report, "sync.*", tenant)
     assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
     assert finding["fix"] == f"posduif device list {tenant}"
     server.sql("UPDATE sync_metadata SET sync_status = 'idle'", database=tenant)
@@ -108,7 +110,7 @@ def test_a_device_that_fetches_around_a_message_is_stuck_one_that_is_off_is_not(
     ):
         server.sql(add, recipient, recipient, age, status, synced, database=tenant)
     report = posduif.json("health", tenant)
-    found = [finding for finding in about(report, "sync") if finding["level"] != "ok"]
+    found = [finding for finding in about(report, "sync.*") if finding["level"] != "ok"]
     assert [(finding["level"], finding["value"], finding["unit"]) for finding in found] == [("warning", 2, "messages")]
     assert "stuck" in found[0]["message"]
     # The fix is a command that works.
@@ -125,13 +127,13 @@ def test_an_invalid_index_is_critical_until_it_is_rebuilt(posduif: Posduif, serv
     with pytest.raises(psycopg.errors.UniqueViolation):
         server.sql('CREATE UNIQUE INDEX CONCURRENTLY "Broken one" ON sync_metadata (sync_status)', database=tenant)
     report = posduif.json("health", tenant, code=1)
-    [finding] = about(report, "indexes", tenant)
+    [finding] = about(report, "index.invalid", tenant)
     assert (finding["level"], report["status"]) == ("critical", "critical")
     assert report["findings"][0] == finding, "the worst comes first"
     assert "Broken one" in finding["message"]
     server.sql("DELETE FROM sync_metadata", database=tenant)
     server.sql(finding["fix"], database=tenant)  # the fix is SQL that works
-    assert about(posduif.json("health", tenant), "indexes", tenant) == []
+    assert about(posduif.json("health", tenant), "index.invalid", tenant) == []
 
 
 @pytest.fixture
@@ -147,14 +149,14 @@ def test_a_slot_and_a_whole_server_show(logical: PgServer, run_on: Callable[[PgS
     posduif("tenant", "create", "acme")
     logical.sql("SELECT pg_create_logical_replication_slot('posduif_sync_acme', 'pgoutput')", database="acme")
     report = posduif.json("health")
-    [finding] = about(report, "slots")
+    [finding] = about(report, "slots.retained")
     assert "posduif_sync_acme" in finding["subject"]
     assert "acme" in finding["message"]
     assert (finding["unit"], finding["value"] >= 0) == ("bytes", True)
     assert report["servers"][0]["slots"] == 1
     before = finding["value"]
     logical.sql("SELECT pg_logical_emit_message(true, 'x', repeat('x', 3000000))", database="acme")
-    assert about(posduif.json("health"), "slots")[0]["value"] >= before + 3_000_000
+    assert about(posduif.json("health"), "slots.retained")[0]["value"] >= before + 3_000_000
 
 
 def test_pending_and_failed_migrations(posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path) -> None:
@@ -165,13 +167,15 @@ def test_pending_and_failed_migrations(posduif: Posduif, server: PgServer, tenan
     (more / "1000_a.sql").write_text("-- migrate:up\nSELECT 1/0;\n")
     options = ("--config", str(config))
     report = posduif.json("health", tenant, *options)
-    [finding] = about(report, "schema", tenant)
+    [finding] = about(report, "schema.*", tenant)
     assert (finding["level"], finding["value"], report["status"]) == ("warning", 1, "warning")
+    assert finding["check"] == "schema.behind"
     assert finding["message"] == "1 migration pending"
     assert finding["fix"] == f"posduif migrate up {tenant} --config {config}"
     posduif("migrate", "up", tenant, *options, code=7)
     report = posduif.json("health", tenant, *options, code=1)
-    [finding] = about(report, "schema", tenant)
+    [finding] = about(report, "schema.*", tenant)
+    assert finding["check"] == "schema.failed"
     assert (finding["level"], report["status"]) == ("critical", "critical")
     assert "1000" in finding["message"]
     assert "22012" in finding["message"]
@@ -188,7 +192,7 @@ def test_a_lost_server_is_critical_and_the_rest_is_reported(
     servers = {"up1": {"dsn": server.dsn}, "down1": {"dsn": f"host={tmp_path}/nobody user=x"}}
     config.write_text(json.dumps({"servers": servers}))
     report = posduif.json("health", "--config", str(config), code=1)
-    [finding] = about(report, "reach", "down1")
+    [finding] = about(report, "*.reach", "down1")
     assert (finding["level"], finding["scope"], report["status"]) == ("critical", "server", "critical")
     assert {row["server"]: row["reachable"] for row in report["servers"]} == {"up1": True, "down1": False}
     assert report["coverage"]["servers"] == 1
@@ -243,14 +247,14 @@ def test_a_table_that_is_locked_does_not_hold_the_report_up(posduif: Posduif, se
         report = posduif.json("health", tenant)
         assert datetime.now(UTC) - started < timedelta(seconds=30)
         pid = conn.info.backend_pid
-    [finding] = about(report, "reach", tenant)
+    [finding] = about(report, "*.reach", tenant)
     assert finding["level"] == "unknown"
     assert f"messages, stuck devices: locked by pid {pid} (" in finding["message"]
     assert report["status"] == "unknown", "unknown is never shown as fine"
     assert report["coverage"] == {"servers": 1, "tenants": 1, "visited": 0}
     [row] = report["tenants"]
     assert (row["messages"], row["users"]) == (None, 1)
-    assert {about(report, check, tenant)[0]["level"] for check in ("schema", "sync")} == {"ok"}
+    assert {about(report, check, tenant)[0]["level"] for check in ("schema.behind", "sync.failed")} == {"ok"}
 
 
 STATES = {
@@ -277,7 +281,7 @@ def test_states_that_are_wrong_and_one_that_is_not(posduif: Posduif, server: PgS
     assert report["status"] == level
     assert report["tenants"][0]["state"] == state
     assert [row["state"] for row in posduif.json("tenant", "list") if row["tenant"] == tenant] == [state]
-    told = [finding["fix"] for finding in about(report, "state", tenant)]
+    told = [finding["fix"] for finding in about(report, "tenant.state", tenant)]
     assert told == ([fix.format(t=tenant)] if fix else [])
     if state == "suspended":
         return
@@ -292,7 +296,7 @@ def test_states_that_are_wrong_and_one_that_is_not(posduif: Posduif, server: PgS
 def test_a_lost_tenant_is_to_be_rescued_first(posduif: Posduif, server: PgServer, tenant: str) -> None:
     server.sql(f"DROP DATABASE {tenant}")
     report = posduif.json("health", tenant, code=1)
-    [finding] = about(report, "state", tenant)
+    [finding] = about(report, "tenant.state", tenant)
     assert (finding["level"], report["tenants"][0]["state"]) == ("critical", "lost")
     refused = posduif("user", "list", tenant, "-o", "json", code=5).error["try"]
     assert finding["fix"] == refused[0]
@@ -315,16 +319,16 @@ def test_a_fix_names_its_server_where_there_are_several(
     clean_environ.setenv("POSDUIF_CONFIG", str(config))
     server.sql(f"ALTER DATABASE {tenant} OWNER TO postgres")
     [fix] = [f["fix"] for f in posduif.json("tenant", "verify", "--all", code=None) if f["subject"] == tenant]
-    [finding] = about(posduif.json("health", code=1), "state", tenant)
+    [finding] = about(posduif.json("health", code=1), "tenant.state", tenant)
     assert finding["fix"] == fix == f"posduif tenant adopt {tenant} --server far"
     posduif(*fix.split()[1:])
     server.sql("DELETE FROM schema_migrations WHERE version = '0003'", database=tenant)
     found = [f for f in posduif.json("tenant", "verify", tenant, code=1) if f["level"] == "critical"]
     assert {f["fix"] for f in found} == {f"posduif tenant verify {tenant} --repair --server far"}
-    found = [f for f in posduif.json("migrate", "verify", tenant, code=None) if f["check"] == "files"]
+    found = [f for f in posduif.json("migrate", "verify", tenant, code=None) if f["check"] == "files.differ"]
     posduif(*found[0]["fix"].split()[1:]) if found[0]["fix"] else None
     posduif(*f"tenant verify {tenant} --repair --server far".split())
-    [finding] = about(posduif.json("health", tenant), "schema", tenant)
+    [finding] = about(posduif.json("health", tenant), "schema.behind", tenant)
     assert finding["fix"] == f"posduif migrate up {tenant} --server far"
     posduif(*finding["fix"].split()[1:], code=None)
     # SQL and machines take no such option.
@@ -339,11 +343,11 @@ def test_connections_in_reserve_are_not_free(run_on: Callable[[PgServer], Posdui
         report = posduif.json("health")
         [row] = report["servers"]
         assert row["max_connections"] == 35
-        assert about(report, "connections")[0]["message"].endswith(" of 35 connections are in use")
+        assert about(report, "connections.full")[0]["message"].endswith(" of 35 connections are in use")
         with connect.connect(Server("one", server.dsn), "postgres", command="test") as session:
             used = session.value("SELECT sum(numbackends)::int FROM pg_stat_database")
-            assert run._free(session) == 35 - used
-        [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "max_connections"]
+            assert run.free_connections(session) == 35 - used
+        [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "server.connections"]
         assert "75 in reserve" in room["message"]
         assert posduif.json("server", "list")[0]["max_connections"] == 100, "the setting"
 
@@ -376,13 +380,13 @@ def test_connections_have_two_thresholds(share: float, level: str) -> None:
     from posduif_cli.models.checks import ServerHealth
 
     figures = ServerHealth("s", True, "18", int(share * 100), 100, 0, 0, None)
-    nothing = health.ServerFacts(ServerHealth("s", True), ())
-    assert list(health.connections(nothing)) == [], "what was not answered is not judged"
-    [finding] = health.connections(health.ServerFacts(figures, ()))
+    nothing = ServerFacts(ServerHealth("s", True), ())
+    assert list(checks.connections(nothing)) == [], "what was not answered is not judged"
+    [finding] = checks.connections(ServerFacts(figures, ()))
     assert finding.level == Level(level)
     slots: Sequence[dict[str, Any]] = [
         {"slot": "a", "database": "acme", "active": False, "retained_bytes": kept}
         for kept in (None, 1024**3 - 1, 1024**3, 5 * 1024**3)
     ]
-    found = [finding.level.value for finding in health.slots(health.ServerFacts(figures, slots))]
+    found = [finding.level.value for finding in checks.slots(ServerFacts(figures, slots))]
     assert found == ["ok", "ok", "warning", "critical"]

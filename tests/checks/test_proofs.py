@@ -93,7 +93,7 @@ def test_a_login_for_administrators(by_tcp: PgServer, run_on: Any, tmp_path: Pat
     assert not [warning for warning in listed["warnings"] if "superuser" in warning]
     root: Posduif = run_on(by_tcp)
     assert any("superuser" in warning for [row] in [root.json("server", "list")] for warning in row["warnings"])
-    assert [row["level"] for row in root.json("server", "init") if row["check"] == "superuser"] == ["warning"]
+    assert [row["level"] for row in root.json("server", "init") if row["check"] == "server.superuser"] == ["warning"]
 
     for taken, code in (("root_", 5), ("posduif_admin", 2), ("acme_engine", 2), ("pg_x", 2)):
         posduif("server", "init", "--login", taken, code=code)
@@ -115,14 +115,14 @@ def test_monitoring_is_let_in_where_the_login_may(fresh: PgServer, as_: As) -> N
     fresh.sql("CREATE ROLE watcher IN ROLE posduif_health")
     findings |= {row["check"]: row for row in alice.json("server", "init")}
     if fresh.version >= 16:
-        fresh.sql(findings["monitoring"]["fix"].partition("types: ")[2])
+        fresh.sql(findings["server.monitoring"]["fix"].partition("types: ")[2])
     assert fresh.sql(
         "SELECT pg_has_role(r, 'pg_monitor', 'USAGE') FROM unnest('{posduif_admin,posduif_health}'::text[]) r"
     ) == [
         (True,),
         (True,),
     ]
-    assert "monitoring" not in {row["check"] for row in alice.json("server", "init")}
+    assert "server.monitoring" not in {row["check"] for row in alice.json("server", "init")}
     assert "alice" in next(row["message"] for row in alice.json("server", "init") if row["value"] == "posduif_admin")
 
 

@@ -264,7 +264,7 @@ def test_what_runs_only_postgresql_s_own_code_comes_in(
 ) -> None:
     mallory(text)
     assert posduif.json("tenant", "adopt", name)["changed"] is True
-    code = [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code"]
+    code = [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code.foreign"]
     assert code == []
     # Its owner could give the type code later on.
     owner = "SELECT DISTINCT pg_get_userbyid(typowner)::text FROM pg_type WHERE typname IN ('mood', 'short')"
@@ -287,7 +287,7 @@ def test_what_is_accepted_runs(
     assert "function public.pwn() goes on to run, for posduif, too" in " ".join(done["changes"])
     owner = "SELECT pg_get_userbyid(proowner)::text FROM pg_proc WHERE oid = 'pwn()'::regprocedure"
     assert server.sql(owner, database=name) == [("posduif_admin",)]
-    assert [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code"] == []
+    assert [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code.foreign"] == []
     run_on(server)("user", "create", name, "desk", "--type", "web")
     assert is_superuser(server, name)
     server.sql(f"ALTER ROLE {name}_mallory NOSUPERUSER")
@@ -390,10 +390,10 @@ def test_code_that_comes_while_a_database_is_taken_in_is_told(
     error = posduif("tenant", "adopt", name, "-o", "json", code=5).error
     assert "was adopted" in error["message"]
     assert error["why"].startswith("operator public.=(character varying,character varying) could pass for PostgreSQL's")
-    (found,) = [f for f in posduif.json("tenant", "verify", name, code=1) if f["check"] == "code"]
+    (found,) = [f for f in posduif.json("tenant", "verify", name, code=1) if f["check"] == "code.foreign"]
     obey(server, error["try"])
     assert found["fix"] in error["try"]
-    assert [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code"] == []
+    assert [f for f in posduif.json("tenant", "verify", name, code=None) if f["check"] == "code.foreign"] == []
 
 
 LATER = {
@@ -429,12 +429,14 @@ def test_what_comes_later_is_found_and_never_repaired(
 ) -> None:
     server.sql(text, database=tenant)
     for repair in ((), ("--repair",), ()):
-        (found,) = [f for f in posduif.json("tenant", "verify", tenant, *repair, code=1) if f["check"] == "code"]
+        (found,) = [
+            f for f in posduif.json("tenant", "verify", tenant, *repair, code=1) if f["check"] == "code.foreign"
+        ]
         assert found["message"].startswith(named)
         assert (found["level"], found["changed"]) == ("critical", False)
         assert typed(found["fix"])[1] == tenant
     obey(server, [found["fix"]])
-    assert [f for f in posduif.json("tenant", "verify", tenant, code=None) if f["check"] == "code"] == []
+    assert [f for f in posduif.json("tenant", "verify", tenant, code=None) if f["check"] == "code.foreign"] == []
 
 
 def test_what_a_migration_of_one_s_own_makes_is_known(posduif: Posduif, tenant: str, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from posduif_cli.core.checks import drift
+from posduif_cli.core.checks import schema, verify
+from posduif_cli.core.checks.facts import Clusters
 from posduif_cli.core.fleet import fleet as fleet_module
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import history
 from posduif_cli.core.schema.inventory import Thing
+from posduif_cli.db import embedded
 from posduif_cli.db.session import Session
 from posduif_cli.models.checks import Finding, Level
 from posduif_cli.models.servers import Server
@@ -22,7 +24,7 @@ from posduif_cli.models.tenants import State, Tenant
 from support.folder import Folder
 from support.kills import kill
 from support.runner import Posduif
-from support.servers import PgServer
+from support.servers import PgServer, private
 from support.sources import BUNDLED, LATEST, REPO
 from support.tenants import forget, note, record, versions
 from support.terminal import on_terminal
@@ -66,7 +68,7 @@ def test_a_record_edited_by_hand_is_found_and_mended_only_by_repair(
     for spoilt in SPOILT:
         noted = note(server, tenant, **spoilt)
         [finding] = posduif.json("tenant", "verify", tenant, code=1)
-        assert (finding["check"], finding["subject"], finding["level"]) == ("record", tenant, "critical")
+        assert (finding["check"], finding["subject"], finding["level"]) == ("record.differs", tenant, "critical")
         assert (finding["changed"], finding["fix"]) == (False, f"posduif tenant verify {tenant} --repair")
         for options in ("--verify", "--sample=1"):
             assert f"warning: {tenant}: " in posduif("migrate", "status", tenant, options, code=1).err
@@ -162,7 +164,7 @@ def test_fresh_tenants_verify_without_a_warning_and_nothing_stays_behind(
         posduif("migrate", "up", tenant, *names, *folder.option)
         found = posduif.json("migrate", "verify", tenant, *names, *folder.option)
         assert {finding["level"] for finding in found} == {"ok"}
-        [drift] = [finding for finding in found if finding["check"] == "drift"]
+        [drift] = [finding for finding in found if finding["check"] == "schema.drift"]
         assert drift["affected"] == sorted([tenant, *names])
         assert "that the migrations make in 3 of 3" in drift["message"]
         assert posduif("migrate", "verify", tenant, *names, *folder.option, "-o", "table").out == ""
@@ -176,7 +178,7 @@ def test_odd_ones_are_shown_with_what_sets_them_apart(posduif: Posduif, server: 
             server.sql("CREATE TABLE public.extra (id int)", database=name)
         server.sql("DROP INDEX idx_sync_metadata_lsn", database=names[2])
         found = posduif.json("migrate", "verify", tenant, *names, code=1)
-        drift = {tuple(f["affected"]): f for f in found if f["check"] == "drift"}
+        drift = {tuple(f["affected"]): f for f in found if f["check"] == "schema.drift"}
         assert set(drift) == {tuple(names[:2]), (names[2],), (tenant,)}
         crowd, odd = drift[tuple(names[:2])], drift[names[2],]
         assert (drift[tenant,]["level"], crowd["level"], odd["level"]) == ("ok", "warning", "warning")
@@ -199,7 +201,7 @@ def test_tenants_that_are_behind_are_compared_with_each_other(
     with more(posduif, server, tenant, 2) as names:
         server.sql("CREATE TABLE public.extra (id int)", database=names[1])
         found = posduif.json("migrate", "verify", tenant, *names, *folder.option, code=1)
-        drift = [f for f in found if f["check"] == "drift"]
+        drift = [f for f in found if f["check"] == "schema.drift"]
         assert [(f["level"], len(f["affected"])) for f in drift] == [("ok", 2), ("warning", 1)]
         assert drift[1]["message"].startswith("differs from the majority: ")
         assert not any("that the migrations make" in f["message"] for f in drift), "nobody made that"
@@ -219,7 +221,7 @@ def test_files_that_changed_vanished_or_came_late(
     folder.put("1002_c.sql", "CREATE TABLE c (id int);")
     folder.put("1004_e.sql", "CREATE TABLE e (id int);")  # merely pending
     found = posduif.json("migrate", "verify", tenant, *folder.option, code=1)
-    files = {(f["value"], f["level"]) for f in found if f["check"] == "files"}
+    files = {(f["value"], f["level"]) for f in found if f["check"] == "files.differ"}
     assert files == {("1000", "critical"), ("1001", "warning"), ("1002", "warning")}
     assert record(server, tenant) == before
 
@@ -227,7 +229,7 @@ def test_files_that_changed_vanished_or_came_late(
 KILLED = [
     ("before db.admin.create_database 1", 0),
     ("after db.admin.create_database 1", 1),
-    ("before core.schema.inventory._up 2", 1),
+    ("before core.schema.inventory._run 2", 1),
     ("before core.schema.inventory._drop 2", 1),  # the first is the sweep of what the last kill left
     ("after core.schema.inventory._drop 2", 0),
 ]
@@ -275,7 +277,7 @@ def test_drift_is_told_without_a_server() -> None:
     """The majority of a tie is the same every time, and long lists are cut short."""
     clusters = {"m1": [f"t{n}" for n in range(7)], "m2": ["x"]}
     kept: dict[str, Any] = {"m1": (), "m2": tuple(Thing("table", f"public.t{n}", "") for n in range(8))}
-    fine, odd = drift._drift("s", clusters, kept, None)
+    fine, odd = schema.drift(Clusters("s", clusters, kept))
     assert (fine.level, odd.level) == (Level.OK, Level.WARNING)
     assert odd.message.endswith("and 3 more")
     assert isinstance(odd, Finding)
@@ -316,10 +318,28 @@ def test_what_is_no_whole_tenant_is_told_from_one_answer(posduif: Posduif, serve
             return super().ask(question, **limits)
 
     fleet = Counting((Server("s", server.dsn),), "test")
-    findings, errors = drift.reality(fleet, tenants=None)
+    findings, errors = verify.reality(fleet, tenants=None)
     assert errors == {}
     [found] = [finding for finding in findings if finding.subject == tenant]
-    assert (found.check, str(found.fix)) == ("state", f"posduif tenant create {tenant}")
+    assert (found.check, str(found.fix)) == ("tenant.state", f"posduif tenant create {tenant}")
+
+
+def test_a_server_that_goes_away_is_told_once(run_on: Any) -> None:
+    with private() as dying:
+        assert dying.data_dir is not None
+        posduif, folder = run_on(dying), dying.data_dir
+        for name in ("anna", "bert", "carl"):
+            posduif("tenant", "create", name)
+
+        class Dying(Fleet):
+            def ask(self, question: Any, **limits: Any) -> dict[str, Any]:
+                answers = super().ask(question, **limits)
+                embedded.stop(folder)
+                return answers
+
+        findings, errors = verify.reality(Dying((Server("eu1", dying.dsn),), "test"), tenants=None)
+        assert findings == []
+        assert [(name, error.exit_code) for name, error in errors.items()] == [("server eu1", 6)]
 
 
 @pytest.mark.parametrize("state", ["provisioning", "dropping", "moving", "restoring"])

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import psycopg
 import pytest
 
 from posduif_cli.db import embedded
+from posduif_cli.db.patience import LIMITS
 from posduif_cli.errors import Busy, ConfigurationError, EmbeddedServerFailed, NotOurs
 from support.servers import ROOT, as_root
 from support.sources import REPO
@@ -291,7 +293,7 @@ def test_data_of_another_major_version_is_refused(base: Path) -> None:
 def test_a_lock_that_is_held_for_long_is_reported(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = base / "pg"
     embedded.start(place)
-    monkeypatch.setattr(embedded, "_PATIENCE", 0.2)
+    monkeypatch.setitem(LIMITS, "embedded", timedelta(seconds=0.2))
     with open(place / "posduif-server.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(Busy, match="another posduif"):

@@ -1,6 +1,7 @@
 """Sessions: what the second one on a server need not ask, and how few messages a lock and a transaction take."""
 
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -152,17 +153,42 @@ def test_an_administrator_who_does_not_inherit_hears_what_to_type(
 
 
 def test_questions_come_with_the_lock(session: Session, server: PgServer, tenant: str) -> None:
-    with session.lock(tenant, asking=["VALUES (1, NULL), (2, 'b')", "SELECT 'b' WHERE false"]) as answers:
-        assert answers == [[("1", None), ("2", "b")], []]
-        assert lockers(server, tenant) == [session.pid]
-    assert lockers(server, tenant) == []
+    pipeline = session.pipeline()
+    taken = session.try_lock(pipeline, tenant)
+    asked = [pipeline.execute("VALUES (1, NULL), (2, 'b')"), pipeline.execute("SELECT 'b' WHERE false")]
+    assert (taken.value, lockers(server, tenant)) == (None, []), "nothing is sent yet"
+    pipeline.send()
+    assert (taken.value, [answer.rows for answer in asked]) == (True, [[(1, None), (2, "b")], []])
+    assert lockers(server, tenant) == [session.pid]
+
+
+def test_what_is_asked_with_the_lock_is_of_after_the_lock(session: Session, server: PgServer, tenant: str) -> None:
+    """A session that waits in the server between the two would see what was committed meanwhile."""
+    server.sql("CREATE TABLE said (what text); GRANT SELECT ON said TO posduif_admin", database=tenant)
+    with session.transaction():
+        pipeline = session.pipeline()
+        before = pipeline.execute("SELECT count(*) FROM said")
+        pipeline.execute("SELECT pg_sleep(0.5)")
+        after = pipeline.execute("SELECT count(*) FROM said")
+        writer = threading.Timer(0.2, server.sql, ["INSERT INTO said VALUES ('x')"], {"database": tenant})
+        writer.start()
+        pipeline.send()
+        writer.join()
+    assert (before.value, after.value) == (0, 1)
 
 
 def test_a_question_that_fails_leaves_the_lock_held_once(session: Session, server: PgServer, tenant: str) -> None:
-    with session.lock(tenant, asking=["SELECT 1", "SELECT * FROM public.nowhere"]) as answers:
-        assert answers is None
-        assert lockers(server, tenant) == [session.pid]
-    assert lockers(server, tenant) == []
+    pipeline = session.pipeline()
+    taken = session.try_lock(pipeline, tenant)
+    wrong = pipeline.execute("SELECT * FROM public.nowhere")
+    never = pipeline.execute("SELECT 1")
+    with pytest.raises(QueryFailed, match="nowhere"):
+        pipeline.send()
+    assert (taken.value, pipeline.failed, never.rows) == (True, wrong, [])
+    assert lockers(server, tenant) == [session.pid]
+    with session.lock(tenant):
+        pass
+    assert lockers(server, tenant) == [session.pid], "it was taken twice, and given back once"
 
 
 def test_a_lock_that_is_kept_ends_with_the_session(
@@ -171,54 +197,93 @@ def test_a_lock_that_is_kept_ends_with_the_session(
     with connect(here, tenant, command="holder") as holder:
         with holder.lock(tenant, keep=True):
             pass
-        with (
-            pytest.raises(Busy) as busy,
-            session.lock(tenant, wait=timedelta(0), asking=["SELECT * FROM public.nowhere"]),
-        ):
+        with pytest.raises(Busy) as busy, session.lock(tenant, wait=timedelta(0)):
             pass
         assert "posduif holder" in str(busy.value.why)
     with session.lock(tenant):
         assert lockers(server, tenant) == [session.pid]
+    assert lockers(server, tenant) == []
 
 
-def test_a_transaction_begins_with_its_first_batch(session: Session, server: PgServer, tenant: str) -> None:
+def test_a_transaction_begins_with_its_first_pipeline(session: Session, server: PgServer, tenant: str) -> None:
     def made() -> list[str]:
         return [n for (n,) in server.sql("SELECT relname::text FROM pg_class WHERE relname ~ '^once'", database=tenant)]
 
-    with session.transaction(at_once=True, lock_timeout=timedelta(seconds=3)):
-        rows, failure = session.batch(["CREATE TABLE once1 ()", "SHOW lock_timeout", "SHOW transaction_isolation"])
-        assert (rows, failure) == ([(), ("3s",), ("read committed",)], None)
+    pipeline = session.pipeline()
+    with session.transaction(first=pipeline, lock_timeout=timedelta(seconds=3)):
+        pipeline.execute("CREATE TABLE once1 ()")
+        shown = [pipeline.execute("SHOW lock_timeout"), pipeline.execute("SHOW transaction_isolation")]
+        pipeline.send()
+        assert [answer.value for answer in shown] == ["3s", "read committed"]
         assert made() == []
     assert made() == ["once1"]
     assert session.value("SHOW lock_timeout") == "10s"
 
     def fail() -> None:
-        session.batch(["CREATE TABLE once2 ()"])
-        _, failure = session.batch(["SELECT 1", "SELECT 1 / 0"])
-        assert failure is not None
-        assert failure[0] == 1
-        raise failure[1]
+        pipeline.execute("CREATE TABLE once2 ()")
+        pipeline.send()
+        pipeline.execute("SELECT 1")
+        wrong = pipeline.execute("SELECT 1 / 0")
+        try:
+            pipeline.send()
+        finally:
+            assert pipeline.failed is wrong
 
-    with pytest.raises(QueryFailed, match="division"), session.transaction(at_once=True):
+    with pytest.raises(QueryFailed, match="division"), session.transaction(first=pipeline):
         fail()
-    with pytest.raises(ValueError, match="before it began"), session.transaction(at_once=True):
+    with pytest.raises(ValueError, match="before it began"), session.transaction(first=session.pipeline()):
         raise ValueError("before it began")
-    assert session.batch(["CREATE TABLE once3 ()"]) == ([()], None)
+    pipeline.execute("CREATE TABLE once3 ()")
+    pipeline.send()
     assert made() == ["once1", "once3"], "nothing of a transaction that never began is left over for the next message"
 
 
 @pytest.mark.parametrize(
     ("parts", "index", "position"),
-    [(["SELECT 1", "SELECT nothing"], 1, 8), (["SELEKT 1", "SELECT 1"], 0, 1), (["SELECT 1", "SELECT (1"], 1, 10)],
+    [
+        (["SELECT 1", "SELECT nothing"], 1, 8),
+        (["SELEKT 1", "SELECT 1"], 0, 1),
+        (["SELECT 1", "SELECT (1"], 1, 10),
+        (["SELECT 1", "SELECT 1; SELECT 2"], 1, None),
+        (["SELECT 1", "SELECT $1"], 1, None),
+        ([*["SELECT 1"] * 300, "SELEKT 1", *["SELECT 1"] * 300], 300, 1),
+    ],
 )
-def test_an_error_is_blamed_on_its_text(session: Session, parts: list[str], index: int, position: int) -> None:
-    for at_once in (False, True):
-        with session.transaction(at_once=at_once, rollback=True, statement_timeout=timedelta(seconds=9)):
-            rows, failure = session.batch(parts)
-            assert rows == []
-            assert failure is not None
-            assert isinstance(failure[1], QueryFailed)
-            assert (failure[0], failure[1].position) == (index, position)
+def test_an_error_is_blamed_on_its_statement(
+    session: Session, parts: list[str], index: int, position: int | None
+) -> None:
+    for _ in range(20):
+        pipeline = session.pipeline()
+        answers = pipeline.script(*parts)
+        with pytest.raises(QueryFailed) as failed:
+            pipeline.send()
+        assert failed.value.position == position
+        assert pipeline.failed is answers[index]
+        assert session.value("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("wrong", ["COPY pg_class TO STDOUT", "INSERT INTO pg_temp.once VALUES (1), (1)"])
+def test_what_a_pipeline_cannot_get_over_ends_the_session(session: Session, wrong: str) -> None:
+    session.execute("CREATE TEMPORARY TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    pipeline = session.pipeline()
+    pipeline.script("SELECT 1", wrong, "SELECT 2")
+    with pytest.raises(QueryFailed, match="ended amid"):
+        pipeline.send()
+    assert session.broken
+
+
+def test_a_deferred_constraint_fails_with_its_transaction(session: Session) -> None:
+    session.execute("CREATE TEMPORARY TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+
+    def insert_twice() -> None:
+        pipeline = session.pipeline()
+        with session.transaction(first=pipeline):
+            pipeline.script("INSERT INTO pg_temp.once VALUES (1), (1)", "SELECT 1")
+            pipeline.send()
+
+    with pytest.raises(QueryFailed, match="unique"):
+        insert_twice()
+    assert session.value("SELECT count(*) FROM pg_temp.once") == 0
 
 
 def test_a_setting_that_a_server_does_not_take_is_done_without(

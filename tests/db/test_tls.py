@@ -81,7 +81,7 @@ def test_a_tenant_over_verified_tls(tls: Tls, wanting: Callable[[str], Posduif],
     with fleet.maintenance(fleet.servers[0]) as session:
         assert session.raw.pgconn.ssl_in_use
     findings = {f["check"]: f for f in posduif.json("server", "init", code=None)}
-    assert findings["ssl"]["value"] == "on"
+    assert findings["server.tls"]["value"] == "on"
     for name in ("acme", *(f"t{number}" for number in range(8))):
         posduif("tenant", "drop", name, "--confirm", name)
 

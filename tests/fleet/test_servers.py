@@ -257,13 +257,13 @@ def test_server_init_makes_what_is_missing_and_says_what_does_not_suit(
     assert "CREATE ROLE" in printed
     first = posduif("server", "init", "-o", "json")
     assert levels(first.json) == {
-        "roles": "ok",
-        "max_connections": "ok",
-        "max_wal_senders": "ok",
-        "ssl": "ok",
-        "open_database": "info",
-        "members": "info",  # alice may give posduif_admin away
-        "monitoring": "info",
+        "server.roles": "ok",
+        "server.connections": "ok",
+        "server.wal_senders": "ok",
+        "server.tls": "ok",
+        "server.open": "info",
+        "server.members": "info",  # alice may give posduif_admin away
+        "server.monitoring": "info",
     }
     assert [row[0] for row in own_server.sql(roles)] == [
         "posduif_admin",
@@ -272,11 +272,11 @@ def test_server_init_makes_what_is_missing_and_says_what_does_not_suit(
         "posduif_health",
         "posduif_support",
     ]
-    assert [f["changed"] for f in first.json if f["check"] == "roles"] == [True]
+    assert [f["changed"] for f in first.json if f["check"] == "server.roles"] == [True]
     again = posduif("server", "init", "--engines", "500", "-o", "json", code=1)
-    assert levels(again.json)["max_connections"] == "warning"
+    assert levels(again.json)["server.connections"] == "warning"
     assert not any(finding["changed"] for finding in again.json)
-    fix = next(f["fix"] for f in again.json if f["check"] == "max_connections")
+    fix = next(f["fix"] for f in again.json if f["check"] == "server.connections")
     assert fix.startswith("ALTER SYSTEM SET max_connections = ")
     # alice does not own the database postgres.
     denied = posduif("server", "init", "--close", "-o", "json", code=6)
@@ -285,7 +285,7 @@ def test_server_init_makes_what_is_missing_and_says_what_does_not_suit(
     own_server.sql("GRANT posduif_admin TO alice WITH INHERIT TRUE, SET TRUE")
     super_posduif = run_on(own_server)
     super_posduif("server", "init", "--close")
-    assert levels(super_posduif.json("server", "init"))["open_database"] == "ok"
+    assert levels(super_posduif.json("server", "init"))["server.open"] == "ok"
     own_server.sql("CREATE ROLE mallory LOGIN")
     run_on(own_server, user="mallory")("tenant", "list", code=6)
     run_on(own_server, user="alice")("tenant", "create", "acme")
@@ -301,7 +301,7 @@ def test_what_a_dba_runs_by_hand_leaves_nothing_to_do(
     with own_server.connect() as conn:
         conn.execute(sql.encode())
     findings = posduif.json("server", "init")
-    assert {level for check, level in levels(findings).items() if check != "superuser"} == {"ok"}
+    assert {level for check, level in levels(findings).items() if check != "server.superuser"} == {"ok"}
     assert not any(finding["changed"] for finding in findings)
     posduif("tenant", "create", "acme", "--web-user", "desk")
     posduif("tenant", "verify", "acme")
@@ -325,7 +325,7 @@ def test_all_count_tenants_alike(own_server: PgServer, run_on: Callable[..., Pos
     [row] = posduif.json("server", "list")
     assert row["tenants"] == 1
     assert row["size_bytes"] == own_server.sql("SELECT pg_database_size('acme')")[0][0]
-    [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "max_connections"]
+    [room] = [f for f in posduif.json("server", "init", code=None) if f["check"] == "server.connections"]
     assert room["message"].startswith("1 engine of ")
     with connect.connect(Server("one", own_server.dsn), "postgres", command="test") as session:
         assert session.value(queries.load("fleet/fleet")["count_tenants"], sizes=False) == 1

@@ -166,7 +166,7 @@ def test_nothing_is_written_on_a_server_with_tenants(
         for path, variants in commands.items():
             for rest in variants:
                 check(posduif, quiet, [*path.split(), *rest.format(**words).split()], codes)
-    (grants,) = [f for f in posduif.json("tenant", "verify", "acme", code=1) if f["check"] == "grants"]
+    (grants,) = [f for f in posduif.json("tenant", "verify", "acme", code=1) if f["check"] == "grants.differ"]
     assert "GRANT INSERT ON public.messages TO posduif_engine is missing" in grants["message"]
     assert "what REVOKE ALL ON public.users FROM PUBLIC takes away is too much" in grants["message"]
 

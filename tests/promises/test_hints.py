@@ -160,9 +160,9 @@ def test_the_fix_of_a_finding_is_spelled_as_a_hint(
     posduif("tenant", "create", name, "--ignore-unreachable", *options)
     server.sql(f"ALTER DATABASE {name} RESET timezone")
     findings = posduif("tenant", "verify", name, *options, "-o", "json", code=1).json
-    [finding] = [finding for finding in findings if finding["check"] == "time zone"]
+    [finding] = [finding for finding in findings if finding["check"] == "database.timezone"]
     lines = posduif("tenant", "verify", name, *options, "-o", "tsv", "--fields", "check,fix", code=1).out.splitlines()
-    assert f"time zone\t{finding['fix']}" in lines
+    assert f"database.timezone\t{finding['fix']}" in lines
     done = pasted(finding["fix"])
     assert done.returncode == 0, done.stderr
     posduif("tenant", "verify", name, *options)

@@ -133,7 +133,7 @@ LOST_BACKENDS = [
     ("before db.admin.create_engine_role 1", "create"),
     ("before db.admin.create_database 1", "create"),
     ("before db.admin.open_database 1", "create"),
-    ("before db.session:Session.batch 3", "create"),
+    ("before db.session:Session.pipeline 3", "create"),
     ("after db.admin.set_password 1", "create"),
     ("before db.admin.drop_database 1", "drop"),
     ("before db.admin.drop_role 1", "drop"),

@@ -130,7 +130,7 @@ def test_a_doctor_survives_a_broken_file_of_the_system(
     findings = posduif.json("doctor", code=1)
     [broken] = [finding for finding in findings if finding["level"] == "critical"]
     assert "config.yaml:1: not valid YAML" in broken["message"]
-    assert {"python", "file"} <= {finding["check"] for finding in findings}
+    assert {"machine.python", "config.file"} <= {finding["check"] for finding in findings}
 
 
 @pytest.fixture

@@ -154,12 +154,12 @@ class TestPlantedRoles:
         fresh.sql("CREATE ROLE olga LOGIN; GRANT posduif_admin TO olga")
         olga = as_("olga")
         assert [row["tenant"] for row in olga.json("tenant", "list")] == ["acme"]
-        [found] = [row for row in olga.json("server", "init", code=1) if row["check"] == "engine_roles"]
+        [found] = [row for row in olga.json("server", "init", code=1) if row["check"] == "server.engines"]
         assert "acme_engine" in found["message"]
         assert found["fix"].endswith("GRANT acme_engine TO posduif_admin WITH ADMIN OPTION;")
         fresh.sql(found["fix"].partition("types: ")[2])
         assert not [
-            row for row in olga.json("server", "init") if row["check"] == "engine_roles" and row["level"] != "ok"
+            row for row in olga.json("server", "init") if row["check"] == "server.engines" and row["level"] != "ok"
         ]
         olga("tenant", "suspend", "acme")
 
@@ -309,7 +309,7 @@ def test_a_suspend_that_leaves_others_connected_says_so(posduif: Posduif, server
 
 def test_resume_finishes_a_suspend_that_only_closed_the_role(posduif: Posduif, server: PgServer, tenant: str) -> None:
     server.sql(f"ALTER ROLE {tenant}_engine NOLOGIN")
-    [found] = [row for row in posduif.json("health", tenant, code=1)["findings"] if row["check"] == "state"]
+    [found] = [row for row in posduif.json("health", tenant, code=1)["findings"] if row["check"] == "tenant.state"]
     assert (found["level"], found["fix"]) == ("critical", f"posduif tenant resume {tenant}")
     assert posduif.json("tenant", "resume", tenant)["changed"] is True
     assert server.sql("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", f"{tenant}_engine") == [(True,)]

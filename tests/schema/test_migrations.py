@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from posduif_cli.core.fleet import run
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import apply, files, history
 from posduif_cli.db.connect import connect
+from posduif_cli.db.patience import LIMITS
 from posduif_cli.errors import ConfigurationError, Interrupted
 from posduif_cli.models.servers import Server
 from support.folder import Folder
@@ -429,7 +429,7 @@ def test_a_file_leaves_no_settings_to_the_next(posduif: Posduif, server: PgServe
 def test_a_locked_version_table_names_who_locked_it(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=1))
     folder.put("1000_more.sql", "CREATE TABLE more (id int);")
     with held(server, tenant, "LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE"):
         busy = posduif("migrate", "up", tenant, *folder.option, "-o", "json", code=10)
@@ -442,7 +442,7 @@ def test_a_locked_version_table_names_who_locked_it(
 def test_a_locked_table_is_busy_within_seconds_and_nothing_is_half_applied(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "PATIENCE", timedelta(seconds=3))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=3))
     folder.put("1000_two.sql", "CREATE TABLE half (id int);\nALTER TABLE users ADD COLUMN extra text;")
     before = record(server, tenant)
     with held(server, tenant, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
@@ -680,7 +680,7 @@ def test_a_faulty_file_fails_the_commands_that_would_run_it_and_no_others(
     assert {row["version"]: row["name"] for row in rows}["1001"] == "bad"
     findings = posduif.json("migrate", "verify", tenant, *folder.option, code=1)
     assert [finding["message"] for finding in findings if finding["level"] == "critical"] == [place]
-    assert [finding["subject"] for finding in findings if finding["check"] == "files"] == ["1001", tenant]
+    assert [finding["subject"] for finding in findings if finding["check"].startswith("files.")] == ["1001", tenant]
     for argv in (("up", tenant), ("up", tenant, "--dry-run")):
         refused = posduif("migrate", *argv, *folder.option, "-o", "json", code=3).error
         assert refused["message"] == place
@@ -855,7 +855,7 @@ def test_a_tenant_that_is_ahead_is_shown_so_and_commands_go_on(posduif: Posduif,
     assert posduif.json("tenant", "show", tenant)["ahead"] == 2
     assert tenant in posduif("migrate", "status", "--all", "-o", "table").out
     report = posduif.json("health", tenant, code=None)
-    [finding] = [finding for finding in report["findings"] if finding["check"] == "schema"]
+    [finding] = [finding for finding in report["findings"] if finding["check"].startswith("schema.")]
     assert (finding["level"], finding["value"]) == ("warning", 2)
     assert "no file for 2 applied migrations" in finding["message"]
     posduif("token", "create", tenant)
@@ -873,7 +873,7 @@ def test_a_record_that_promises_too_much_is_looked_into(posduif: Posduif, server
 def test_hints_are_commands_or_text_and_never_both(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setitem(LIMITS, "blocked", timedelta(seconds=1))
     folder.put("1000_t.sql", "ALTER TABLE users ADD x int;")
     for table, command in (("users", "up"), ("schema_migrations", "up")):
         with held(server, tenant, f"LOCK TABLE {table}"):
@@ -886,5 +886,5 @@ def test_health_names_the_line_of_a_failed_migration(posduif: Posduif, tenant: s
     folder.put("1000_t.sql", "SELECT 1;\nSELECT 1/0;")
     posduif("migrate", "up", tenant, *folder.option, code=7)
     report = posduif.json("health", tenant, *folder.option, code=1)
-    [finding] = [finding for finding in report["findings"] if finding["check"] == "schema"]
+    [finding] = [finding for finding in report["findings"] if finding["check"].startswith("schema.")]
     assert "1000_t.sql:3" in finding["message"]

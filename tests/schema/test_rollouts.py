@@ -19,12 +19,15 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from posduif_cli.core.fleet import run
-from posduif_cli.core.fleet.run import causes as statuses_of
+from posduif_cli.core.fleet import fleet
+from posduif_cli.core.fleet.run import causes
 from posduif_cli.core.folders import digest
-from posduif_cli.db import embedded
-from posduif_cli.db.session import LOCK_CLASS
-from posduif_cli.models.runs import Outcome, OutcomeError
+from posduif_cli.core.schema import grants
+from posduif_cli.db import connect, embedded
+from posduif_cli.db.patience import LIMITS
+from posduif_cli.db.session import LOCK_CLASS, Session
+from posduif_cli.errors import MigrationFailed
+from posduif_cli.models.servers import Server
 from support.folder import Folder
 from support.kills import kill
 from support.outcomes import statuses
@@ -157,7 +160,8 @@ def workers(server: PgServer, condition: str = "true") -> list[int]:
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(run, "PATIENCE", timedelta(seconds=seconds))
+    for name in ("server", "blocked"):
+        monkeypatch.setitem(LIMITS, name, timedelta(seconds=seconds))
 
 
 def ended(process: "subprocess.Popen[bytes]", timeout: float = 60) -> tuple[int, str, str]:
@@ -460,26 +464,29 @@ def test_kill_9_at_any_moment_leaves_each_tenant_wholly_old_or_new(
 
 # Of two tenants with two files each: what has happened in each by then, as their newest versions.
 STEPS = [
-    ("before core.fleet.run:Desk.share 1", LATEST, LATEST),
+    ("before core.fleet.run:Lookout.workers 1", LATEST, LATEST),
     ("before core.fleet.fleet:Fleet.enter 1", LATEST, LATEST),
-    ("before core.fleet.run:Desk._recall 1", LATEST, LATEST),
-    ("after core.fleet.run:Desk._recall 1", LATEST, LATEST),
-    ("before db.session:Session.batch 1", LATEST, LATEST),
-    ("after db.session:Session.batch 1", LATEST, LATEST),  # the file was run, nothing is committed
+    ("before core.fleet.run:Lookout._recall 1", LATEST, LATEST),
+    ("after core.fleet.run:Lookout._recall 1", LATEST, LATEST),
+    ("before db.pipeline:Pipeline.send 1", LATEST, LATEST),
+    ("after db.pipeline:Pipeline.send 1", LATEST, LATEST),  # the lock was taken
     ("before db.record.storing 1", LATEST, LATEST),
-    ("after db.session:Session.batch 2", LATEST, LATEST),  # the version row and the record were written, too
+    ("before db.pipeline:Pipeline.send 2", LATEST, LATEST),
+    ("after db.pipeline:Pipeline.send 2", LATEST, LATEST),  # the file, the version row and the record; not committed
+    ("before db.pipeline:Pipeline.send 3", LATEST, LATEST),
+    ("after db.pipeline:Pipeline.send 3", LATEST, LATEST),  # the rights, too
     ("before db.record.require_stored 1", LATEST, LATEST),
     ("after db.record.require_stored 1", LATEST, LATEST),
     ("before db.record.storing 2", "1000", LATEST),
     ("after db.record.require_stored 2", "1000", LATEST),
     ("after core.schema.apply.up 1", "1001", LATEST),
-    ("before core.schema.rollout:Rollout._record 1", "1001", LATEST),
-    ("after core.schema.rollout:Rollout._record 1", "1001", LATEST),
+    ("before core.fleet.run:Run.record 1", "1001", LATEST),
+    ("after core.fleet.run:Run.record 1", "1001", LATEST),
     ("before core.fleet.fleet:Fleet.enter 2", "1001", LATEST),
     ("after db.record.require_stored 3", "1001", LATEST),
     ("before db.record.storing 4", "1001", "1000"),
     ("after core.schema.apply.up 2", "1001", "1001"),
-    ("before core.schema.rollout:Rollout._record 2", "1001", "1001"),
+    ("before core.fleet.run:Run.record 2", "1001", "1001"),
 ]
 
 
@@ -501,6 +508,50 @@ def test_a_run_killed_at_any_step_is_finished_by_the_same_command(
     posduif(*argv)
     assert having(ground, names, "1000") == having(ground, names, "1001") == names
     assert posduif.json(*argv) == []
+
+
+HELD = """SELECT what, held.grantee::regrole::text, held.privilege_type
+          FROM (SELECT relname::text, relacl FROM pg_class WHERE relnamespace = 'public'::regnamespace
+                UNION ALL SELECT attrelid::regclass || '.' || attname, attacl FROM pg_attribute WHERE attrelid >= 16384
+                UNION ALL SELECT nspname, nspacl FROM pg_namespace WHERE nspname = 'public') AS things (what, acl)
+          CROSS JOIN LATERAL aclexplode(acl) AS held ORDER BY 1, 2, 3"""
+RIGHTS = {
+    # What, and how many of three tenants at two steps need grants.sql to be run.
+    "adds a column": ("ALTER TABLE users ADD COLUMN nickname text;", 1),
+    "changes rows": ("UPDATE users SET username = username;", 1),
+    "makes a column anew": ("ALTER TABLE users DROP COLUMN last_seen; ALTER TABLE users ADD last_seen timestamp;", 3),
+    "opens the schema": ("DO $$BEGIN EXECUTE 'GRANT CREATE ON SCHEMA public TO PUBLIC'; END$$;", 3),
+    "opens a table in one tenant": (
+        "DO $$BEGIN IF current_database() = 'a02' THEN EXECUTE 'GRANT SELECT ON messages TO PUBLIC'; END IF; END$$;",
+        2,
+    ),
+    "opens a table in one tenant, and none elsewhere": (
+        "DO $$BEGIN EXECUTE CASE current_database() WHEN 'a02' THEN 'GRANT SELECT ON messages TO posduif_cron' "
+        "ELSE 'CREATE INDEX other ON messages (status, id)' END; END$$;",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("sql", "runs"), RIGHTS.values(), ids=list(RIGHTS))
+def test_rights_are_looked_at_in_every_tenant_that_a_file_may_have_changed_them_in(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch, sql: str, runs: int
+) -> None:
+    names = many(3)
+    before = [ground.sql(HELD, database=name) for name in names]
+    assert before[0] == before[1] == before[2]
+    ran, run = list[str](), grants.run
+
+    def noted(conn: Session) -> bool:
+        ran.append(conn.database)
+        return run(conn)
+
+    monkeypatch.setattr(grants, "run", noted)
+    folder.put("1000_more.sql", sql)
+    done = posduif.json("migrate", "up", "--all", "--jobs", "1", *folder.option)
+    assert statuses(done) == dict.fromkeys(names, "ok")
+    assert [ground.sql(HELD, database=name) for name in names] == before
+    assert len(ran) == runs
 
 
 def test_a_backend_that_is_ended_is_tried_again_at_the_end(
@@ -564,6 +615,79 @@ def test_a_server_that_stays_away_ends_the_run_with_every_outcome(
     assert statuses(ran.json) == dict.fromkeys(names, "failed")
     assert having(ground, names, "1000") == []
     assert statuses(posduif.json("migrate", "up", "--all", *folder.option)) == dict.fromkeys(names, "ok")
+
+
+@contextmanager
+def stopped_amid(server: PgServer, working: str, count: int) -> Iterator[None]:
+    """Stop a server as soon as so many sessions match *working*; it runs again afterwards."""
+
+    def stop() -> None:
+        until(lambda: len(sessions(server, working)) >= count, "the run works")
+        embedded.stop(_data_dir(server))
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        yield
+    finally:
+        stopper.join()
+        start(_data_dir(server), None, **SETTINGS)
+
+
+def about_a_dead_server(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "cannot be reached" in line or "could not be asked" in line]
+
+
+def test_a_server_that_dies_under_a_run_is_told_in_one_line(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, 2)
+    many(6)
+    folder.counted("1000", more="SELECT pg_sleep(0.4);")
+    with stopped_amid(ground, "wait_event = 'PgSleep'", 2):
+        ran = posduif("migrate", "up", "--all", "--jobs", "2", *folder.option, "-o", "table", code=8)
+    first, summary, why = about_a_dead_server(ran.err)
+    assert first.startswith("failed: a0"), "while the run goes on, of one of them"
+    assert summary.startswith("  6 tenants failed (a00, a01, a02, a03, a04 and 1 more): server dsn cannot be reached")
+    assert why.startswith("  why   server dsn cannot be reached")
+    assert ran.out == "", "a table has no rows for them"
+
+
+def test_a_server_that_dies_under_a_comparison_is_told_in_one_line(
+    posduif: Posduif, ground: PgServer, many: Make
+) -> None:
+    names = many(6)
+    with suppress(psycopg.OperationalError), ExitStack() as stack:  # those that hold the locks die, too
+        for name in names:
+            stack.enter_context(held(ground, name, "LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE"))
+        stack.enter_context(stopped_amid(ground, "wait_event_type = 'Lock' AND application_name ~ 'verify'", 4))
+        ran = posduif("tenant", "verify", "--all", code=8)
+    warned = [line for line in ran.err.splitlines() if line.startswith("warning: ")]
+    assert sum(int(line.split()[1]) for line in warned if " tenants failed " in line) == 6, warned
+    assert len(warned) <= 2, "those that were asked, and those that were not reached any more"
+
+
+@pytest.mark.parametrize("verb", [("migrate", "status"), ("migrate", "verify"), ("tenant", "verify")])
+def test_a_server_that_is_away_is_told_in_one_line(
+    posduif: Posduif, ground: PgServer, many: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch, verb: tuple[str]
+) -> None:
+    many(3)
+    folder.configure(f"servers: {{eu1: {{dsn: '{ground.dsn}'}}, eu2: {{dsn: 'host=127.0.0.1 port=1'}}}}\n")
+    monkeypatch.delenv("POSDUIF_DSN")
+    ran = posduif(*verb, "--all", *folder.option, code=8)
+    assert len(about_a_dead_server(ran.err)) == 1, ran.err
+    assert "eu2" in about_a_dead_server(ran.err)[0]
+
+
+def test_skipped_tenants_are_told_in_one_line(posduif: Posduif, ground: PgServer, many: Make, folder: Folder) -> None:
+    names = many(5)
+    folder.counted("1000", more="SELECT 1/0;")
+    argv = ("migrate", "up", "--all", "--jobs", "1", "--wave", "1,100%", *folder.option, "-o", "table")
+    ran = posduif(*argv, code=8)
+    [line] = [line for line in ran.err.splitlines() if " skipped (" in line]
+    assert line == f"  4 tenants skipped ({', '.join(names[1:])}): not reached: 1 failed in wave 1"
+    assert ran.out == ""
+    assert all(name in posduif(*argv, "--list", code=8).out for name in names)
 
 
 def test_tenants_that_come_go_or_are_suspended_amid_a_run(
@@ -737,6 +861,27 @@ def test_connections_stay_within_the_configured_share(
         posduif("migrate", "down", "--steps", "1", "--confirm", "eu1", "--jobs", "16", *fleet)
     assert max(counts) == share
     assert having(ground, names, "1001") == []
+
+
+def test_a_server_with_a_small_share_does_not_slow_the_others(
+    posduif: Posduif,
+    ground: PgServer,
+    many: Make,
+    folder: Folder,
+    own_server: PgServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = many(3)
+    folder.configure(
+        f"servers: {{eu1: {{dsn: '{ground.dsn}'}}, eu2: {{dsn: '{own_server.dsn}', max_connections: 1}}}}\n"
+    )
+    monkeypatch.delenv("POSDUIF_DSN")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(held(ground, name, "LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE"))
+        runner = posduif.popen("tenant", "verify", "--all", *folder.option, "-o", "json")
+        until(lambda: len(workers(ground, "wait_event_type = 'Lock'")) == 3, "all are visited at once")
+    assert ended(runner)[0] == 1, "the copies have a table that no migration makes"
 
 
 def test_jobs_are_at_once_and_no_more(posduif: Posduif, ground: PgServer, many: Make, folder: Folder) -> None:
@@ -1194,16 +1339,48 @@ def test_every_failed_outcome_has_its_reason_and_failures_are_told_by_cause(
     assert "3 tenants failed (a00, a01, a02): " in plain.err
 
 
-def test_causes_that_differ_by_line_only_are_one_group() -> None:
-    def outcome(number: int, line: int) -> Outcome:
-        message = f"migration 1000_x.sql:{line} failed in a{number}: out of shared memory"
-        error = OutcomeError(message, "53200", "1000_x.sql", line, f"CREATE TABLE t{line}")
-        return Outcome(f"a{number}", "s", "failed", False, None, None, 0.0, error)
+def test_refused_tenants_are_asked_about_once_and_on_their_own_server_alone(
+    posduif: Posduif,
+    ground: PgServer,
+    many: Make,
+    folder: Folder,
+    own_server: PgServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = many(8)
+    folder.counted("1000")
+    folder.configure(f"servers: {{eu1: {{dsn: '{ground.dsn}'}}, eu2: {{dsn: '{own_server.dsn}'}}}}\n")
+    monkeypatch.delenv("POSDUIF_DSN")
+    monkeypatch.setattr(fleet, "SURVEYED", 60.0)
+    for name in names:
+        ground.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    begun: list[tuple[str, str]] = []
 
-    [(cause, tenants)] = statuses_of([outcome(number, 10 + number) for number in range(5)])
+    def counting(server: Server, database: str, **parts: Any) -> Session:
+        begun.append((server.name, database))
+        return really(server, database, **parts)
+
+    really = connect.connect
+    monkeypatch.setattr(connect, "connect", counting)
+    ran = posduif("migrate", "up", "--all", *folder.option, "-o", "json", code=8)
+    assert statuses(ran.json) == dict.fromkeys(names, "failed")
+    assert all("not currently accepting connections" in outcome["error"]["message"] for outcome in ran.json)
+    assert [begun.count((server, "postgres")) for server in ("eu1", "eu2")] == [3, 1], "list, lookout, one question"
+    assert len(begun) == 4 + len(names)
+
+
+def test_causes_that_differ_by_line_only_are_one_group() -> None:
+    def failed(number: int, line: int) -> tuple[str, MigrationFailed]:
+        message = f"migration 1000_x.sql:{line} failed in a{number}: out of shared memory"
+        error = MigrationFailed(
+            message, sqlstate="53200", file="1000_x.sql", line=line, excerpt=f"CREATE TABLE t{line}"
+        )
+        return f"a{number}", error
+
+    [(cause, tenants)] = causes([failed(number, 10 + number) for number in range(5)])
     assert tenants == [f"a{number}" for number in range(5)]
     assert cause == "migration 1000_x.sql failed: out of shared memory (SQLSTATE 53200)"
-    [(cause, _)] = statuses_of([outcome(1, 7), outcome(2, 7)])
+    [(cause, _)] = causes([failed(1, 7), failed(2, 7)])
     assert cause == "migration 1000_x.sql:7 failed: out of shared memory (SQLSTATE 53200) [CREATE TABLE t7]"
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posduif_cli.core.folders import Folders, Standing, digest
-from posduif_cli.core.schema import files, parse
+from posduif_cli.core.schema import files, lint, parse
 from posduif_cli.core.schema.parse import Name, Section, Target
 from posduif_cli.errors import ConfigurationError
 from support.servers import PgServer
@@ -299,7 +299,7 @@ TARGETS = [
     ("CREATE INDEX CONCURRENTLY I ON T (a)", Target("create_index_concurrently", (Name(None, "i"),), Name(None, "t"))),
     (
         'CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS "I ""x" ON ONLY S."T" USING btree (a)',
-        Target("create_index_concurrently", (Name("s", 'I "x'),), Name("s", "T"), guarded=True, unique=True),
+        Target("create_index_concurrently", (Name("s", 'I "x'),), Name("s", "T")),
     ),
     (f"CREATE INDEX CONCURRENTLY {'é' * 40} ON t (a)",
      Target("create_index_concurrently", (Name(None, "é" * 31),), Name(None, "t"))),
@@ -308,10 +308,10 @@ TARGETS = [
     ("CREATE INDEX i ON t (a)", Target("other", (Name(None, "i"),), Name(None, "t"))),
     (
         'DROP INDEX CONCURRENTLY IF EXISTS a, b."C" CASCADE',
-        Target("drop_index_concurrently", (Name(None, "a"), Name("b", "C")), guarded=True),
+        Target("drop_index_concurrently", (Name(None, "a"), Name("b", "C"))),
     ),
     ("REINDEX INDEX CONCURRENTLY a.i", Target("reindex_concurrently", (Name("a", "i"),))),
-    ("REINDEX (VERBOSE, CONCURRENTLY) TABLE t", Target("reindex_concurrently", (Name(None, "t"),), object="table")),
+    ("REINDEX (VERBOSE, CONCURRENTLY) TABLE t", Target("reindex_concurrently", (Name(None, "t"),))),
     ("REINDEX (CONCURRENTLY off) TABLE t", Target("vacuum")),
     ("VACUUM FULL t", Target("vacuum")),
     ("ANALYZE", Target("vacuum")),
@@ -390,6 +390,18 @@ UNWARNED = [
 @pytest.mark.parametrize("sql", UNWARNED)
 def test_what_is_no_risk(make: Make, sql: str) -> None:
     assert found(make(f"{UP}{sql};\n")) == []
+
+
+@pytest.mark.parametrize("rule", lint.RULES, ids=[rule.name for rule in lint.RULES])
+def test_each_rule_finds_its_example_and_not_its_counter_example(make: Make, rule: lint.Rule) -> None:
+    marker = UP if rule.transactional is not False else "-- migrate:up transaction:false\n"
+    level = "warning" if rule in (*lint.RISKS, *lint.ACTIONS) else "error"
+    assert found(make(f"{marker}{rule.example};\n"), level) == [(2, rule.name)]
+    assert rule.name not in {name for _, name in found(make(f"{marker}{rule.counter_example};\n"))}
+
+
+def test_rules_have_names_of_their_own() -> None:
+    assert len({rule.name for rule in lint.RULES}) == len(lint.RULES)
 
 
 def test_each_action_has_its_own_line(make: Make) -> None:

@@ -180,7 +180,9 @@ def test_half_a_file_is_pending_for_everyone(posduif: Posduif, server: PgServer,
     assert record(server, tenant)["failed"]["line"] == 3
     [row] = posduif.json("migrate", "status", tenant, "--check", *folder.option, code=1)
     assert row["pending"] == 1
-    [finding] = [f for f in posduif.json("migrate", "verify", tenant, *folder.option, code=1) if f["check"] == "files"]
+    [finding] = [
+        f for f in posduif.json("migrate", "verify", tenant, *folder.option, code=1) if f["check"] == "migration.half"
+    ]
     assert (finding["level"], finding["value"]) == ("warning", "1000")
     assert "applied by half, with 1 of its statements" in finding["message"]
     # What failed can be mended; what was run is history.
@@ -481,7 +483,9 @@ def test_half_a_file_that_is_being_taken_back_is_not_called_up_to_date(
     for argv in ((tenant,), (tenant, "--failed")):
         refused = posduif("migrate", "up", *argv, *folder.option, "-o", "json", code=5).error
         assert refused["message"] == f"migration 1000 of {tenant} is taken back by half"
-    [finding] = [f for f in posduif.json("migrate", "verify", tenant, *folder.option, code=1) if f["check"] == "files"]
+    [finding] = [
+        f for f in posduif.json("migrate", "verify", tenant, *folder.option, code=1) if f["check"] == "migration.half"
+    ]
     assert finding["fix"].startswith(f"posduif migrate down {tenant} --steps 1 --config ")
     text = file.read_text()
     file.write_text(text.replace("nosuch", "u2"))
@@ -522,7 +526,9 @@ def test_half_a_file_is_half_and_can_be_finished(
 ) -> None:
     file = half(posduif, tenant, folder)
     assert state_of(posduif, tenant, "1000", folder) == "half"
-    [found] = [f for f in posduif.json("tenant", "verify", tenant, *folder.option, code=1) if f["check"] == "files"]
+    [found] = [
+        f for f in posduif.json("tenant", "verify", tenant, *folder.option, code=1) if f["check"] == "migration.half"
+    ]
     assert found["fix"].startswith(f"posduif migrate up {tenant} --config ")
     plan = posduif.json("migrate", "up", tenant, "--dry-run", *folder.option)
     assert [step["subject"] for step in plan["steps"]] == ["1000_half"]
@@ -548,7 +554,9 @@ def test_half_a_file_can_be_abandoned(
                 assert "its file is gone" in error["why"]
                 assert error["try"][-1].startswith(f"posduif migrate abandon {tenant} 1000 --confirm {tenant}")
         for command in (("migrate", "verify"), ("tenant", "verify")):
-            found = [f for f in posduif.json(*command, tenant, *folder.option, code=1) if f["check"] == "files"]
+            found = [
+                f for f in posduif.json(*command, tenant, *folder.option, code=1) if f["check"] == "migration.half"
+            ]
             assert [f["fix"].partition(" --config ")[0] for f in found if "half" in f["message"]] == [
                 f"posduif migrate abandon {tenant} 1000 --confirm {tenant}"
             ]

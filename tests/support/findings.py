@@ -1,13 +1,15 @@
 """Findings of health, doctor and server init, taken apart."""
 
+from fnmatch import fnmatch
 from typing import Any
 
 
 def about(report: Any, check: str, subject: str | None = None) -> list[dict[str, Any]]:
+    """Return the findings of a check, or of several by a pattern such as `sync.*`."""
     return [
         finding
         for finding in report["findings"]
-        if finding["check"] == check and (subject is None or subject in finding["subject"])
+        if fnmatch(finding["check"], check) and (subject is None or subject in finding["subject"])
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from posduif_cli.db import record
+from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.record import Intent
 from posduif_cli.db.session import Session
 from posduif_cli.models.tenants import State
@@ -36,7 +37,7 @@ def strike(args):
     if deed == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     with psycopg.connect(os.environ["POSDUIF_DSN"]) as conn:
-        conn.execute("SELECT pg_terminate_backend(%s, 5000)", [args[0].pid])
+        conn.execute("SELECT pg_terminate_backend(%s, 5000)", [getattr(args[0], "session", args[0]).pid])
 
 def struck(*args, **named):
     global calls
@@ -103,8 +104,8 @@ def killed(work: Callable[[], Any], when: str, nth: int) -> tuple[bool, str]:
 
                 return call
 
-            for name in ("script", "execute", "batch"):
-                setattr(Session, name, struck(getattr(Session, name)))
+            for owner, name in ((Session, "script"), (Session, "execute"), (Pipeline, "send")):
+                setattr(owner, name, struck(getattr(owner, name)))
             work()
             os._exit(0)
         finally:

@@ -136,7 +136,7 @@ def test_what_is_adopted_is_as_it_should_be(
     server.sql(f"DROP OWNED BY {name}_app", database=name)
     posduif("tenant", "adopt", name)
     findings = posduif.json("tenant", "verify", name, code=None)
-    strangers = [f for f in findings if f["level"] != "ok" and f["check"] != "rights"]
+    strangers = [f for f in findings if f["level"] != "ok" and f["check"] != "database.rights"]
     assert strangers == []
     as_engine(server, name) if text != "SELECT 1" else None
 
@@ -168,7 +168,7 @@ def test_a_lost_tenant_whose_database_is_there_is_led_back(
     shown = posduif.json("tenant", "show", tenant)
     assert (shown["state"], shown["has_database"]) == ("lost", True)
     adopt = f"posduif tenant adopt {tenant}"
-    [state] = [f for f in posduif.json("health", tenant, code=None)["findings"] if f["check"] == "state"]
+    [state] = [f for f in posduif.json("health", tenant, code=None)["findings"] if f["check"] == "tenant.state"]
     assert state["fix"] == adopt
     for argv in (
         ("tenant", "drop", tenant, "--dry-run"),

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from posduif_cli.db import embedded
 from support.outcomes import statuses
 from support.runner import Posduif
 from support.servers import PgServer
 from support.tenants import forget
+from support.waiting import until
 
 Entries = list[dict[str, str]]
 
@@ -309,6 +311,34 @@ def test_a_full_server_is_waited_for(
     threading.Timer(2.0, held.close).start()
     again = posduif.json("tenant", "create", "--from", listed(*({"name": name} for name in names)))
     assert statuses(again) == dict.fromkeys(names, "unchanged")
+
+
+@pytest.mark.one_server
+def test_a_server_that_dies_or_is_dead_is_told_in_one_line(
+    own_server: PgServer, run_on: Callable[..., Posduif], listed: Callable[..., str], tmp_path: Path
+) -> None:
+    posduif = run_on(own_server)
+    names = [f"acme_{number:02}" for number in range(12)]
+    file = listed(*({"name": name, "web_user": "desk"} for name in names))
+
+    def stop() -> None:
+        until(lambda: own_server.sql("SELECT count(*) > 2 FROM pg_database WHERE datname ~ '^acme'")[0][0], "it works")
+        assert own_server.data_dir is not None
+        embedded.stop(own_server.data_dir)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    ran = posduif("tenant", "create", "--from", file, "--jobs", "2", "-o", "table", code=8)
+    stopper.join()
+    failed = [line for line in ran.err.splitlines() if "tenants failed (" in line]
+    assert len(failed) == 1, ran.err
+    assert " cannot be reached: " in failed[0]
+    assert sum(line.startswith("failed: ") for line in ran.err.splitlines()) == 1, ran.err
+    assert "acme_11" not in ran.out
+    # Where it is dead from the beginning, there is nothing else to be told.
+    dead = posduif("tenant", "create", "--from", file, "-o", "table", code=6)
+    assert len([line for line in dead.err.splitlines() if "cannot be reached" in line]) == 2, dead.err
+    assert "--ignore-unreachable" not in dead.err
 
 
 def test_two_administrators_at_once(posduif: Posduif, names: list[str], listed: Callable[..., str]) -> None:

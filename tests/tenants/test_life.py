@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import psycopg
 import pytest
 import yaml
 
-from posduif_cli.core.fleet.fleet import Fleet
+from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.steps import Deed, carry_out
 from posduif_cli.core.tenants import engine, suspend
 from posduif_cli.db.session import LOCK_CLASS
 from posduif_cli.models.servers import Server
+from support.faults import FAULTS
 from support.folder import Folder
 from support.kills import killed
 from support.runner import Posduif
@@ -139,9 +141,15 @@ def test_a_protected_server_wants_a_word(
     assert (tmp_path / "engine.yaml").exists()
 
 
+def carried_out(fleet: Fleet, verb: Callable[[Fleet, Found], Iterable[Deed]], name: str) -> bool:
+    """Do what a verb comes to; return whether that changed the tenant."""
+    found = fleet.find(name)
+    return carry_out(fleet, found, verb(fleet, found))[1]
+
+
 LIVES: dict[str, tuple[Callable[[Fleet, str], Any], str]] = {
-    "suspend": (lambda fleet, name: suspend.suspend(fleet, fleet.find(name)), "suspended"),
-    "resume": (lambda fleet, name: suspend.resume(fleet, fleet.find(name)), "active"),
+    "suspend": (lambda fleet, name: carried_out(fleet, suspend.suspend, name), "suspended"),
+    "resume": (lambda fleet, name: carried_out(fleet, suspend.resume, name), "active"),
     "rotate": (
         lambda fleet, name: engine.rotate_password(fleet, fleet.find(name), keep=lambda *_: None, now=True),
         "active",
@@ -159,7 +167,7 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
         nth = 0
         while True:
             nth += 1
-            (suspend.suspend if verb == "resume" else suspend.resume)(fleet, fleet.find(tenant))
+            carried_out(fleet, suspend.suspend if verb == "resume" else suspend.resume, tenant)
             struck, call = killed(lambda: work(fleet, tenant), when, nth)
             may_login, may_connect, comment, _ = role(server, tenant)
             noted = record(server, tenant)["state"]
@@ -179,7 +187,7 @@ def test_two_administrators_at_once(posduif: Posduif, server: PgServer, tenant: 
         changed: list[bool] = []
 
         def once() -> None:
-            changed.append(verb(fleet, fleet.find(tenant))[1])  # noqa: B023
+            changed.append(carried_out(fleet, verb, tenant))  # noqa: B023
 
         both = [threading.Thread(target=once) for _ in range(2)]
         for one in both:
@@ -190,59 +198,6 @@ def test_two_administrators_at_once(posduif: Posduif, server: PgServer, tenant: 
         assert posduif.json("tenant", "verify", tenant)[0]["level"] == "ok"
 
 
-FAULTS = {
-    "limit of the database": ("ALTER DATABASE {t} CONNECTION LIMIT 3", "limit", "connection limit of 3"),
-    "public": ("GRANT CONNECT ON DATABASE {t} TO PUBLIC", "rights", "PUBLIC has rights"),
-    "zone of the database": ("ALTER DATABASE {t} RESET timezone", "time zone", "database {t} is not pinned"),
-    "zone of the role": (
-        "ALTER ROLE {t}_engine IN DATABASE {t} RESET timezone",
-        "time zone",
-        "{t}_engine is not pinned",
-    ),
-    "may create": ("GRANT CREATE ON SCHEMA public TO {t}_engine", "rights", "may create objects"),
-    "may not log in": ("ALTER ROLE {t}_engine NOLOGIN", "role", "cannot connect"),
-    "may not connect": ("REVOKE CONNECT ON DATABASE {t} FROM {t}_engine", "role", "cannot connect"),
-    "createdb": ("ALTER ROLE {t}_engine CREATEDB", "role", "has CREATEDB"),
-    "createrole": ("ALTER ROLE {t}_engine CREATEROLE", "role", "has CREATEROLE"),
-    "out of the group": (
-        "SET ROLE posduif_admin; REVOKE posduif_engine FROM {t}_engine",
-        "role",
-        "not tied to posduif's groups",
-    ),
-    "out of reach": (
-        "SET ROLE posduif_admin; REVOKE {t}_engine FROM posduif_admin",
-        "role",
-        "not tied to posduif's groups",
-    ),
-    "limit of the role": ("ALTER ROLE {t}_engine CONNECTION LIMIT 1", "limit", "1 connection"),
-    "comment": ("COMMENT ON ROLE {t}_engine IS NULL", "record", "comment on {t}_engine"),
-    "engine's rights": ("REVOKE INSERT ON messages FROM posduif_engine", "grants", "is missing"),
-    "texts": ("GRANT SELECT (content) ON messages TO posduif_support", "grants", "may read texts"),
-    "table": (
-        "GRANT SELECT ON messages TO posduif_health",
-        "grants",
-        "posduif_health may read texts: messages.content",
-    ),
-    "table, behind what everybody may": (
-        "GRANT SELECT ON messages TO posduif_health, PUBLIC",
-        "grants",
-        "is too much",
-    ),
-    "creators": (
-        "DO $$BEGIN CREATE ROLE {t}_x; END$$; GRANT CREATE ON SCHEMA public TO {t}_x",
-        "rights",
-        "role {t}_x may create objects in schema public",
-    ),
-    "public reads": ("GRANT SELECT ON users TO PUBLIC", "grants", "is too much"),
-    "code of others": ("GRANT TRIGGER, REFERENCES ON users TO {t}_engine", "grants", "is too much"),
-    "code of others, by a column": ("GRANT REFERENCES (id) ON messages TO {t}_engine", "grants", "is too much"),
-    "another role": (
-        "ALTER DATABASE {t} SET role = 'posduif_engine'",
-        "rights",
-        "database {t} sets role for every session in it",
-    ),
-    "no role": ("DROP OWNED BY {t}_engine; DROP ROLE {t}_engine", "role", "role {t}_engine is missing"),
-}
 BY_HAND = {
     "texts": "REVOKE SELECT (content) ON messages FROM posduif_support",
 }
@@ -353,7 +308,7 @@ def test_strangers_and_foreign_objects_are_named_and_left(posduif: Posduif, serv
         server.sql(f"GRANT CONNECT ON DATABASE {tenant} TO {stranger}")
         server.sql("CREATE TABLE theirs (); CREATE EXTENSION IF NOT EXISTS plpgsql", database=tenant)
         found = posduif.json("tenant", "verify", tenant, "--repair", code=1)
-        assert {f["check"] for f in found if f["level"] == "warning"} == {"rights", "foreign"}
+        assert {f["check"] for f in found if f["level"] == "warning"} == {"database.rights", "objects.foreign"}
         assert any("relation theirs of postgres" in f["message"] for f in found)
         assert any(f["fix"] == f"REVOKE ALL ON DATABASE {tenant} FROM {stranger};" for f in found)
         assert server.sql("SELECT to_regclass('theirs')::text", database=tenant) == [("theirs",)]
@@ -391,7 +346,7 @@ def test_halves_are_reported_with_what_finishes_them(posduif: Posduif, server: P
     try:
         found = posduif.json("tenant", "verify", "--all", code=None)  # of other tests, too
         (half,) = [f for f in found if f["subject"] == lost]
-        assert (half["check"], half["level"]) == ("state", "critical")
+        assert (half["check"], half["level"]) == ("tenant.state", "critical")
         assert half["fix"] == f"restore its database {lost}, then: posduif tenant adopt {lost}"
     finally:
         forget(server, lost)
@@ -467,7 +422,7 @@ def test_a_record_from_before_takes_the_role_s_limit_for_what_was_decided(
         server.sql(f"COMMENT ON DATABASE {tenant} IS 'posduif {json.dumps(payload)}'")
         server.sql(f"ALTER ROLE {tenant}_engine CONNECTION LIMIT {limit}")
         found = [f for f in posduif.json("tenant", "verify", tenant, code=1) if f["level"] != "ok"]
-        assert (found[0]["check"], found[0]["level"]) == ("record" if limit > 0 else "limit", "warning")
+        assert (found[0]["check"], found[0]["level"]) == ("record.pool" if limit > 0 else "engine.limit", "warning")
         posduif("tenant", "verify", tenant, "--repair", code=0 if limit > 0 else 1)
         assert role(server, tenant)[3] == limit, "never lowered"
         assert record(server, tenant)["engine"] == {"port": 18080, "pool": 50 if limit > 0 else 5}
@@ -478,7 +433,9 @@ def test_a_limit_above_what_was_decided_is_told_and_not_lowered(
 ) -> None:
     server.sql(f"ALTER ROLE {tenant}_engine CONNECTION LIMIT 100")
     for option in ((), ("--repair",)):
-        (found,) = [f for f in posduif.json("tenant", "verify", tenant, *option, code=1) if f["check"] == "limit"]
+        (found,) = [
+            f for f in posduif.json("tenant", "verify", tenant, *option, code=1) if f["check"] == "engine.limit"
+        ]
         assert (found["level"], found["changed"]) == ("warning", False)
         assert "100 connections; a pool of 5 takes 8" in found["message"]
         assert role(server, tenant)[3] == 100

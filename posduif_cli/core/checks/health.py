@@ -1,14 +1,19 @@
-"""Health: what is wrong with servers and tenants. A check is one function over what one query found."""
+"""The health report: what is wrong with servers and tenants, by one session per server and one per tenant."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, LiteralString, TypeVar
 
 from posduif_cli.core import names
+from posduif_cli.core.checks import registry
+from posduif_cli.core.checks.check import Verdict
+from posduif_cli.core.checks.facts import ServerFacts, TenantFacts, known
+from posduif_cli.core.checks.tenant import VISITED
+from posduif_cli.core.checks.visits import visit
 from posduif_cli.core.fleet import run
-from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split, wrong_state
+from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split
 from posduif_cli.core.schema import history
 from posduif_cli.db import queries
 from posduif_cli.db.admin import HEALTH_GROUP
@@ -22,40 +27,15 @@ from posduif_cli.errors import (
     PosduifError,
     QueryFailed,
     Run,
-    ServerFull,
-    ServerUnreachable,
     TenantNotFound,
 )
 from posduif_cli.models.checks import Finding, Health, IndexUse, Level, ServerHealth, TableSize, TenantHealth
-from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import State, Tenant
-from posduif_cli.notation import counted
+from posduif_cli.models.tenants import Tenant
 
 T = TypeVar("T")
-GIB = 1024**3
-PATIENCE = timedelta(seconds=2)  # with a lock: a report that waits for a stuck ALTER TABLE reports nothing
+LOCK_TIMEOUT = timedelta(seconds=2)  # a report that waits for a stuck ALTER TABLE reports nothing
 LIMIT = timedelta(seconds=10)  # of one question; what a phone or an engine wrote must not keep monitoring busy
 QUERY_CANCELED = "57014"
-VISITED = (State.ACTIVE, State.SUSPENDED)
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """What the queries found about one server."""
-
-    figures: ServerHealth
-    slots: Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class TenantFacts:
-    """What the queries found in one tenant's database; *unanswered* says which of them found nothing out."""
-
-    tenant: Tenant
-    figures: TenantHealth
-    invalid_indexes: Sequence[str] = ()
-    stuck: Sequence[dict[str, Any]] = ()
-    unanswered: Sequence[Finding] = ()
 
 
 @dataclass(frozen=True)
@@ -67,207 +47,8 @@ class _Answer:
 
     tenants: Sequence[Tenant] | None
     facts: ServerFacts
-    unanswered: Sequence[Finding]
     login: str
     member: bool
-
-
-def connections(facts: ServerFacts) -> Iterator[Finding]:
-    """Connections in use against what ordinary roles may use: warning from 75 %, critical from 90 %."""
-    used, limit = facts.figures.connections, facts.figures.max_connections
-    if used is None or limit is None:
-        return
-    share = used / max(limit, 1)
-    level = Level.CRITICAL if share >= 0.9 else Level.WARNING if share >= 0.75 else Level.OK
-    yield Finding(
-        "connections",
-        "server",
-        facts.figures.server,
-        level,
-        f"{used} of {limit} connections are in use",
-        round(share, 3),
-        "ratio",
-        "0.75 / 0.9",
-        None if level is Level.OK else "lower the engines' max_connections, or raise the server's",
-    )
-
-
-def slots(facts: ServerFacts) -> Iterator[Finding]:
-    """WAL that replication slots keep from being recycled: warning from 1 GiB, critical from 5 GiB.
-
-    The engine's own slot is never active, so inactivity alone says nothing.
-    """
-    for slot in facts.slots:
-        kept = slot["retained_bytes"] or 0
-        level = Level.CRITICAL if kept >= 5 * GIB else Level.WARNING if kept >= GIB else Level.OK
-        yield Finding(
-            "slots",
-            "server",
-            f"{facts.figures.server}/{slot['slot']}",
-            level,
-            f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / 1024**2:.1f} MiB of WAL",
-            kept,
-            "bytes",
-            "1 GiB / 5 GiB",
-            None if level is Level.OK else f"SELECT pg_drop_replication_slot('{slot['slot']}');",
-        )
-
-
-def replication(facts: ServerFacts) -> Iterator[Finding]:
-    """How far the slowest replica is behind: warning from 64 MiB, critical from 512 MiB."""
-    lag = facts.figures.replication_lag_bytes
-    if lag is not None:
-        level = Level.CRITICAL if lag >= 512 * 1024**2 else Level.WARNING if lag >= 64 * 1024**2 else Level.OK
-        yield Finding(
-            "replication",
-            "server",
-            facts.figures.server,
-            level,
-            f"the slowest replica is {lag / 1024**2:.1f} MiB behind",
-            lag,
-            "bytes",
-            "64 MiB / 512 MiB",
-            None if level is Level.OK else "look at the replica's network and disks",
-        )
-
-
-def state(facts: TenantFacts) -> Iterator[Finding]:
-    """A tenant that is neither active nor suspended: warning; lost, or active with its engine shut out: critical."""
-    tenant = facts.tenant
-    if tenant.state is State.ACTIVE and tenant.engine_may_log_in is False:
-        name = tenant.tenant
-        yield Finding(
-            "state",
-            "tenant",
-            name,
-            Level.CRITICAL,
-            f"tenant {name} is active, but its engine may not log in: a suspend was interrupted",
-            tenant.state.value,
-            fix=Run("tenant", "resume", name),
-        )
-    if tenant.state in VISITED:
-        return
-    error = wrong_state(tenant)
-    yield Finding(
-        "state",
-        "tenant",
-        tenant.tenant,
-        Level.CRITICAL if tenant.state is State.LOST else Level.WARNING,
-        error.sentence,
-        tenant.state.value,
-        fix=error.hints[0],
-    )
-
-
-def schema(facts: TenantFacts) -> Iterator[Finding]:
-    """No schema, a last migration that failed, migrations without a file here, and pending ones."""
-    tenant = facts.tenant
-    if tenant.state is not State.ACTIVE:
-        return
-    if tenant.error is not None:
-        failed = tenant.error
-        where = f"{failed.file}:{failed.line}" if failed.file and failed.line else failed.file or failed.version
-        yield Finding(
-            "schema",
-            "tenant",
-            tenant.tenant,
-            Level.CRITICAL,
-            f"migration {failed.version} failed at {where} (SQLSTATE {failed.sqlstate or 'unknown'})",
-            tenant.schema_version,
-            fix=Run("migrate", "up", tenant.tenant),
-        )
-    elif tenant.schema_version is None:
-        yield Finding(
-            "schema",
-            "tenant",
-            tenant.tenant,
-            Level.CRITICAL,
-            f"tenant {tenant.tenant} is at no schema: it has none of posduif's tables",
-            tenant.pending,
-            "migrations",
-            fix=Run("migrate", "up", tenant.tenant),
-        )
-    elif tenant.ahead:
-        number = f"{tenant.ahead} applied migration{'' if tenant.ahead == 1 else 's'}"
-        yield Finding(
-            "schema",
-            "tenant",
-            tenant.tenant,
-            Level.WARNING,
-            f"the tenant is ahead: this machine has no file for {number}",
-            tenant.ahead,
-            "migrations",
-            fix=Run("migrate", "list", tenant.tenant),
-        )
-    elif tenant.pending:
-        yield Finding(
-            "schema",
-            "tenant",
-            tenant.tenant,
-            Level.WARNING,
-            f"{counted(tenant.pending, 'migration')} pending",
-            tenant.pending,
-            "migrations",
-            fix=Run("migrate", "up", tenant.tenant),
-        )
-    else:
-        yield Finding(
-            "schema",
-            "tenant",
-            tenant.tenant,
-            Level.OK,
-            f"the schema is at {tenant.schema_version}",
-            0,
-            "migrations",
-        )
-
-
-def indexes(facts: TenantFacts) -> Iterator[Finding]:
-    """Invalid indexes: they cost on every write and serve no query."""
-    for name in facts.invalid_indexes:
-        yield Finding(
-            "indexes",
-            "tenant",
-            facts.tenant.tenant,
-            Level.CRITICAL,
-            f"index {name} is invalid",
-            name,
-            fix=f"REINDEX INDEX CONCURRENTLY {quoted(name)};",
-        )
-
-
-def sync(facts: TenantFacts) -> Iterator[Finding]:
-    """Devices whose synchronisation failed, and messages that a device should have fetched and did not.
-
-    A pending message alone is no fault: a phone may be off.
-    """
-    name, errors = facts.tenant.tenant, facts.figures.sync_errors
-    if errors is not None:
-        yield Finding(
-            "sync",
-            "tenant",
-            name,
-            Level.WARNING if errors else Level.OK,
-            f"{counted(errors, 'device')} with a synchronisation error",
-            errors,
-            "devices",
-            fix=Run("device", "list", name) if errors else None,
-        )
-    for row in facts.stuck:
-        yield Finding(
-            "sync",
-            "tenant",
-            name,
-            Level.WARNING,
-            f"device {row['device']} fetched messages, but not {counted(row['stuck'], 'older one')}",
-            row["stuck"],
-            "messages",
-            fix=Run("message", "pending", name, "--device", row["device"]),
-        )
-
-
-SERVER_CHECKS: tuple[Callable[[ServerFacts], Iterator[Finding]], ...] = (connections, slots, replication)
-TENANT_CHECKS: tuple[Callable[[TenantFacts], Iterator[Finding]], ...] = (state, schema, indexes, sync)
 
 
 def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
@@ -290,63 +71,58 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         asked = {tenant.server for tenant in chosen} | (silent if missing else set())
 
     findings: list[Finding] = []
-    figures: list[ServerHealth] = []
-    for server in (server for server in fleet.servers if server.name in asked):
-        if server.name in lost:
-            figures.append(ServerHealth(server.name, False))
-            found = [replace(_unreachable("server", server.name, lost[server.name]), affected=tuple(missing))]
-        else:
-            facts = told[server.name].facts
-            figures.append(facts.figures)
-            found = [*told[server.name].unanswered, *(f for check in SERVER_CHECKS for f in check(facts))]
-        findings += [fleet.locate(finding, server.name) for finding in found]
+    servers: list[ServerFacts] = []
+    for name in (server.name for server in fleet.servers if server.name in asked):
+        away = ServerFacts(ServerHealth(name, False), error=lost.get(name), affected=tuple(missing))
+        servers.append(away if name in lost else told[name].facts)
 
-    away: dict[str, ServerUnreachable] = {}
-    results = _ask_tenants(fleet, [t for t in chosen if t.state in VISITED and t.schema_version is not None], away)
-    visited = gone = 0
+    here = [tenant for tenant in chosen if tenant.state in VISITED and tenant.schema_version is not None]
+    by_place = {(tenant.server, tenant.tenant): tenant for tenant in here}
+    answers, gone = visit(fleet, here, partial(_look, by_place))
+    results = dict(answers)
+    dropped = {tenant for tenant, result in results.items() if isinstance(result, TenantNotFound)}
+    if wanted and dropped:
+        raise next(result for result in results.values() if isinstance(result, TenantNotFound))
+    visited = 0
     examined: list[TenantHealth] = []
-    for tenant in chosen:
-        result = results.get(tenant) or TenantFacts(tenant, _known(tenant))
-        if isinstance(result, TenantNotFound):
-            if wanted:
-                raise result
-            gone += 1  # dropped since it was listed
-            continue
-        found = []
+    for tenant in (tenant for tenant in chosen if tenant not in dropped):
+        result = results.get(tenant, TenantFacts(tenant, known(tenant)))
         if isinstance(result, PosduifError):
-            if result is not away.get(tenant.server):
-                found.append(_closed(tenant, result, told[tenant.server]))
-            result = TenantFacts(tenant, _known(tenant))
+            closed = () if result is gone.get(tenant.server) else (_closed(tenant, result, told[tenant.server]),)
+            result = TenantFacts(tenant, known(tenant), unanswered=closed)
         else:
             visited += tenant in results and not result.unanswered
         examined.append(result.figures)
-        found += [*result.unanswered, *(finding for check in TENANT_CHECKS for finding in check(result))]
+        found = registry.judge("health", "tenant", result)
         findings += [fleet.locate(finding, tenant.server) for finding in found]
-    for name, error in away.items():
+    for name, error in gone.items():
         affected = tuple(tenant.tenant for tenant in chosen if results.get(tenant) is error)
-        findings.append(fleet.locate(replace(_unreachable("server", name, error), affected=affected), name))
+        servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
+    for facts in servers:
+        found = registry.judge("health", "server", facts)
+        findings += [fleet.locate(finding, facts.subject) for finding in found]
 
     order = list(Level)
     worst = max((finding.level for finding in findings), key=order.index, default=Level.OK)
-    covered = [name for name in asked if name in told and name not in away and not told[name].unanswered]
+    covered = [name for name in asked if name in told and name not in gone and not told[name].facts.unanswered]
     return Health(
         status=worst.value,
         checked_at=datetime.now(UTC),
-        servers=tuple(figures),
+        servers=tuple(facts.figures for facts in servers if facts.error is None or facts.subject in lost),
         tenants=tuple(examined),
-        coverage={"servers": len(covered), "tenants": len(chosen) - gone + len(missing), "visited": visited},
+        coverage={"servers": len(covered), "tenants": len(chosen) - len(dropped) + len(missing), "visited": visited},
         findings=tuple(sorted(findings, key=lambda finding: -order.index(finding.level))),
     )
 
 
 def _choose(
-    fleet: Fleet, wanted: Sequence[str], known: Sequence[Tenant], *, complete: bool
+    fleet: Fleet, wanted: Sequence[str], listed: Sequence[Tenant], *, complete: bool
 ) -> tuple[list[Tenant], list[str]]:
     """Return the tenants of some names, and the names that no server gave while the answers were not *complete*."""
     chosen: list[Tenant] = []
     missing: list[str] = []
     for name in wanted:
-        found = live([tenant for tenant in known if tenant.tenant == name])
+        found = live([tenant for tenant in listed if tenant.tenant == name])
         if len(found) > 1:
             raise ambiguous(name, found)
         if found:
@@ -368,10 +144,10 @@ class _Questions:
         self.session = session
         self._failed: dict[tuple[Level, str, Hint | None], list[str]] = {}
         session.script("SET default_transaction_read_only = on")
-        session.limit(lock_timeout=PATIENCE, statement_timeout=LIMIT)
+        session.limit(lock_timeout=LOCK_TIMEOUT, statement_timeout=LIMIT)
 
     def ask(self, subject: str, question: Callable[[], T]) -> T | None:
-        """Return the answer; None where there was none, and then `findings` says that of *subject*, and why."""
+        """Return the answer; None where there was none, and then `unanswered` says that of *subject*, and why."""
         try:
             return question()
         except (Busy, AccessDenied, QueryFailed) as error:
@@ -385,10 +161,10 @@ class _Questions:
         rows = self.ask(subject, lambda: self.session.dicts(query))
         return rows[0] if rows else {}
 
-    def findings(self, scope: str, subject: str) -> list[Finding]:
-        """Return what was not answered, one finding per reason."""
+    def unanswered(self) -> list[Verdict]:
+        """Return what was not answered, one verdict per reason."""
         return [
-            Finding("reach", scope, subject, level, f"no answer about {', '.join(asked)}: {why}", fix=fix)
+            Verdict(level, f"no answer about {', '.join(asked)}: {why}", fix=fix)
             for (level, why, fix), asked in self._failed.items()
         ]
 
@@ -426,49 +202,26 @@ def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> _Answe
         "tenants", lambda: [t for name in wanted or (None,) for t in fleet.list_on(session, name=name)]
     )
     limits = questions.figures("connections", queries.load("fleet/fleet")["measure_connections"])
-    known = questions.figures("version, replication", named["describe_server"])
+    described = questions.figures("version, replication", named["describe_server"])
     found = questions.ask("slots", lambda: session.dicts(named["list_slots"]))
     figures = ServerHealth(
         server=session.server.name,
         reachable=True,
         connections=limits.get("used"),
         max_connections=limits.get("allowed"),
-        **known,
+        **described,
     )
     return _Answer(
         tenants=tenants,
-        facts=ServerFacts(figures, found or ()),
-        unanswered=questions.findings("server", session.server.name),
+        facts=ServerFacts(figures, found or (), questions.unanswered()),
         login=session.login,
         member=bool(session.member),
     )
 
 
-def _ask_tenants(
-    fleet: Fleet, tenants: Sequence[Tenant], away: dict[str, ServerUnreachable]
-) -> dict[Tenant, TenantFacts | PosduifError]:
-    """Look into tenants, several at once; *away* becomes the servers that went away, which are asked no further."""
-
-    def enter(server: Server, name: str) -> Session:
-        if server.name in away:
-            raise away[server.name]
-        try:
-            return fleet.enter(server, name)
-        except ServerUnreachable:
-            try:
-                fleet.maintenance(server).close()
-            except ServerUnreachable as error:
-                if not isinstance(error, ServerFull):
-                    raise away.setdefault(server.name, error) from None
-            raise
-
-    known = {(tenant.server, tenant.tenant): tenant for tenant in tenants}
-    return dict(fleet.each(tenants, partial(_look, known), enter=enter))
-
-
-def _look(known: Mapping[tuple[str, str], Tenant], session: Session) -> TenantFacts:
-    """Ask one tenant, that of *known* which the session is in."""
-    tenant = known[session.server.name, session.database]
+def _look(tenants: Mapping[tuple[str, str], Tenant], session: Session) -> TenantFacts:
+    """Ask the one of the *tenants*, by server and name, that the session is in."""
+    tenant = tenants[session.server.name, session.database]
     named, questions = queries.load("checks/health"), _Questions(session)
     figures: dict[str, Any] = {}
     for subject, query in (
@@ -484,27 +237,20 @@ def _look(known: Mapping[tuple[str, str], Tenant], session: Session) -> TenantFa
     stuck = questions.ask("stuck devices", lambda: session.dicts(named["find_stuck_devices"]))
     return TenantFacts(
         tenant,
-        replace(_known(tenant), tables=tuple(tables or ()), indexes=tuple(indexes or ()), **figures),
+        replace(known(tenant), tables=tuple(tables or ()), indexes=tuple(indexes or ()), **figures),
         [name for (name,) in invalid or ()],
         stuck or (),
-        questions.findings("tenant", tenant.tenant),
+        questions.unanswered(),
     )
 
 
-def _known(tenant: Tenant) -> TenantHealth:
-    return TenantHealth(tenant.tenant, tenant.server, tenant.state, tenant.schema_version, tenant.pending)
+def _closed(tenant: Tenant, error: PosduifError, server: _Answer) -> Verdict:
+    """Say why a tenant could not be looked into.
 
-
-def _unreachable(scope: str, subject: str, error: PosduifError) -> Finding:
-    """Say that nothing could be asked of a server or tenant; it is only unknown where someone else is at work there."""
+    It is unknown where another command is at work there, or where the login has no right to look.
+    """
+    if isinstance(error, AccessDenied) and not server.member:
+        text = f"{server.login} may not connect to database {tenant.tenant}"
+        return Verdict(Level.UNKNOWN, text, fix=_grant(server.login))
     level = Level.UNKNOWN if isinstance(error, Busy) else Level.CRITICAL
-    return Finding("reach", scope, subject, level, error.sentence, fix=next(iter(error.hints), Run("server", "list")))
-
-
-def _closed(tenant: Tenant, error: PosduifError, server: _Answer) -> Finding:
-    """Say why a tenant could not be looked into; a login without the right to it learns nothing of the tenant."""
-    found = _unreachable("tenant", tenant.tenant, error)
-    if not isinstance(error, AccessDenied) or server.member:
-        return found
-    message = f"{server.login} may not connect to database {tenant.tenant}"
-    return replace(found, level=Level.UNKNOWN, message=message, fix=_grant(server.login))
+    return Verdict(level, error.sentence, fix=next(iter(error.hints), Run("server", "list")))

@@ -1,20 +1,21 @@
-"""Inspections: whether a tenant's database, rights and engine role are what posduif made them, and mending that."""
+"""The checks of a tenant's database, rights and engine role: what posduif made of them, and what repairs that."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 
+from posduif_cli.core.checks.check import Repair, Verdict, check
+from posduif_cli.core.checks.facts import Inside, Inspection, Outside
 from posduif_cli.core.fleet.fleet import Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.core.schema import grants, history, inventory, strangers
 from posduif_cli.core.schema.strangers import Stranger
 from posduif_cli.db import admin, queries, record
-from posduif_cli.db.quoting import compose, identifier, literal
+from posduif_cli.db.quoting import compose, identifier, quoted
 from posduif_cli.db.session import ADMIN_ROLE
-from posduif_cli.errors import Hint, PosduifError, Run
-from posduif_cli.models.checks import Finding, Level
+from posduif_cli.errors import Run
+from posduif_cli.models.checks import Level
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import counted, listed
 
@@ -23,247 +24,36 @@ EXECUTE = "EXECUTE command;"  # as grants.sql writes it
 NOTE = (
     "PERFORM set_config('posduif.grants', concat_ws(E'\\n', current_setting('posduif.grants', true), command), true);"
 )
-LOCK_TIMEOUT = timedelta(seconds=10)  # of what mends
 OURS = frozenset({"users", "messages", "sync_metadata", "enrollment_tokens", "schema_migrations"})
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """A tenant's database and its engine's role as the server has them."""
-
-    database_limit: int
-    public: bool
-    strangers: list[str] | None
-    database_utc: bool
-    role_utc: bool
-    steering: list[str] | None
-    has_role: bool
-    may_log_in: bool | None
-    role_limit: int | None
-    powers: list[str] | None
-    intent: str | None
-    memberships: list[str]
-    administered: bool
-    may_connect: bool
-    may_create: bool
-    creators: list[str] | None
-    readers: list[str] | None
+def outside(session: Session, tenants: Sequence[str]) -> dict[str, Outside]:
+    """Return what the shared catalogs say of tenants, by name; *session* may be in any database of their server."""
+    found = session.rows(Outside, queries.load("checks/rights")["describe_tenants"], tenants=[*tenants])
+    return {each.tenant: each for each in found}
 
 
-@dataclass(frozen=True)
-class _Fault:
-    """Something that is not as it should be; *mend* is None where it is not posduif's to mend.
-
-    *then* is what is left to do by hand once it is mended.
-    """
-
-    check: str
-    message: str
-    mend: Callable[[], object] | None
-    fix: Hint
-    level: Level = Level.CRITICAL
-    then: str | None = None
-
-
-def inspect(conn: Session, *, folders: Folders, repair: bool = False) -> list[Finding]:
-    """Return what is wrong with a tenant, beside its version; with *repair* mend what is posduif's to mend.
-
-    *folders* say what the migrations make; without *repair* nothing is written.
-
-    Each fault is mended in a transaction of its own, under the tenant's lock; one that cannot be is reported as
-    it stands, with the server's reason.
-    """
-    if not repair:
-        return [_finding(conn, fault) for fault in _faults(conn, record.read(conn), folders)]
-    findings = []
-    with conn.lock(conn.database):
-        faults = _faults(conn, record.read(conn), folders)
-        why = {fault.message: _mend(conn, fault) for fault in faults}
-        # What was tried need not have worked: a right may come by another road, and one may have hidden another.
-        left = {fault.message: fault for fault in _faults(conn, record.read(conn), folders)}
-        for fault in faults:
-            finding = _finding(conn, fault)
-            if left.pop(fault.message, None) is None:
-                finding = replace(finding, level=Level.INFO, message=f"repaired: {fault.message}", fix=fault.then)
-            else:
-                finding = replace(finding, message=fault.message + why[fault.message])
-            findings.append(finding)
-        findings += [_finding(conn, fault) for fault in left.values()]
-    return findings
+def inspect(conn: Session, folders: Folders) -> Inspection:
+    """Return all that `tenant verify` judges of the tenant that *conn* is in; nothing is written."""
+    noted, done = history.look(conn)
+    name, named = conn.database, queries.load("checks/rights")
+    inside = Inside(
+        **conn.dicts(named["find_creators"], role=admin.engine_role(name))[0],
+        readers=conn.tuples(named["find_readers"]),
+        foreign=conn.tuples(named["find_foreign_objects"]),
+        missing=_missing(conn),
+        strangers=_strangers(conn, folders, done),
+    )
+    shared = outside(conn, [name])[name]
+    half = history.half_done(conn)
+    return Inspection(
+        subject=name, folders=folders, record=noted, applied=done, half=half,
+        server=conn.server, outside=shared, inside=inside,
+    )  # fmt: skip
 
 
-def _mend(conn: Session, fault: _Fault) -> str:
-    """Try to mend a fault, and return what is to be said if it is still there afterwards."""
-    if fault.mend is None:
-        return ""
-    try:
-        with conn.transaction(lock_timeout=LOCK_TIMEOUT):
-            fault.mend()
-    except PosduifError as error:
-        return f"; not repaired: {error.message}"
-    return "; to mend it changed nothing"
-
-
-def _finding(conn: Session, fault: _Fault) -> Finding:
-    return Finding(fault.check, "tenant", conn.database, fault.level, fault.message, fix=fault.fix)
-
-
-def _faults(conn: Session, current: record.Record, folders: Folders) -> list[_Fault]:
-    named, name = queries.load("checks/rights"), conn.database
-    facts = conn.row(_Facts, named["inspect_tenant"])
-    assert facts is not None
-    role = admin.engine_role(name)
-    mend = Run("tenant", "verify", name, "--repair")
-    faults = []
-
-    def fault(check: str, message: str, how: Callable[[], object] | None, fix: Hint = mend, **more: Any) -> None:
-        faults.append(_Fault(check, message, how, fix, **more))
-
-    def run(template: str, **parts: object) -> Callable[[], object]:
-        words = {"name": identifier(name), "role": identifier(role)} | {
-            key: literal(value) if isinstance(value, int) else identifier(str(value)) for key, value in parts.items()
-        }
-        return lambda: conn.execute(compose(template, **words))
-
-    if facts.public:
-        fault("rights", f"PUBLIC has rights on database {name}", run("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
-    for stranger in facts.strangers or ():
-        fault(
-            "rights",
-            f"role {stranger} has rights on database {name}",
-            None,
-            f"REVOKE ALL ON DATABASE {name} FROM {stranger};",
-            level=Level.WARNING,
-        )
-    if facts.database_limit != -1:
-        fault(
-            "limit",
-            f"database {name} has a connection limit of {facts.database_limit}",
-            run("ALTER DATABASE {name} CONNECTION LIMIT -1"),
-        )
-    if not facts.database_utc:
-        fault("time zone", f"database {name} is not pinned to UTC", run("ALTER DATABASE {name} SET timezone = 'UTC'"))
-    for setting in facts.steering or ():
-        fault(
-            "rights",
-            f"database {name} sets {setting} for every session in it",
-            run(f"ALTER DATABASE {{name}} RESET {setting}"),
-        )
-    if facts.may_create:
-        fault(
-            "rights",
-            f"{role} may create objects in schema public",
-            run("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {role}"),
-        )
-    if not facts.has_role:
-        fault(
-            "role",
-            f"role {role} is missing, and with it the engine's password",
-            lambda: _make_role(conn, current),
-            then=Run("tenant", "rotate-password", name, "--engine-config", "FILE"),
-        )
-    else:
-        _role_faults(conn, current, facts, fault, run)
-    if current.pool is None:
-        fault("record", f"the record does not say how many connections {role} was given",
-              lambda: _note_pool(conn), level=Level.WARNING)  # fmt: skip
-    for creator in facts.creators or ():
-        fault(
-            "rights",
-            f"role {creator} may create objects in schema public, which would pass for PostgreSQL's",
-            run("REVOKE CREATE ON SCHEMA public FROM {creator}", creator=creator),
-        )
-    ours = {f.name: f.ddl for f in inventory.snapshot() if f.kind == "function" and f.ddl}
-    for found in _strangers(conn, folders):
-        if found.name not in strangers.accepted(current.extra):
-            who = f"a member of {ADMIN_ROLE}" if found.owner == ADMIN_ROLE else "a superuser"
-            sql = next((inventory.flat(ours[run]) for run in found.runs if run in ours), found.fix)
-            by_hand = f"{who} types, in {name}: {sql};" if sql else f"look at {found.name} in {name}"
-            fault("code", f"{found.name} {found.why}, with the rights of whoever writes there", None, by_hand)
-    missing = _rights(conn)
-    if missing:
-        shown = listed(missing, SHOWN, "; ")
-        fault("grants", f"the grants differ from grants.sql: {shown}", lambda: grants.run(conn))
-    for reader in facts.readers or ():
-        group, _, column = reader.partition(" ")
-        table, _, attribute = column.partition(".")
-        revoke = f"REVOKE SELECT ({attribute}) ON {table} FROM {group};"  # noqa: S608
-        by_hand = f"a superuser types, in {name}: {revoke} and takes it out of other roles that may"
-        fault("grants", f"{group} may read texts: {column}", None, by_hand)
-    for kind, thing, owner in conn.tuples(named["find_foreign_objects"]):
-        message, fix = f"{kind} {thing} of {owner} is not posduif's; it was not touched", "move it elsewhere"
-        if kind == "relation" and thing in OURS:
-            message = f"table {thing} belongs to {owner}, not to {ADMIN_ROLE}"
-            fix = f"a superuser types, in {name}: ALTER TABLE {thing} OWNER TO {ADMIN_ROLE};"
-        fault("foreign", message, None, fix, level=Level.WARNING)
-    return faults
-
-
-def _role_faults(
-    conn: Session,
-    current: record.Record,
-    facts: _Facts,
-    fault: Callable[..., None],
-    run: Callable[..., Callable[[], object]],
-) -> None:
-    """Find what is wrong with the engine's role."""
-    name, role = conn.database, admin.engine_role(conn.database)
-    active = current.state is State.ACTIVE
-    if not facts.role_utc:
-        fault("time zone", f"{role} is not pinned to UTC",
-              run("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'"))  # fmt: skip
-    if active and not (facts.may_log_in and facts.may_connect):
-        fault("role", f"{name} is active, but {role} cannot connect", lambda: admin.let_in(conn, name))
-    if not active and (facts.may_log_in or facts.may_connect):
-        fault("role", f"{name} is {current.state}, but {role} can connect", lambda: admin.shut_out(conn, name))
-    for power in facts.powers or ():
-        fault("role", f"{role} has {power}", run(f"ALTER ROLE {{role}} NO{power}"),
-              f"a superuser types: ALTER ROLE {role} NO{power};")  # fmt: skip
-    if admin.ENGINE_GROUP not in facts.memberships or not facts.administered:
-        fault("role", f"{role} is not tied to posduif's groups", lambda: admin.join_groups(conn, name))
-    for group in facts.memberships:
-        if group != admin.ENGINE_GROUP:
-            fault("role", f"{role} is a member of {group}", run("REVOKE {group} FROM {role}", group=group.strip('"')),
-                  f"a superuser types: REVOKE {group} FROM {role};")  # fmt: skip
-    # By what was decided for this engine: another machine's configuration knows nothing of it.
-    pool = admin.decided_pool(conn, name, current)
-    limit, found = admin.engine_limit(pool), facts.role_limit
-    if found != limit:
-        # More than was decided is told only: an engine may live on it by now.
-        less = found is not None and -1 < found < limit
-        fault("limit", f"{role} may have {_limit(found)}; a pool of {pool} takes {limit}",
-              (lambda: admin.limit_connections(conn, name, pool)) if less else None,
-              *(() if less else (f"ALTER ROLE {role} CONNECTION LIMIT {limit};",)), level=Level.WARNING)  # fmt: skip
-    intent = record.parse_intent(facts.intent)
-    if intent is None or intent.tenant != name or intent.state is not current.state:
-        fault("record", f"the comment on {role} does not say that {name} is {current.state}",
-              lambda: record.put_intent(conn, role, record.Intent(name, current.state, admin.new_nonce())))  # fmt: skip
-
-
-def _note_pool(conn: Session) -> None:
-    """Write into the record what was decided for the engine, which is what its role has."""
-    current = record.read(conn)
-    pool = admin.decided_pool(conn, conn.database, current)
-    record.write(conn, replace(current, engine={**current.engine, "pool": pool}))
-
-
-def _limit(limit: int | None) -> str:
-    return "any number of connections" if limit == -1 else counted(limit or 0, "connection")
-
-
-def _make_role(conn: Session, current: record.Record) -> None:
-    name = conn.database
-    pool = admin.decided_pool(conn, name, current)
-    admin.create_engine_role(conn, record.Intent(name, current.state, admin.new_nonce()))
-    admin.equip_role(conn, name, pool)
-    if current.state is State.ACTIVE:
-        admin.let_in(conn, name)
-    else:
-        admin.shut_out(conn, name)
-
-
-def _rights(conn: Session) -> list[str]:
-    """Return how the rights differ from what grants.sql makes: what it would run, if it ran.
+def _missing(conn: Session) -> list[str]:
+    """Return the commands that grants.sql would run.
 
     Its block asks the catalogs what is to be done and does it; here it notes it in a setting of the transaction.
     """
@@ -272,15 +62,11 @@ def _rights(conn: Session) -> list[str]:
     # One snapshot: what a migration grants meanwhile is no difference.
     with conn.transaction(read_only=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
         conn.script(f"SET LOCAL ROLE posduif_admin; {block}")
-        commands = [command for (command,) in conn.tuples(queries.load("checks/rights")["list_missing_grants"])]
-    return [
-        f"what {command} takes away is too much" if command.startswith("REVOKE") else f"{command} is missing"
-        for command in sorted(commands)
-    ]
+        return sorted(command for (command,) in conn.tuples(queries.load("checks/rights")["list_missing_grants"]))
 
 
-def _strangers(conn: Session, folders: Folders) -> Sequence[Stranger]:
-    """Return what on the tenant's tables may run code that no migration made; only catalogs are read.
+def _strangers(conn: Session, folders: Folders, done: frozenset[str]) -> Sequence[Stranger]:
+    """Return what on the tenant's tables may run code that no migration made.
 
     What posduif_admin owns and a migration of further folders mentions is known. A tenant that this machine has not all
     files of, or that lacks some, is compared with nothing but its owners.
@@ -288,7 +74,7 @@ def _strangers(conn: Session, folders: Folders) -> Sequence[Stranger]:
     with conn.transaction(read_only=True):
         expected = inventory.snapshot()
         things = strangers.same(expected, inventory.inventory(conn))
-        whole = set(history.applied(conn)) == set(folders.paths)
+        whole = done == set(folders.paths)
         texts = "\n".join(path.read_text("utf-8", "replace") for files in folders.listing[1:] for path in files)
 
         def known(name: str, owner: str) -> bool:
@@ -296,3 +82,297 @@ def _strangers(conn: Session, folders: Folders) -> Sequence[Stranger]:
 
         tables = [*(thing.name for thing in expected if thing.kind == "table"), *strangers.BOOKKEEPING]
         return strangers.find(conn, tables, strangers.Trust(things, known))
+
+
+def sql(template: str) -> Repair:
+    """Return the repair by one statement: {name}, {role} and {thing} are identifiers in it, {word} is a keyword."""
+
+    def repair(conn: Session, facts: Inspection, thing: str) -> None:
+        names = {"name": facts.subject, "role": facts.role, "thing": thing}
+        parts = {key: identifier(value) for key, value in names.items()}
+        conn.execute(compose(template.replace("{word}", thing), **parts))
+
+    return repair
+
+
+def critical(message: str, fix: str | None = None, thing: str = "", *, repairable: bool = True) -> Verdict:
+    """Return a critical verdict."""
+    return Verdict(Level.CRITICAL, message, fix=fix, thing=thing, repairable=repairable)
+
+
+@check(
+    "database.public", "tenant", "PUBLIC has no rights on the database",
+    "With them every role of the server could connect to the tenant's database.",
+    "tenant verify", repair=sql("REVOKE ALL ON DATABASE {name} FROM PUBLIC"),
+)  # fmt: skip
+def public(facts: Inspection) -> Iterator[Verdict]:
+    """Judge what PUBLIC may."""
+    if facts.outside.public:
+        yield critical(f"PUBLIC has rights on database {facts.subject}")
+
+
+@check(
+    "database.rights", "tenant", "Only the engine and posduif's groups have rights on the database",
+    "posduif did not give these rights and does not take them away.",
+    "tenant verify",
+)  # fmt: skip
+def others(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each other role with rights on the database."""
+    for role in facts.outside.others or ():
+        revoke = f"REVOKE ALL ON DATABASE {facts.subject} FROM {role};"
+        yield Verdict(Level.WARNING, f"role {role} has rights on database {facts.subject}", fix=revoke, thing=role)
+
+
+@check(
+    "database.limit", "tenant", "The database has no connection limit",
+    "The engine's role has the limit. One of the database would shut out backups and administrators, too.",
+    "tenant verify", repair=sql("ALTER DATABASE {name} CONNECTION LIMIT -1"),
+)  # fmt: skip
+def database_limit(facts: Inspection) -> Iterator[Verdict]:
+    """Judge the database's connection limit."""
+    if facts.outside.database_limit != -1:
+        yield critical(f"database {facts.subject} has a connection limit of {facts.outside.database_limit}")
+
+
+@check(
+    "database.timezone", "tenant", "The database is pinned to UTC",
+    "The tables hold times without a zone, and the engine takes them for UTC.",
+    "tenant verify", repair=sql("ALTER DATABASE {name} SET timezone = 'UTC'"),
+)  # fmt: skip
+def database_timezone(facts: Inspection) -> Iterator[Verdict]:
+    """Judge the database's time zone."""
+    if not facts.outside.database_utc:
+        yield critical(f"database {facts.subject} is not pinned to UTC")
+
+
+@check(
+    "database.settings", "tenant", "The database does not steer sessions",
+    "Such a setting gives every session another role, or other tables and functions under known names.",
+    "tenant verify", repair=sql("ALTER DATABASE {name} RESET {word}"),
+)  # fmt: skip
+def steering(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each setting of the database that steers sessions."""
+    for setting in facts.outside.steering or ():
+        yield critical(f"database {facts.subject} sets {setting} for every session in it", thing=setting)
+
+
+@check(
+    "engine.creates", "tenant", "The engine's role creates no objects",
+    "An engine needs no objects of its own, and its functions could pass for PostgreSQL's.",
+    "tenant verify", repair=sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {role}"),
+)  # fmt: skip
+def creates(facts: Inspection) -> Iterator[Verdict]:
+    """Judge whether the engine's role may create objects."""
+    if facts.inside.may_create:
+        yield critical(f"{facts.role} may create objects in schema public")
+
+
+def _make_role(conn: Session, facts: Inspection, _: str) -> None:
+    name, state = facts.subject, facts.record.state
+    admin.create_engine_role(conn, record.Intent(name, state, admin.new_nonce()))
+    admin.equip_role(conn, name, facts.pool)
+    (admin.let_in if state is State.ACTIVE else admin.shut_out)(conn, name)
+
+
+@check(
+    "engine.missing", "tenant", "The engine's role exists",
+    "The engine logs in as this role. A new one has no password.",
+    "tenant verify", repair=_make_role,
+)  # fmt: skip
+def missing_role(facts: Inspection) -> Iterator[Verdict]:
+    """Judge whether the engine's role exists."""
+    if not facts.outside.has_role:
+        text = f"role {facts.role} is missing, and with it the engine's password"
+        then = Run("tenant", "rotate-password", facts.subject, "--engine-config", "FILE")
+        yield replace(critical(text), then=then)
+
+
+@check(
+    "engine.timezone", "tenant", "The engine's role is pinned to UTC",
+    "The tables hold times without a zone, and the engine takes them for UTC.",
+    "tenant verify", repair=sql("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'"),
+)  # fmt: skip
+def role_timezone(facts: Inspection) -> Iterator[Verdict]:
+    """Judge the role's time zone in this database."""
+    if facts.outside.has_role and not facts.outside.role_utc:
+        yield critical(f"{facts.role} is not pinned to UTC")
+
+
+@check(
+    "engine.login", "tenant", "The engine can connect exactly while the tenant is active",
+    "An active tenant's engine has to log in. A suspended tenant's engine must not.",
+    "tenant verify",
+    repair=lambda conn, facts, _: (admin.let_in if facts.active else admin.shut_out)(conn, facts.subject),
+)  # fmt: skip
+def login(facts: Inspection) -> Iterator[Verdict]:
+    """Judge whether the engine's role may log in and connect."""
+    found, name = facts.outside, facts.subject
+    if not found.has_role:
+        return
+    if facts.active and not (found.may_log_in and found.may_connect):
+        yield critical(f"{name} is active, but {facts.role} cannot connect")
+    if not facts.active and (found.may_log_in or found.may_connect):
+        yield critical(f"{name} is {facts.record.state}, but {facts.role} can connect")
+
+
+@check(
+    "engine.powers", "tenant", "The engine's role has no powers over the server",
+    "With such an attribute an engine reaches beyond its own tenant.",
+    "tenant verify", repair=sql("ALTER ROLE {role} NO{word}"),
+)  # fmt: skip
+def powers(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each attribute that the role should not have."""
+    for power in facts.outside.powers or ():
+        by_hand = f"a superuser types: ALTER ROLE {facts.role} NO{power};"
+        yield critical(f"{facts.role} has {power}", by_hand, power)
+
+
+@check(
+    "engine.groups", "tenant", "The engine's role is tied to posduif's groups",
+    "posduif_engine gives it the rights on the tables. posduif_admin has to be able to alter it and end its sessions.",
+    "tenant verify", repair=lambda conn, facts, _: admin.join_groups(conn, facts.subject),
+)  # fmt: skip
+def groups(facts: Inspection) -> Iterator[Verdict]:
+    """Judge the role's ties to posduif_engine and posduif_admin."""
+    found = facts.outside
+    if found.has_role and not (admin.ENGINE_GROUP in found.memberships and found.administered):
+        yield critical(f"{facts.role} is not tied to posduif's groups")
+
+
+@check(
+    "engine.member", "tenant", "The engine's role is in no other group",
+    "A further group gives the engine rights that posduif did not.",
+    "tenant verify", repair=sql("REVOKE {thing} FROM {role}"),
+)  # fmt: skip
+def memberships(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each other role that the engine's role is a member of."""
+    for group in facts.outside.memberships:
+        if group != admin.ENGINE_GROUP:
+            by_hand = f"a superuser types: REVOKE {quoted(group)} FROM {facts.role};"
+            yield critical(f"{facts.role} is a member of {group}", by_hand, group)
+
+
+@check(
+    "engine.limit", "tenant", "The engine's role may have the connections of its pool",
+    "The limit keeps one engine from taking all connections. The record says which pool was decided for this engine.",
+    "tenant verify", repair=lambda conn, facts, _: admin.limit_connections(conn, facts.subject, facts.pool),
+)  # fmt: skip
+def limit(facts: Inspection) -> Iterator[Verdict]:
+    """Judge the role's connection limit; more than was decided is told only, for an engine may live on it by now."""
+    found, wanted = facts.outside.role_limit, admin.engine_limit(facts.pool)
+    if facts.outside.has_role and found is not None and found != wanted:
+        spelled = "any number of connections" if found == -1 else counted(found, "connection")
+        text, less = f"{facts.role} may have {spelled}; a pool of {facts.pool} takes {wanted}", -1 < found < wanted
+        by_hand = None if less else f"ALTER ROLE {facts.role} CONNECTION LIMIT {wanted};"
+        yield Verdict(Level.WARNING, text, fix=by_hand, repairable=less)
+
+
+@check(
+    "engine.intent", "tenant", "The comment on the engine's role names the tenant and its state",
+    "The comment outlives the database: it tells what an interrupted command was about.",
+    "tenant verify",
+    repair=lambda conn, facts, _: record.put_intent(
+        conn, facts.role, record.Intent(facts.subject, facts.record.state, admin.new_nonce())
+    ),
+)  # fmt: skip
+def intent(facts: Inspection) -> Iterator[Verdict]:
+    """Compare the comment on the role with the record."""
+    found = record.parse_intent(facts.outside.intent)
+    right = found is not None and (found.tenant, found.state) == (facts.subject, facts.record.state)
+    if facts.outside.has_role and not right:
+        yield critical(f"the comment on {facts.role} does not say that {facts.subject} is {facts.record.state}")
+
+
+def _note_pool(conn: Session, facts: Inspection, _: str) -> None:
+    current = record.read(conn)
+    record.write(conn, replace(current, engine={**current.engine, "pool": facts.pool}))
+
+
+@check(
+    "record.pool", "tenant", "The record says which pool the engine was given",
+    "Otherwise the limit of the engine's role is taken for what was decided.",
+    "tenant verify", repair=_note_pool,
+)  # fmt: skip
+def noted_pool(facts: Inspection) -> Iterator[Verdict]:
+    """Judge whether the record has the pool."""
+    if facts.record.pool is None:
+        text = f"the record does not say how many connections {facts.role} was given"
+        yield Verdict(Level.WARNING, text)
+
+
+@check(
+    "objects.creators", "tenant", "Only posduif creates objects in the schema public",
+    "A function in it could pass for one of PostgreSQL's in an administrator's session.",
+    "tenant verify", repair=sql("REVOKE CREATE ON SCHEMA public FROM {thing}"),
+)  # fmt: skip
+def creators(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each other role that may create objects there."""
+    for role in facts.inside.creators:
+        text = f"role {role} may create objects in schema public, which would pass for PostgreSQL's"
+        yield critical(text, thing=role)
+
+
+@check(
+    "code.foreign", "tenant", "Tables run no code that a migration did not make",
+    "A trigger, constraint, default or index runs with the rights of the role that writes, administrators included.",
+    "tenant verify",
+)  # fmt: skip
+def code(facts: Inspection) -> Iterator[Verdict]:
+    """Tell what may run foreign code and was not accepted at the adoption."""
+    accepted = strangers.accepted(facts.record.extra)
+    for found in facts.inside.strangers:
+        if found.name not in accepted:
+            who = f"a member of {ADMIN_ROLE}" if found.owner == ADMIN_ROLE else "a superuser"
+            ddl = next((inventory.flat(_functions()[run]) for run in found.runs if run in _functions()), found.fix)
+            fix = f"{who} types, in {facts.subject}: {ddl};" if ddl else f"look at {found.name} in {facts.subject}"
+            text = f"{found.name} {found.why}, with the rights of whoever writes there"
+            yield critical(text, fix, found.name)
+
+
+@cache
+def _functions() -> dict[str, str]:
+    """Return the statements that make the bundled functions, by name."""
+    return {thing.name: thing.ddl for thing in inventory.snapshot() if thing.kind == "function" and thing.ddl}
+
+
+@check(
+    "grants.differ", "tenant", "Rights inside the tenant are those of grants.sql",
+    "grants.sql says what engines, people and nightly jobs may do with which table and column.",
+    "tenant verify", repair=lambda conn, facts, _: grants.run(conn),
+)  # fmt: skip
+def granted(facts: Inspection) -> Iterator[Verdict]:
+    """Tell what grants.sql would give or take away."""
+    if facts.inside.missing:
+        words = [
+            f"what {command} takes away is too much" if command.startswith("REVOKE") else f"{command} is missing"
+            for command in facts.inside.missing
+        ]
+        yield critical(f"the grants differ from grants.sql: {listed(words, SHOWN, '; ')}")
+
+
+@check(
+    "texts.readable", "tenant", "People's groups cannot read what customers write",
+    "Support, monitoring and nightly jobs work without the texts of messages.",
+    "tenant verify",
+)  # fmt: skip
+def readers(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each group that may read texts."""
+    for group, table, column in facts.inside.readers:
+        revoke = f"REVOKE SELECT ({column}) ON {table} FROM {group};"  # noqa: S608 -- shown, not run
+        by_hand = f"a superuser types, in {facts.subject}: {revoke} and takes it out of other roles that may"
+        yield critical(f"{group} may read texts: {table}.{column}", by_hand, f"{group} {table}.{column}")
+
+
+@check(
+    "objects.foreign", "tenant", "All objects in the database are posduif's",
+    "posduif touches no objects of other roles, and a migration may conflict with them.",
+    "tenant verify",
+)  # fmt: skip
+def foreign(facts: Inspection) -> Iterator[Verdict]:
+    """Tell each object of another owner."""
+    for kind, thing, owner in facts.inside.foreign:
+        text, fix = f"{kind} {thing} of {owner} is not posduif's; it was not touched", "move it elsewhere"
+        if kind == "relation" and thing in OURS:
+            text = f"table {thing} belongs to {owner}, not to {ADMIN_ROLE}"
+            fix = f"a superuser types, in {facts.subject}: ALTER TABLE {thing} OWNER TO {ADMIN_ROLE};"
+        yield Verdict(Level.WARNING, text, fix=fix, thing=f"{kind} {thing}")

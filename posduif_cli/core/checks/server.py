@@ -1,199 +1,334 @@
-"""What a server is, and whether its roles and settings suit its tenants."""
+"""The checks of a server: whether it answers, has room, is set up for its tenants; and asking it how it is set up."""
 
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from dataclasses import replace
 
+from posduif_cli.core.checks.check import Threshold, Verdict, check
+from posduif_cli.core.checks.facts import ServerFacts, Setup
+from posduif_cli.core.fleet import proof
 from posduif_cli.core.fleet.fleet import Fleet, Session, naming
 from posduif_cli.db import admin, queries, quoting
 from posduif_cli.db.session import ADMIN_ROLE
-from posduif_cli.errors import Hint, PosduifError, QueryFailed, Run
-from posduif_cli.models.checks import Finding, Level
-from posduif_cli.models.servers import Server, ServerInfo
+from posduif_cli.errors import Busy, NotEnough, Run
+from posduif_cli.models.checks import Level
 
+MIB = 1024**2
+SUPPORTED = range(15, 19)  # major versions of PostgreSQL
 SPARE_CONNECTIONS = 10  # for people, backups and monitoring
 BACKUP_WAL_SENDERS = 2  # what pg_basebackup takes
 LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
+FULL = Threshold(0.75, 0.9, "ratio")
+RETAINED = Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes")
+LAG = Threshold(64 * MIB, 512 * MIB, "bytes")
 
 
-@dataclass(frozen=True)
-class _Room:
-    """The settings that bear on how many engines there is room for."""
-
-    max_connections: int
-    reserved: int
-    wal_senders: int
-    ssl: bool
-    listen_addresses: str
-    tenants: int
-    is_open: bool
-    is_superuser: bool
-    owns: bool
-
-    @property
-    def may_close(self) -> bool:
-        """Whether the login may close the maintenance database to PUBLIC."""
-        return self.is_superuser or self.owns
-
-
-def measure(session: Session) -> _Room:
-    """Return the settings of a server that decide how many engines there is room for."""
-    named, count = queries.load("checks/server"), queries.load("fleet/fleet")["count_tenants"]
-    limits = session.dicts(queries.load("fleet/fleet")["measure_connections"])[0]
-    return _Room(
+def describe(session: Session) -> Setup:
+    """Return how a server is set up, without its tenants' sizes and without what administrators alone are asked."""
+    fleet = queries.load("fleet/fleet")
+    limits = session.dicts(fleet["measure_connections"])[0]
+    return Setup(
+        server=session.server,
+        database=session.database,
+        member=session.member,
+        heir=session.heir,
+        connections=limits["used"],
         max_connections=limits["max_connections"],
         reserved=limits["reserved"],
-        tenants=session.value(count, sizes=False),
-        **session.dicts(named["find_room"])[0],
+        tenants=session.value(fleet["count_tenants"], sizes=False),
+        **session.dicts(queries.load("checks/server")["describe_server"])[0],
     )
 
 
-def judge(session: Session, engines: int | None = None) -> Iterator[Finding]:
-    """Check a server's roles and settings for a number of engines, by default one a tenant."""
-    room, server = measure(session), session.server
-    number = max(room.tenants, 1) if engines is None else engines
-    missing = admin.missing_roles(session)
-    yield _finding(
-        server,
-        "roles",
-        Level.CRITICAL if missing else Level.OK,
-        f"missing: {', '.join(missing)}" if missing else f"{', '.join(admin.ROLE_COMMENTS)} are there",
-        fix=Run("server", "init", *naming(server)) if missing else None,
-    )
-    yield from _people(session)
-    pool = admin.engine_limit(admin.configured_pool(server))
-    wanted = number * pool + server.max_connections + room.reserved + SPARE_CONNECTIONS
-    short = room.max_connections < wanted
-    yield _finding(
-        server,
-        "max_connections",
-        Level.WARNING if short else Level.OK,
-        f"{number} engine{'s' if number > 1 else ''} of up to {pool} connections, posduif and "
-        f"{room.reserved + SPARE_CONNECTIONS} in reserve want {wanted}; the server allows {room.max_connections}",
-        value=room.max_connections,
-        fix=f"ALTER SYSTEM SET max_connections = {wanted}; -- and restart the server" if short else None,
-    )
-    few = room.wal_senders < BACKUP_WAL_SENDERS
-    yield _finding(
-        server,
-        "max_wal_senders",
-        Level.WARNING if few else Level.OK,
-        f"engines take none, for WAL mode stays off; a base backup takes {BACKUP_WAL_SENDERS}, each standby one; "
-        f"the server allows {room.wal_senders}",
-        value=room.wal_senders,
-        fix=f"ALTER SYSTEM SET max_wal_senders = {BACKUP_WAL_SENDERS * 5}; -- and restart the server" if few else None,
-    )
-    local = all(address.strip() in LOOPBACK for address in room.listen_addresses.split(","))
-    exposed = not room.ssl and not local
-    yield _finding(
-        server,
-        "ssl",
-        Level.WARNING if exposed else Level.OK,
-        "TLS is offered"
-        if room.ssl
-        else "no TLS is offered, and the server listens on this machine alone"
-        if local
-        else f"no TLS is offered, and the server listens on {room.listen_addresses}: all crosses the network in clear",
-        value="on" if room.ssl else "off",
-        fix="ALTER SYSTEM SET ssl = on; -- with ssl_cert_file and ssl_key_file, then SELECT pg_reload_conf()"
-        if exposed
-        else None,
-    )
-    yield _finding(
-        server,
-        "open_database",
-        Level.INFO if room.is_open else Level.OK,
-        f"every role may connect to database {session.database} and read the records there: names, versions, urls"
-        if room.is_open
-        else f"database {session.database} is closed to PUBLIC",
-        fix=None
-        if not room.is_open
-        else Run("server", "init", "--close", *naming(server))
-        if room.may_close
-        else f"a superuser types: {'; '.join(admin.closing_statements())};",
+def examine(session: Session, engines: int | None = None) -> Setup:
+    """Return how a server is set up, with what administrators are asked; for a number of engines, or one per tenant.
+
+    Raises NotOurs for a role of posduif's name that is not posduif's.
+    """
+    named = queries.load("checks/server")
+    return replace(
+        describe(session),
+        missing=admin.missing_roles(session),
+        members=session.tuples(named["list_members"], roles=list(admin.ROLE_COMMENTS)),
+        unadministered=[role for (role,) in session.tuples(named["find_unadministered"])],
+        unmonitored=session.tuples(named["find_unmonitored"])[0][0],
+        engines=engines,
     )
 
 
-def _people(session: Session) -> Iterator[Finding]:
-    """Check who may act for posduif, and what posduif may not do."""
-    server, named = session.server, queries.load("checks/server")
-    if session.superuser:
-        yield _finding(
-            server,
-            "superuser",
-            Level.WARNING,
-            f"{session.login} is a superuser: code in a tenant's database could make its author one",
-            fix=Run("server", "init", "--login", "NAME", *naming(server)),
+def prove(fleet: Fleet, session: Session) -> Setup:
+    """Return how a server is set up and whether it does what posduif relies on, as far as nothing has to be written."""
+    error = None
+    try:
+        proof.require_locks(fleet, session)
+    except NotEnough as lack:
+        error = lack
+    return replace(examine(session) if session.member else describe(session), unproved=error)
+
+
+@check(
+    "server.reach", "server", "The server answers",
+    "A server that cannot be reached serves no tenant. A question may go unanswered for lack of a right, or "
+    "because it takes too long.",
+    "health", "doctor",
+)  # fmt: skip
+def reach(facts: ServerFacts | Setup) -> Iterator[Verdict]:
+    """Judge a server that could not be asked, and questions without an answer."""
+    if facts.error is not None:
+        # Another command may hold what was waited for, and then nothing is known.
+        level = Level.UNKNOWN if isinstance(facts.error, Busy) else Level.CRITICAL
+        fix = next(iter(facts.error.hints), Run("server", "list"))
+        yield Verdict(level, facts.error.sentence, fix=fix, affected=facts.affected)
+    yield from facts.unanswered
+
+
+@check(
+    "connections.full", "server", "Connections are left",
+    "All roles but superusers share the server's connections. Once none is left, engines and commands are refused.",
+    "health", threshold=FULL,
+)  # fmt: skip
+def connections(facts: ServerFacts) -> Iterator[Verdict]:
+    """Judge the connections in use against what ordinary roles may use."""
+    used, limit = facts.figures.connections, facts.figures.max_connections
+    if used is not None and limit is not None:
+        share = used / max(limit, 1)
+        fix = "lower the engines' max_connections, or raise the server's"
+        yield Verdict(FULL.level(share), f"{used} of {limit} connections are in use", round(share, 3), fix=fix)
+
+
+@check(
+    "slots.retained", "server", "Replication slots keep little WAL",
+    "A slot keeps the WAL that its reader has not confirmed, until the disk is full. An engine's slot is active "
+    "only while the engine reads, so inactivity alone says nothing.",
+    "health", threshold=RETAINED,
+)  # fmt: skip
+def slots(facts: ServerFacts) -> Iterator[Verdict]:
+    """Judge how much WAL each replication slot keeps from being recycled."""
+    for slot in facts.slots:
+        kept = slot["retained_bytes"] or 0
+        yield Verdict(
+            RETAINED.level(kept),
+            f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL",
+            kept,
+            subject=f"{facts.subject}/{slot['slot']}",
+            fix=f"SELECT pg_drop_replication_slot('{slot['slot']}');",
         )
-    for role, holders, members in session.tuples(named["list_members"], roles=list(admin.ROLE_COMMENTS)):
-        if members or holders:
+
+
+@check(
+    "replication.lag", "server", "Replicas keep up",
+    "A replica that is far behind loses that much if it has to take over.",
+    "health", threshold=LAG,
+)  # fmt: skip
+def replication(facts: ServerFacts) -> Iterator[Verdict]:
+    """Judge how far the slowest replica is behind."""
+    lag = facts.figures.replication_lag_bytes
+    if lag is not None:
+        text = f"the slowest replica is {lag / MIB:.1f} MiB behind"
+        yield Verdict(LAG.level(lag), text, lag, fix="look at the replica's network and disks")
+
+
+@check(
+    "server.version", "server", "The PostgreSQL version is supported",
+    "posduif is tested with PostgreSQL 15 to 18.",
+    "doctor",
+)  # fmt: skip
+def version(facts: Setup) -> Iterator[Verdict]:
+    """Judge the version by its number; its text need not be one, as "19beta1"."""
+    if facts.version_number is not None:
+        if facts.version_number // 10000 in SUPPORTED:
+            yield Verdict(Level.OK, f"PostgreSQL {facts.version}, as {facts.role}")
+        else:
+            yield Verdict(Level.WARNING, f"PostgreSQL {facts.version} was not tried", fix="use PostgreSQL 15 to 18")
+
+
+@check(
+    "server.superuser", "server", "The login is no superuser",
+    "Code in a tenant's database can go back to the login of the session that runs it, and make its author one.",
+    "server list", "server init", "doctor",
+)  # fmt: skip
+def superuser(facts: Setup) -> Iterator[Verdict]:
+    """Warn of a superuser's login."""
+    if facts.is_superuser:
+        text = f"{facts.role} is a superuser, and code in a tenant's database could make its author one"
+        yield Verdict(Level.WARNING, text, fix=Run("server", "init", "--login", "NAME", *naming(facts.server)))
+
+
+@check(
+    "server.public", "server", "Not every role may connect to the maintenance database",
+    "Every role that may connect can read the records of the tenants: names, versions, urls.",
+    "server list", "doctor",
+)  # fmt: skip
+def public(facts: Setup) -> Iterator[Verdict]:
+    """Tell that PUBLIC may connect, and the command that ends it to the login that may run it."""
+    if facts.is_open:
+        text, close = f"PUBLIC may connect to {facts.database}", Run("server", "init", "--close", *naming(facts.server))
+        may = facts.may_close
+        yield Verdict(Level.INFO, text if may else f"{text}; its owner can end that", fix=close if may else None)
+
+
+@check(
+    "server.standby", "server", "The server takes changes",
+    "A standby repeats what its primary does and takes no changes of its own.",
+    "server list", "doctor",
+)  # fmt: skip
+def standby(facts: Setup) -> Iterator[Verdict]:
+    """Tell that the server is a standby."""
+    if facts.is_standby:
+        yield Verdict(Level.INFO, "it is a standby and takes no changes")
+
+
+@check(
+    "server.access", "server", "The login may change tenants",
+    "A login changes tenants as a member of posduif_admin, and enters them if it inherits the rights of that role.",
+    "server list", "doctor",
+)  # fmt: skip
+def access(facts: Setup) -> Iterator[Verdict]:
+    """Tell what keeps the login from changing tenants, on a server that takes changes."""
+    if facts.version is None or facts.is_standby:
+        return
+    if facts.record_owner is None:
+        yield Verdict(Level.INFO, "it has no posduif roles yet", fix=Run("server", "init", *naming(facts.server)))
+    elif not facts.member:
+        yield Verdict(Level.INFO, f"{facts.role} is no member of {facts.record_owner} and cannot change tenants")
+    elif facts.heir is False:
+        text = f"{facts.role} does not inherit the rights of {facts.record_owner} and cannot enter tenants"
+        yield Verdict(Level.INFO, text)
+
+
+@check(
+    "server.proof", "server", "The server behaves as PostgreSQL does",
+    "posduif relies on what PostgreSQL does with locks and transactions. What speaks its protocol may do otherwise.",
+    "doctor",
+)  # fmt: skip
+def proved(facts: Setup) -> Iterator[Verdict]:
+    """Judge the proof that was tried."""
+    if (error := facts.unproved) is not None:
+        yield Verdict(Level.CRITICAL, error.sentence, fix=next(iter(error.hints), None))
+
+
+@check(
+    "server.roles", "server", "posduif's roles exist",
+    "posduif_admin owns all tenants; the groups have the rights of engines, of people and of nightly jobs.",
+    "server init", "doctor",
+)  # fmt: skip
+def roles(facts: Setup) -> Iterator[Verdict]:
+    """Judge which roles are missing."""
+    if facts.missing:
+        fix = Run("server", "init", *naming(facts.server))
+        yield Verdict(Level.CRITICAL, f"missing: {', '.join(facts.missing)}", fix=fix)
+    elif facts.missing is not None:
+        yield Verdict(Level.OK, f"{', '.join(admin.ROLE_COMMENTS)} are there")
+
+
+@check(
+    "server.members", "server", "Who has the rights of posduif's roles",
+    "A member has the rights of the role. A role with ADMIN OPTION may make others members.",
+    "server init", "doctor",
+)  # fmt: skip
+def members(facts: Setup) -> Iterator[Verdict]:
+    """Tell the members of each role, and which other roles may add some."""
+    for role, holders, names in facts.members:
+        if names or holders:
             odd = holders and role in (ADMIN_ROLE, admin.ENGINE_GROUP)
-            text = f"members of {role}: {members or 'none'}" + (f"; may add members: {holders}" if holders else "")
-            yield _finding(server, "members", Level.INFO if odd else Level.OK, text, value=role)
-    for (role,) in session.tuples(named["find_unadministered"]):
-        yield _finding(
-            server,
-            "engine_roles",
-            Level.WARNING,
-            f"{ADMIN_ROLE} may not alter {role}: the server was upgraded from PostgreSQL 15",
-            fix=f"a superuser types: GRANT {quoting.quoted(role)} TO {ADMIN_ROLE} WITH ADMIN OPTION;",
+            text = f"members of {role}: {names or 'none'}" + (f"; may add members: {holders}" if holders else "")
+            yield Verdict(Level.INFO if odd else Level.OK, text, role)
+
+
+@check(
+    "server.engines", "server", "posduif may alter the engines' roles",
+    "Since PostgreSQL 16 a role is altered by those with ADMIN OPTION on it. A server upgraded from 15 lacks that.",
+    "server init", "doctor",
+)  # fmt: skip
+def engine_roles(facts: Setup) -> Iterator[Verdict]:
+    """Warn of each engine's role that posduif_admin may not alter."""
+    for role in facts.unadministered:
+        text = f"{ADMIN_ROLE} may not alter {role}: the server was upgraded from PostgreSQL 15"
+        grant = f"GRANT {quoting.quoted(role)} TO {ADMIN_ROLE} WITH ADMIN OPTION;"
+        yield Verdict(Level.WARNING, text, fix=f"a superuser types: {grant}")
+
+
+@check(
+    "server.monitoring", "server", "posduif sees other roles' sessions",
+    "Without pg_monitor PostgreSQL hides what other roles' sessions do, and a blocker cannot be named.",
+    "server init", "doctor",
+)  # fmt: skip
+def monitoring(facts: Setup) -> Iterator[Verdict]:
+    """Tell which roles lack pg_monitor."""
+    if facts.unmonitored:
+        text = f"{' and '.join(facts.unmonitored)} cannot see what other people's sessions do"
+        fix = f"a superuser types: GRANT pg_monitor TO {', '.join(facts.unmonitored)};"
+        yield Verdict(Level.INFO, text, fix=fix)
+
+
+@check(
+    "server.connections", "server", "There are connections for all engines",
+    "Each engine may open its pool and a few connections beside it; posduif and people need some, too.",
+    "server init", "doctor",
+)  # fmt: skip
+def room(facts: Setup) -> Iterator[Verdict]:
+    """Judge max_connections by the number of engines."""
+    if facts.missing is None:
+        return
+    number = max(facts.tenants, 1) if facts.engines is None else facts.engines
+    pool = admin.engine_limit(admin.configured_pool(facts.server))
+    spare = facts.reserved + SPARE_CONNECTIONS
+    wanted = number * pool + facts.server.max_connections + spare
+    yield Verdict(
+        Level.WARNING if facts.max_connections < wanted else Level.OK,
+        f"{number} engine{'s' if number > 1 else ''} of up to {pool} connections, posduif and "
+        f"{spare} in reserve want {wanted}; the server allows {facts.max_connections}",
+        facts.max_connections,
+        fix=f"ALTER SYSTEM SET max_connections = {wanted}; -- and restart the server",
+    )
+
+
+@check(
+    "server.wal_senders", "server", "There are WAL senders for backups",
+    "pg_basebackup takes two WAL senders and each standby one. Engines take none, for their WAL mode stays off.",
+    "server init", "doctor",
+)  # fmt: skip
+def wal_senders(facts: Setup) -> Iterator[Verdict]:
+    """Judge max_wal_senders."""
+    if facts.missing is not None:
+        yield Verdict(
+            Level.WARNING if facts.wal_senders < BACKUP_WAL_SENDERS else Level.OK,
+            f"engines take none, for WAL mode stays off; a base backup takes {BACKUP_WAL_SENDERS}, each standby one; "
+            f"the server allows {facts.wal_senders}",
+            facts.wal_senders,
+            fix=f"ALTER SYSTEM SET max_wal_senders = {BACKUP_WAL_SENDERS * 5}; -- and restart the server",
         )
-    roles, _ = session.tuples(named["find_unmonitored"])[0]
-    if roles:
-        text = f"{' and '.join(roles)} cannot see what other people's sessions do"
-        fix = f"a superuser types: GRANT pg_monitor TO {', '.join(roles)};"
-        yield _finding(server, "monitoring", Level.INFO, text, fix=fix)
 
 
-def _finding(
-    server: Server, check: str, level: Level, message: str, *, value: int | str | None = None, fix: Hint | None = None
-) -> Finding:
-    return Finding(check, "server", server.name, level, message, value=value, fix=fix)
+@check(
+    "server.tls", "server", "Connections are encrypted",
+    "Without TLS messages, tokens and passwords' proofs cross the network in clear.",
+    "server init", "doctor",
+)  # fmt: skip
+def tls(facts: Setup) -> Iterator[Verdict]:
+    """Judge whether TLS is offered where the server listens on a network."""
+    if facts.missing is None:
+        return
+    level, text = Level.OK, "TLS is offered"
+    if not facts.ssl:
+        text = "no TLS is offered, and the server listens on this machine alone"
+        if not all(address.strip() in LOOPBACK for address in facts.listen_addresses.split(",")):
+            level, where = Level.WARNING, facts.listen_addresses
+            text = f"no TLS is offered, and the server listens on {where}: all crosses the network in clear"
+    fix = "ALTER SYSTEM SET ssl = on; -- with ssl_cert_file and ssl_key_file, then SELECT pg_reload_conf()"
+    yield Verdict(level, text, "on" if facts.ssl else "off", fix=fix)
 
 
-SIZES_PATIENCE = timedelta(seconds=5)
-
-
-def list_all(fleet: Fleet) -> list[ServerInfo]:
-    """Ask every server how it is; one that cannot be asked is in the list with its error."""
-
-    def describe(session: Session) -> dict[str, Any]:
-        named, count = queries.load("checks/server"), queries.load("fleet/fleet")["count_tenants"]
-        row = session.dicts(named["describe_server"])[0]
-        row["warnings"] = tuple(_warnings(session, row))
-        found = session.dicts(queries.load("fleet/fleet")["measure_connections"])[0]
-        row |= {"connections": found["used"], "max_connections": found["max_connections"]}
-        row |= session.dicts(count, sizes=False)[0]
-        with suppress(QueryFailed), session.transaction(statement_timeout=SIZES_PATIENCE):
-            row |= session.dicts(count, sizes=True)[0]
-        return {key: row[key] for key in row if not key.startswith("is_")}
-
-    answers = fleet.ask(describe)
-    return [_info(server, answers[server.name]) for server in fleet.servers]
-
-
-def _info(server: Server, answer: dict[str, Any] | PosduifError) -> ServerInfo:
-    if isinstance(answer, PosduifError):
-        return ServerInfo(server.name, False, server.origin, error=answer.sentence)
-    return ServerInfo(server=server.name, reachable=True, source=server.origin, **answer)
-
-
-def _warnings(session: Session, row: dict[str, Any]) -> Iterator[Hint]:
-    option = naming(session.server)
-    if row["is_superuser"]:
-        text = f"{row['role']} is a superuser, and code in a tenant's database could make its author one"
-        yield Run("server", "init", "--login", "NAME", *option, lead=text)
-    if row["is_open"]:
-        text = f"PUBLIC may connect to {session.database}"
-        may_close = row["is_superuser"] or row["is_owner"]
-        yield Run("server", "init", "--close", *option, lead=text) if may_close else f"{text}; its owner can end that"
-    if row["is_standby"]:
-        yield "it is a standby and takes no changes"
-    elif row["record_owner"] is None:
-        yield Run("server", "init", *option, lead="it has no posduif roles yet")
-    elif not session.member:
-        yield f"{row['role']} is no member of {row['record_owner']} and cannot change tenants"
-    elif session.heir is False:
-        yield f"{row['role']} does not inherit the rights of {row['record_owner']} and cannot enter tenants"
+@check(
+    "server.open", "server", "The maintenance database is closed to PUBLIC",
+    "Every role that may connect to it can read the records of the tenants: names, versions, urls.",
+    "server init",
+)  # fmt: skip
+def open_database(facts: Setup) -> Iterator[Verdict]:
+    """Judge whether every role may connect, with the command or the SQL that ends it."""
+    if not facts.is_open:
+        yield Verdict(Level.OK, f"database {facts.database} is closed to PUBLIC")
+        return
+    close = Run("server", "init", "--close", *naming(facts.server))
+    by_hand = f"a superuser types: {'; '.join(admin.closing_statements())};"
+    text = f"every role may connect to database {facts.database} and read the records there: names, versions, urls"
+    yield Verdict(Level.INFO, text, fix=close if facts.may_close else by_hand)

@@ -59,8 +59,7 @@ def complete(
         names.username(username)
     named = queries.load("desk/enrollments")
     with conn.transaction():
-        found = conn.row(_LockedToken, named["lock_token"], token=secret)
-        spendable = _judge(conn, found, secret)
+        spendable = _spendable(conn, conn.row(_LockedToken, named["lock_token"], token=secret), secret)
         conn.execute(named["lock_device"], **{"class": DESK_CLASS, "device": device})
         owner = next(iter(conn.tuples(named["find_device_owner"], device=device)), None)
         given = {"device": device, "token": spendable.id}
@@ -105,7 +104,7 @@ def _add(conn: Session, username: str, given: Mapping[str, Any]) -> list[tuple[A
 
 
 def _owner(conn: Session, device: str, owner: tuple[Any, ...] | None, username: str | None) -> User:
-    """Return the user who enrolls its device again."""
+    """Return the user who enrolls its device again; raises DeviceNotFound, Conflict."""
     if owner is None:
         raise DeviceNotFound(
             f'device "{device}" is not enrolled in tenant {conn.database}',
@@ -128,7 +127,8 @@ def _require_mobile(user: User) -> None:
         raise Conflict(f'user "{user.username}" is a {user.user_type} user', why="only mobile users enroll a phone")
 
 
-def _judge(conn: Session, token: _LockedToken | None, secret: UUID) -> _LockedToken:
+def _spendable(conn: Session, token: _LockedToken | None, secret: UUID) -> _LockedToken:
+    """Return a token that may be spent; raises TokenNotFound, TokenUsed, TokenRevoked or TokenExpired."""
     another = Run("token", "create", conn.database)
     if token is None and conn.value(queries.load("desk/enrollments")["is_id"], id=secret):
         raise TokenNotFound(
@@ -149,15 +149,7 @@ def _judge(conn: Session, token: _LockedToken | None, secret: UUID) -> _LockedTo
             hint=another,
         )
     if token.revoked_at is not None:
-        raise TokenRevoked(
-            "this enrollment token was revoked",
-            why=f"at {moment(token.revoked_at)}",
-            hint=another,
-        )
+        raise TokenRevoked("this enrollment token was revoked", why=f"at {moment(token.revoked_at)}", hint=another)
     if not token.alive:
-        raise TokenExpired(
-            "this enrollment token has expired",
-            why=f"at {moment(token.expires_at)}",
-            hint=another,
-        )
+        raise TokenExpired("this enrollment token has expired", why=f"at {moment(token.expires_at)}", hint=another)
     return token

@@ -69,20 +69,8 @@ def create(
         seconds=ttl.total_seconds(),
     )[0]
     secret = made.pop("token")
-    return IssuedToken(
-        details=Token(
-            **made,
-            status="active",
-            created_by=creator.username,
-            created_by_id=creator.id,
-            used_at=None,
-            revoked_at=None,
-            device_id=None,
-            username=None,
-        ),
-        token=secret,
-        enrollment_url=f"{tenant.url}/api/enrollment/{secret}",
-    )
+    details = Token(**made, created_by=creator.username)
+    return IssuedToken(details, secret, enrollment_url=f"{tenant.url}/api/enrollment/{secret}")
 
 
 def _creator(conn: Session, by: str | None, desk: str | None) -> User:

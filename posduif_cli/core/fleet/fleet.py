@@ -1,13 +1,16 @@
 """The fleet: all tenants on all configured servers; find one, open one, ask many."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from math import inf
 from typing import Any, TypeVar
 
 from posduif_cli.core import names
-from posduif_cli.core.fleet.crew import Crew
+from posduif_cli.core.fleet.crew import Crew, Share
 from posduif_cli.core.folders import Folders, bundled_in
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.connect import MAINTENANCE
@@ -29,6 +32,8 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
+Survey = tuple[Mapping[str, Tenant], AccessDenied | None]  # a server's tenants by name, why none may be entered
+SURVEYED = 2.0  # seconds for which an answer about a server's tenants explains why they cannot be entered
 SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
 EMPTIEST = "emptiest"  # as default_server: the server with the fewest tenants
 
@@ -109,6 +114,8 @@ class Fleet:
     ended: list[str] = field(default_factory=list, init=False, repr=False)
     _footings: dict[str, Footing | None] = field(default_factory=dict, init=False, repr=False)
     _bundled: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False, repr=False)
+    _surveys: "dict[str, tuple[float, Survey]]" = field(default_factory=dict, init=False, repr=False)
+    _surveying: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
     def everyone(self) -> tuple[Server, ...]:
@@ -131,12 +138,9 @@ class Fleet:
         """
         crew = Crew()
 
-        def one(server: Server) -> T | PosduifError:
-            try:
-                with self.maintenance(server, limit=limit) as session, crew.watch(session):
-                    return question(session)
-            except PosduifError as error:
-                return error
+        def one(server: Server) -> T:
+            with self.maintenance(server, limit=limit) as session, crew.watch(session):
+                return question(session)
 
         answers = crew.map(self.servers, one, jobs=16)
         return {server.name: answer for server, answer in zip(self.servers, answers, strict=True)}
@@ -154,7 +158,7 @@ class Fleet:
         return sorted(found, key=lambda tenant: (tenant.tenant, tenant.server)), errors
 
     def list_on(self, session: Session, *, name: str | None = None, sizes: bool = False) -> list[Tenant]:
-        """Return the tenants of the server that *session* is on, by name; all, or the one of a name."""
+        """Return the tenants of the server that *session* is on, by name; all of them, or the one called *name*."""
         rows = self._rows(session, name, sizes=sizes)
         return [tenant for row in rows if (tenant := self.judge(row, session.server)) is not None]
 
@@ -163,7 +167,7 @@ class Fleet:
         return session.dicts(question, name=name, role=name and admin.engine_role(name), sizes=sizes)
 
     def judge(self, row: Mapping[str, Any], server: Server) -> Tenant | None:
-        """Make a Tenant of what the catalog says of a name; None when it is not ours."""
+        """Return the Tenant that a row of `list_tenants` describes; None when it is not posduif's."""
         name = row["tenant"]
         noted = record.parse(row["record"]) if row["ours"] else None
         if noted is not None:
@@ -238,7 +242,7 @@ class Fleet:
         )
 
     def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
-        """Return the tenants of the given names, or all, from one query a server, with what went wrong.
+        """Return the tenants of the given names, or all, from one query per server, with what went wrong.
 
         For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
         and as `find` for a single name.
@@ -267,27 +271,47 @@ class Fleet:
         tenants: Sequence[Tenant],
         work: Callable[[Session], T],
         *,
-        jobs: int = 4,
+        jobs: int | Mapping[str, int] = 4,
         enter: Callable[[Server, str], Session] | None = None,
+        crew: Crew | None = None,
+        done: Callable[[Tenant, T | PosduifError, float], None] = lambda tenant, found, seconds: None,
     ) -> list[tuple[Tenant, T | PosduifError]]:
-        """Do something in the database of each tenant, several at once; a result or an error a tenant.
+        """Do something in the database of each tenant; return (tenant, result or error) in the order of *tenants*.
 
-        *enter* connects in place of the method of that name. On ctrl-C what is under way is cancelled.
+        *jobs* is how many tenants of each server are worked on at once, at most its max_connections, or says so for
+        each server by name. A server without a free connection is waited for, unless *enter* connects in place of
+        the method of that name. *done* gets each result with its seconds as it comes. A tenant that was not begun
+        because *crew* was stopped has no result. On ctrl-C what is under way is cancelled.
         """
-        crew = Crew()
+        team = crew or Crew()
+        queues: dict[str, list[Tenant]] = {}
+        for tenant in tenants:
+            queues.setdefault(tenant.server, []).append(tenant)
+        servers = {name: self.server(name) for name in queues}
+        shares = {name: Share(team.stop) for name in queues}
+        results: dict[int, T | PosduifError] = {}
 
-        def one(tenant: Tenant) -> T | PosduifError:
-            try:
-                with (enter or self.enter)(self.server(tenant.server), tenant.tenant) as session, crew.watch(session):
-                    return work(session)
-            except PosduifError as error:
-                return error
+        def visit(tenant: Tenant) -> T:
+            server = servers[tenant.server]
+            if enter is not None:
+                session = enter(server, tenant.tenant)
+            else:
+                session = shares[server.name].connect(lambda: self.enter(server, tenant.tenant))
+            with session, team.watch(session):
+                return work(session)
 
-        limit = min(jobs, *(server.max_connections for server in self.servers))
-        return list(zip(tenants, crew.map(tenants, one, jobs=limit), strict=True))
+        def note(tenant: Tenant, found: T | PosduifError, seconds: float) -> None:
+            results[id(tenant)] = found
+            done(tenant, found, seconds)
+
+        def at_once(name: str) -> int:
+            return min(jobs, servers[name].max_connections) if isinstance(jobs, int) else jobs[name]
+
+        team.run([(at_once(name), queue) for name, queue in queues.items()], visit, note)
+        return [(tenant, results[id(tenant)]) for tenant in tenants if id(tenant) in results]
 
     def locate(self, finding: Finding, server: str) -> Finding:
-        """Name *server* in the command that a finding on it advises, where several servers are configured."""
+        """Return a finding whose command names *server*, where several servers are configured."""
         fix = finding.fix
         if len(self.everyone) == 1 or not isinstance(fix, Run) or "--server" in fix.words:
             return finding
@@ -331,18 +355,35 @@ class Fleet:
         try:
             footing = self._footings.get(server.name)
             session = connect.connect(server, name, command=self.command, footing=footing, path="public")
-        except AccessDenied:
-            with self.maintenance(server) as session:
-                now = self.look(session, name).tenant
-                if now is None:
-                    raise self._not_found(name, self.list_on(session)) from None
-                if now.state in (State.DROPPING, State.LOST, State.MOVED):
-                    raise wrong_state(now) from None
-                session.require_member()
-            raise
+        except AccessDenied as error:
+            known, refusal = self._survey(server)
+            if name not in known:
+                raise self._not_found(name, list(known.values())) from None
+            if known[name].state in (State.DROPPING, State.LOST, State.MOVED):
+                raise wrong_state(known[name]) from None
+            raise refusal or error from None
         session.ended = self.ended
         session.bundled = self._bundled.get((server.name, name))
         return session
+
+    def _survey(self, server: Server) -> "Survey":
+        """Return the tenants of one server by name, and why its login may not enter them, if it may not.
+
+        A run may be refused by hundreds of tenants one after the other: they share an answer for SURVEYED seconds.
+        """
+        with self._surveying:
+            moment, answer = self._surveys.get(server.name, (-inf, None))
+            if answer is None or time.monotonic() > moment + SURVEYED:
+                moment = time.monotonic()
+                with self.maintenance(server) as session:
+                    known, refusal = {tenant.tenant: tenant for tenant in self.list_on(session)}, None
+                    try:
+                        session.require_member()
+                    except AccessDenied as error:
+                        refusal = error
+                answer = known, refusal
+                self._surveys[server.name] = moment, answer
+            return answer
 
 
 def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[str, PosduifError]]:
@@ -352,12 +393,12 @@ def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[s
 
 
 def live(found: Sequence[Tenant]) -> Sequence[Tenant]:
-    """Return the tenants of one name that live, or what is left of it where none does."""
+    """Return the tenants of one name without lost and moved ones, unless there are no others."""
     return [tenant for tenant in found if tenant.state not in (State.LOST, State.MOVED)] or found
 
 
 def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
-    """Say that several servers have a tenant of one name."""
+    """Return the error that several servers have a tenant of one name."""
     return AmbiguousTenant(
         f'tenant "{name}" exists on servers {", ".join(tenant.server for tenant in found)}',
         hint=f"add --server {found[0].server}",
@@ -365,7 +406,7 @@ def ambiguous(name: str, found: Sequence[Tenant]) -> AmbiguousTenant:
 
 
 def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
-    """Make one error of the errors of several servers."""
+    """Return one error for the errors of several servers."""
     if len(errors) == 1:
         return next(iter(errors.values()))
     return ServerUnreachable(
@@ -376,7 +417,7 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
 
 
 def wrong_state(tenant: Tenant) -> WrongState:
-    """Say that a tenant's state forbids what was asked, and what would change it."""
+    """Return the error that a tenant's state forbids what was asked, with the command that changes the state."""
     name, state = tenant.tenant, tenant.state
     if state is State.LOST and tenant.has_database:
         return WrongState(
@@ -401,5 +442,5 @@ def origin(server: Server, name: str) -> str | None:
 
 
 def naming(server: Server) -> tuple[str, ...]:
-    """Return the option that names a server of the configuration; one that was given by its DSN has no name there."""
+    """Return the option that names a server of the configuration; () for one that was given by its DSN."""
     return ("--server", server.name) if server.named else ()

@@ -1,4 +1,4 @@
-"""Placements: which server a new tenant goes to, and that no other server has one of its name."""
+"""Placements: which server a new tenant goes to; no other server may have a tenant of its name."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ class Placements:
             session.close()
 
     def place(self, name: str) -> Server:
-        """Return the server that has the tenant, or begun it, else the one that it is to go to.
+        """Return the server that has the tenant, whole or half made; otherwise the server to create it on.
 
         Raises ServerUnreachable when a server that might have it cannot be asked, AmbiguousTenant, NoServer.
         """

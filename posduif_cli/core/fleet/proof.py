@@ -1,4 +1,4 @@
-"""Proofs: whether a server behaves as PostgreSQL does where posduif relies on that; its name proves nothing."""
+"""Proofs: whether a server behaves as PostgreSQL does where posduif relies on that; its version says too little."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def require_locks(fleet: Fleet, session: Session) -> None:
 def require_all(fleet: Fleet, session: Session) -> None:
     """Raise NotEnough, naming all that is missing, having tried it with a scratch database and role.
 
-    They are dropped afterwards, and so are those of runs that were killed. The roles of posduif are there.
+    They are dropped afterwards, and so are those of runs that were killed. The server has posduif's roles.
     """
     require_locks(fleet, session)
     with session.lock(PREFIX):
@@ -80,7 +80,7 @@ def _works(deed: Callable[[], object]) -> bool:
 
 
 def _sweep(session: Session) -> None:
-    """Drop what is left of proofs; what others called so is not ours to drop."""
+    """Drop what is left of proofs, except what other people gave such a name."""
     for name, is_database in session.tuples(queries.load("fleet/proof")["list_scratch"], prefix=PREFIX):
         kind = "DATABASE" if is_database else "ROLE"
         with suppress(AccessDenied, Busy):
@@ -88,7 +88,7 @@ def _sweep(session: Session) -> None:
 
 
 def missing(session: Session, lacks: list[str]) -> NotEnough:
-    """Make the error that says what a server lacks."""
+    """Return the error that says what a server lacks."""
     return NotEnough(
         f"server {session.server.name} is not PostgreSQL enough",
         why="; ".join(lacks),

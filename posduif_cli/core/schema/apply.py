@@ -1,62 +1,38 @@
-"""Migrations of one tenant: apply what is pending, take back what was applied, abandon what is half done."""
+"""Migrations of one tenant: apply what is pending, and take back what was applied."""
 
-import hashlib
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import TypeVar
 
-from posduif_cli.core.fleet.run import PATIENCE, who_is
-from posduif_cli.core.folders import Folders, digest, newest_bundled
-from posduif_cli.core.schema import files, grants, history, parse
+from posduif_cli.core.fleet.run import who_is
+from posduif_cli.core.folders import Folders, newest_bundled
+from posduif_cli.core.schema import files, half, history, parse
 from posduif_cli.core.schema.files import File
-from posduif_cli.core.schema.parse import Name, Section, Statement, Target
+from posduif_cli.core.schema.runner import Hooks, Runner, patience, reached, wait_for
+from posduif_cli.core.schema.stepwise import Stepwise
 from posduif_cli.db import queries, record
-from posduif_cli.db.quoting import compose, identifier
-from posduif_cli.db.session import Row, Session
+from posduif_cli.db.pipeline import Answer
+from posduif_cli.db.quoting import compose, identifier, literal
+from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,
     ChecksumDiffers,
     Conflict,
     Interrupted,
-    MigrationFailed,
-    MigrationNotFound,
-    OperationFailed,
     QueryFailed,
     Refused,
     Run,
-    StandbyServer,
     UsageError,
     WrongState,
 )
 from posduif_cli.models.schema import Migration
-from posduif_cli.models.tenants import Failure, State
+from posduif_cli.models.tenants import State
 
 T = TypeVar("T")
 
 COUNTING = timedelta(seconds=10)  # for each count of what would be lost
-CONCURRENT_FACTOR = 12  # an index build outside a transaction may take this many times the statement_timeout
-
-CANNOT_RUN_IN_TRANSACTION = "25001"
-READ_ONLY = "25006"
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a run asks of whoever started it: who blocks a session, to pass a remark on, and to read a record.
-
-    *recall* reads the record of a session's tenant from elsewhere: a new session's first look into the shared
-    catalogs takes many times as long. None where nobody else could.
-    """
-
-    blockers: Callable[[int], tuple[str, ...]] = lambda pid: ()
-    tell: Callable[[str], None] = lambda text: None
-    recall: Callable[[Session], record.Record] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,69 +44,79 @@ class Applied:
     versions: tuple[str, ...]
 
 
-def _answered(stack: ExitStack, conn: Session, folders: Folders, asking: Sequence[str]) -> list[list[Row]] | None:
-    """Take the tenant's lock with some questions, again while they find the version table locked; raises Blocked."""
-    deadline, pause = time.monotonic() + PATIENCE.total_seconds(), 0.25
-    while True:
-        try:
-            lock = conn.lock(conn.database, asking=asking, lock_timeout=folders.lock_timeout, keep=True)
-            return stack.enter_context(lock)
-        except Blocked as error:
-            holders = conn.tuples(queries.load("schema/history")["find_holders"])
-            if time.monotonic() + pause + folders.lock_timeout.total_seconds() > deadline:
-                who = "; ".join(who_is(*holder) for holder in holders)
-                raise Blocked(
-                    f"the version table of {conn.database} is locked",
-                    why=_wait_for(who, error),
-                    hint=Run("migrate", "up", conn.database),
-                ) from error
-        if conn.cancelled:
-            raise Interrupted("interrupted")
-        time.sleep(pause)
-        pause = min(pause * 2, 5)
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a tenant under its lock.
+
+    *rows* are those of its version table, which is *complete* when it has all of our columns; *half* is what
+    `half_done` returns.
+    """
+
+    current: record.Record
+    rows: dict[str, history.Row]
+    half: dict[str, int]
+    complete: bool
 
 
-def _wait_for(who: str, error: Blocked) -> str:
-    """Say who holds a lock, or what the server said where nobody is seen, and when to try again."""
-    return f"{f'blocked by {who}' if who else error.why}; run the command again when that is done"
+def _ask(conn: Session, folders: Folders, versions: str, *, recalled: bool) -> list[Answer]:
+    """Take the tenant's lock for the life of the session, and ask about the tenant in the same round trip.
 
-
-@contextmanager
-def _locked(
-    conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks, *, down: bool = False
-) -> Iterator[tuple[record.Record, dict[str, history.Row], dict[str, int], bool]]:
-    """Take the tenant's lock, and give the block what is known of the tenant, from as few messages as can be.
-
-    That is its record, the rows of its version table, what `half_done` returns, and whether the table has all of
-    our columns. Raises Conflict for a half-applied file that has to be finished or abandoned first.
+    Returns the answers to the named query *versions*, to `has_progress` and, unless it is *recalled*, to the question
+    for the record; none where one cannot be answered. Raises Busy, and Blocked when the version table stays locked.
     """
     named = queries.load("schema/history")
+    tries = patience(conn)
+    limit = compose("SET LOCAL lock_timeout = {ms}", ms=literal(round(folders.lock_timeout.total_seconds() * 1000)))
+    while True:
+        pipeline = conn.pipeline()
+        taken = conn.try_lock(pipeline, conn.database)
+        pipeline.execute(limit)
+        answers = [pipeline.execute(named[versions]), pipeline.execute(named["has_progress"])]
+        if not recalled:
+            answers.append(pipeline.execute(record.QUESTION, database=conn.database))
+        try:
+            pipeline.send()
+        except Blocked as error:
+            holders = conn.tuples(named["find_holders"])
+            if not tries.again(needed=folders.lock_timeout):
+                raise Blocked(
+                    f"the version table of {conn.database} is locked",
+                    why=wait_for("; ".join(who_is(*holder) for holder in holders), error),
+                    hint=Run("migrate", "up", conn.database),
+                ) from error
+            continue
+        except (QueryFailed, AccessDenied):
+            answers = []
+        if taken.value:
+            return answers
+        with conn.lock(conn.database, keep=True):  # waits for its holder; what was asked before is asked again
+            pass
+
+
+def _lock(conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks, *, down: bool = False) -> _Known:
+    """Take the tenant's lock for the life of the session, and return what is known of the tenant.
+
+    Raises as `_ask`, WrongState, and Conflict for a half-applied file that has to be finished or abandoned first.
+    """
     new = State.PROVISIONING in states
-    asking = [named["has_table" if new else "list_checksums"], named["has_progress"]]
-    if hooks.recall is None:
-        asking.append(conn.text(record.QUESTION, database=conn.database))
-    with ExitStack() as stack:
-        answers = _answered(stack, conn, folders, asking)
-        if hooks.recall is not None:
-            current = hooks.recall(conn)
-        else:
-            current = record.read(conn) if answers is None else record.judge(conn.database, answers[2])
-        if current.state not in states:
-            raise WrongState(f"tenant {conn.database} is {current.state}", hint=Run("tenant", "show", conn.database))
-        half = history.half_done(conn) if answers is None or answers[1] == [("t",)] else {}
-        for key, done in half.items():
-            if key.endswith(history.DOWN) is not down or key.removesuffix(history.DOWN) not in folders.paths:
-                raise _by_half(conn.database, key, done, folders)
-        if new and answers is not None and answers[0] == [("f",)]:
-            yield current, {}, half, False
-        elif new or answers is None:
-            rows, complete = history.table(conn)
-            yield current, rows, half, complete
-        else:
-            rows = {
-                str(version): history.Row(str(version), checksum, None, None, None) for version, checksum in answers[0]
-            }
-            yield current, rows, half, True
+    answers = _ask(conn, folders, "has_table" if new else "list_checksums", recalled=hooks.recall is not None)
+    if hooks.recall is not None:
+        current = hooks.recall(conn)
+    else:
+        current = record.judge(conn.database, answers[2].rows) if answers else record.read(conn)
+    if current.state not in states:
+        raise WrongState(f"tenant {conn.database} is {current.state}", hint=Run("tenant", "show", conn.database))
+    begun = history.half_done(conn) if not answers or answers[1].value else {}
+    for key, done in begun.items():
+        if key.endswith(history.DOWN) is not down or key.removesuffix(history.DOWN) not in folders.paths:
+            raise half.conflict(conn.database, key, done, folders)
+    if not answers or (new and answers[0].value):
+        rows, complete = history.table(conn)
+        return _Known(current, rows, begun, complete)
+    if new:
+        return _Known(current, {}, begun, complete=False)
+    rows = {str(version): history.Row(str(version), mark, None, None, None) for version, mark in answers[0].rows}
+    return _Known(current, rows, begun, complete=True)
 
 
 def up(
@@ -139,34 +125,46 @@ def up(
     """Apply a tenant's pending migrations, each with its version row and the record in one transaction.
 
     The tenant's lock is kept until the session ends. Raises Busy when another session works on the tenant, Blocked
-    after PATIENCE of waiting for locks, WrongState via the record, ChecksumDiffers when an applied file changed,
+    when locks stay held, WrongState via the record, ChecksumDiffers when an applied file changed,
     ConfigurationError, before anything is changed, when a pending file is faulty, MigrationFailed with file and line
     when SQL fails; then a transactional migration left nothing, and of another the statements that were done are
     kept and not run again.
     """
     hooks = hooks or Hooks()
-    with _locked(conn, folders, states, hooks) as (current, rows, half, complete):
-        pending = _pending(conn.database, history.of(rows, half, folders), folders)
-        done = set(rows)
-        before = max(done, default=None)
-        for number, file in enumerate(pending):
-            if number:
-                _next(conn)
-            done.add(file.version)
-            _Run(conn, file, file.up, folders, hooks, current, done, complete, taking_back=False).apply()
-            complete, current = True, _after(current, done)
-        if not pending and current != (right := _after(current, done)):
-            with conn.transaction(lock_timeout=folders.lock_timeout):
-                record.write(conn, right)
-        conn.bundled = newest_bundled(done)
-        return Applied(before, max(done, default=None), tuple(file.version for file in pending))
+    known = _lock(conn, folders, states, hooks)
+    pending = _pending(conn.database, history.of(known.rows, known.half, folders), folders)
+    if not pending and known.current != (right := reached(known.current, set(known.rows))):
+        with conn.transaction(lock_timeout=folders.lock_timeout):
+            record.write(conn, right)
+    return _perform(conn, known, pending, folders, hooks, taking_back=False)
+
+
+def _perform(
+    conn: Session, known: _Known, chosen: Sequence[File], folders: Folders, hooks: Hooks, *, taking_back: bool
+) -> Applied:
+    """Apply files in their order, or take them back; raises Interrupted between two."""
+    done, current, complete = set(known.rows), known.current, known.complete
+    before = max(done, default=None)
+    for number, file in enumerate(chosen):
+        if number:  # with the session as it was before the last
+            if conn.cancelled:
+                raise Interrupted("interrupted")
+            conn.restore()
+        section = file.down if taking_back else file.up
+        assert section is not None
+        done = done - {file.version} if taking_back else done | {file.version}
+        kind = Runner if section.transactional else Stepwise
+        kind(conn, file, section, folders, hooks, current, done, complete, taking_back).apply()
+        complete, current = True, reached(current, done)
+    conn.bundled = newest_bundled(done)
+    return Applied(before, max(done, default=None), tuple(file.version for file in chosen))
 
 
 def to_apply(conn: Session, *, folders: Folders) -> list[File]:
     """Return the files that `up` would apply, in their order; raises as it for changed, half and faulty files."""
     for key, done in history.half_done(conn).items():
         if key.endswith(history.DOWN) or key not in folders.paths:
-            raise _by_half(conn.database, key, done, folders)
+            raise half.conflict(conn.database, key, done, folders)
     return _pending(conn.database, history.read(conn, folders=folders), folders)
 
 
@@ -194,60 +192,16 @@ def down(
     were *planned*, and so confirmed.
     """
     hooks = hooks or Hooks()
-    with _locked(conn, folders, (State.ACTIVE,), hooks, down=True) as (current, rows, _, complete):
-        files = to_take_back(conn, folders=folders, to=to, steps=steps, bundled=bundled)
-        versions = [file.version for file in files]
-        if planned is not None and versions != list(planned):
-            raise Conflict(
-                f"{conn.database} changed since it was asked what to take back",
-                why=f"that was {', '.join(planned)}; by now it would be {', '.join(versions) or 'nothing'}",
-                hint=Run("migrate", "list", conn.database),
-            )
-        done = set(rows)
-        before = max(done, default=None)
-        for number, file in enumerate(files):
-            if number:
-                _next(conn)
-            done.discard(file.version)
-            assert file.down is not None
-            _Run(conn, file, file.down, folders, hooks, current, done, complete, taking_back=True).apply()
-            current = _after(current, done)
-        conn.bundled = newest_bundled(done)
-        return Applied(before, max(done, default=None), tuple(file.version for file in files))
-
-
-def _by_half(tenant: str, key: str, done: int, folders: Folders) -> Conflict:
-    """Say that a file without a transaction is to be finished or abandoned before anything else is run."""
-    version, path = key.removesuffix(history.DOWN), folders.paths.get(key.removesuffix(history.DOWN))
-    what = "taken back" if key.endswith(history.DOWN) else "applied"
-    return Conflict(
-        f"migration {version} of {tenant} is {what} by half",
-        why=f"{done} statement{'' if done == 1 else 's'} of it ran" + ("" if path else ", and its file is gone"),
-        hint=[
-            f"fix what stopped {path}, and finish it" if path else "bring its file back and finish it, or abandon it",
-            *half_steps(tenant, key, folders),
-        ],
-    )
-
-
-def half_steps(tenant: str, key: str, folders: Folders) -> list[Run]:
-    """Return the commands that finish or abandon a half-applied file, by its key in `half_done`."""
-    version = key.removesuffix(history.DOWN)
-    abandoning = Run("migrate", "abandon", tenant, version, "--confirm", tenant)
-    return [*([_again(tenant, key)] if version in folders.paths else []), abandoning]
-
-
-def _again(tenant: str, key: str) -> Run:
-    if key.endswith(history.DOWN):
-        return Run("migrate", "down", tenant, "--steps", "1")
-    return Run("migrate", "up", tenant)
-
-
-def _next(conn: Session) -> None:
-    """Go on to a run's next file, with the session as it was before the last; raises Interrupted."""
-    if conn.cancelled:
-        raise Interrupted("interrupted")
-    conn.restore()
+    known = _lock(conn, folders, (State.ACTIVE,), hooks, down=True)
+    chosen = to_take_back(conn, folders=folders, to=to, steps=steps, bundled=bundled)
+    versions = tuple(file.version for file in chosen)
+    if planned is not None and versions != tuple(planned):
+        raise Conflict(
+            f"{conn.database} changed since it was asked what to take back",
+            why=f"that was {', '.join(planned)}; by now it would be {', '.join(versions) or 'nothing'}",
+            hint=Run("migrate", "list", conn.database),
+        )
+    return _perform(conn, known, chosen, folders, hooks, taking_back=True)
 
 
 def to_take_back(
@@ -256,8 +210,8 @@ def to_take_back(
     """Return the files that `down` would take back, the newest first.
 
     Raises Conflict where one has no down section or no file, ConfigurationError where its file is faulty, Refused
-    where one is posduif's own and *bundled* does not say so, UsageError for a version *to* that nobody knows; 0
-    stands for all of them.
+    where one is posduif's own and *bundled* does not say so, UsageError for a version *to* that neither a file nor
+    the tenant has; 0 means all of them.
     """
     done = sorted(history.applied(conn), reverse=True)
     if to is not None and to.strip("0") and to not in {*done, *folders.paths}:
@@ -287,7 +241,7 @@ def to_take_back(
 
 
 def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dict[str, int | None]:
-    """Count what taking *files* back would destroy, by a name for each kind of thing; None where it is not counted.
+    """Count what taking *files* back would destroy, by a name for each kind of thing, None for what is not counted.
 
     Of bundled files those are users, devices, messages and tokens, of others the rows of the tables that a down
     section drops or truncates by name; a section that does more is not counted.
@@ -312,73 +266,12 @@ def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dic
 
 
 def _counted(conn: Session, count: Callable[[], T]) -> T | None:
-    """Count, but for no longer than COUNTING; None where a table is not there, locked, or too large for that."""
+    """Count, but for no longer than COUNTING; None for a table that is missing, locked, or too large for that."""
     try:
         with conn.transaction(lock_timeout=COUNTING, statement_timeout=COUNTING):
             return count()
     except (QueryFailed, Blocked, AccessDenied):
         return None
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A statement of a half-applied file: its number, whether it was run to its end, and its text where known."""
-
-    number: int
-    done: bool
-    text: str | None
-
-
-def abandoning(conn: Session, version: str, *, folders: Folders) -> tuple[Begun, ...]:
-    """Return the statements of a half-applied file that stay as they are when it is abandoned.
-
-    None where the tenant has no half-applied file at all, so that there is nothing to do. Raises
-    MigrationNotFound when it is not among those that the tenant has.
-    """
-    half = history.half_done(conn)
-    key = next((key for key in half if key.removesuffix(history.DOWN) == version), None)
-    if key is None:
-        if not half:
-            return ()
-        raise MigrationNotFound(
-            f"migration {version} of {conn.database} is not half applied",
-            why=f"what is: {', '.join(sorted({key.removesuffix(history.DOWN) for key in half}))}",
-            hint=Run("migrate", "list", conn.database),
-        )
-    file = files.of(folders).sound.get(version)
-    section = (file.down if key.endswith(history.DOWN) else file.up) if file else None
-    texts = dict(enumerate(section.statements if section else (), 1))
-    return tuple(
-        Begun(number, done, texts[number].text if number in texts and _mark(texts[number]) == mark else None)
-        for number, done, mark in conn.tuples(queries.load("schema/history")["list_begun"], version=key)
-    )
-
-
-def abandon(conn: Session, version: str, *, folders: Folders, planned: Sequence[Begun]) -> bool:
-    """Forget the progress of a half-applied file, running nothing of it; return whether there was any.
-
-    The record's note of its failure goes with it. Raises Busy, WrongState via the record, and Conflict when what
-    stays is not what was *planned*, and so confirmed.
-    """
-    conn.require_admin()
-    with conn.lock(conn.database):
-        current = record.read(conn)
-        if current.state is not State.ACTIVE:
-            raise WrongState(f"tenant {conn.database} is {current.state}", hint=Run("tenant", "show", conn.database))
-        begun = abandoning(conn, version, folders=folders)
-        if not begun:
-            return False
-        if begun != tuple(planned):
-            raise Conflict(
-                f"migration {version} of {conn.database} went on since it was asked whether to abandon it",
-                hint=Run("migrate", "list", conn.database),
-            )
-        with conn.transaction(lock_timeout=folders.lock_timeout):
-            for key in (version, version + history.DOWN):
-                conn.execute(queries.load("schema/history")["delete_progress"], version=key)
-            if current.failed is not None and current.failed.version == version:
-                record.write(conn, replace(current, failed=None))
-    return True
 
 
 def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folders) -> None:
@@ -397,312 +290,3 @@ def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folder
                     Run("migrate", "down", tenant, "--to", before, *["--bundled"] * own),
                 ],
             )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One section of one file on one tenant.
-
-    *current* is the record as it was read under the tenant's lock, *done* the set of versions once the section is
-    through; *complete* says that the version table has our columns.
-    """
-
-    conn: Session
-    file: File
-    section: Section
-    folders: Folders
-    hooks: Hooks
-    current: record.Record
-    done: set[str]
-    complete: bool
-    taking_back: bool
-
-    @property
-    def _key(self) -> str:
-        """What the file goes by in the progress table."""
-        return self.file.version + (history.DOWN if self.taking_back else "")
-
-    @property
-    def _again(self) -> Run:
-        return _again(self.conn.database, self._key)
-
-    def apply(self) -> None:
-        try:
-            if self.section.transactional:
-                self._patiently(self._whole)
-            else:
-                self._piecemeal()
-        except MigrationFailed as error:
-            if self.conn.cancelled:
-                raise Interrupted("interrupted") from error
-            if not self.conn.broken:
-                self.conn.restore()
-                failure = Failure(
-                    self.file.version,
-                    error.sqlstate,
-                    self.file.path.name,
-                    error.line,
-                    self.conn.value("SELECT clock_timestamp()"),
-                )
-                # A comment that someone holds must not hide what failed.
-                with suppress(Blocked), self.conn.transaction(lock_timeout=self.folders.lock_timeout):
-                    record.write(self.conn, replace(self.current, failed=failure))
-            raise
-
-    @contextmanager
-    def _transaction(self, *, at_once: bool = False) -> Iterator[None]:
-        limits = self.folders
-        with (
-            self._blamed(),
-            self.conn.transaction(
-                lock_timeout=limits.lock_timeout,
-                statement_timeout=limits.statement_timeout,
-                # An earlier statement may have changed both for the session; after a file it is restored.
-                prelude=() if at_once else ["SET LOCAL ROLE posduif_admin", "SET LOCAL search_path = public"],
-                at_once=at_once,
-            ),
-        ):
-            yield
-
-    def _whole(self) -> None:
-        started = time.monotonic()
-        with self._transaction(at_once=True):
-            self._run(self.section.statements, [])
-            self._finish(started, [])
-
-    def _run(self, statements: Sequence[Statement], further: Sequence[str]) -> list[Row]:
-        """Run statements of the file, and what belongs to them, in one message; return the first row of each."""
-        rows, failure = self.conn.batch([*(statement.text for statement in statements), *further])
-        if failure is not None:
-            index, error = failure
-            with self._blamed(statements[index] if index < len(statements) else None):
-                raise error
-        return rows
-
-    def _finish(self, started: float, further: Sequence[str]) -> None:
-        """Run what ends the last transaction of every migration: grants, the version row, the record."""
-        conn, named, after = self.conn, queries.load("schema/history"), _after(self.current, self.done)
-        version: dict[str, object] = {"version": self.file.version}
-        if not self.taking_back:
-            duration = round((time.monotonic() - started) * 1000)
-            version |= {"checksum": self.file.checksum, "duration_ms": duration, "applied_by": conn.login}
-        if not all(grants.kept_by(statement.shape) for statement in self.section.statements):
-            with self._blamed():
-                grants.run(conn)
-        ending = [
-            "SET LOCAL ROLE posduif_admin",
-            *([] if self.complete else [named["create_table"]]),
-            conn.text(named["delete_applied" if self.taking_back else "add_applied"], **version),
-            *record.storing(conn, conn.database, after),
-        ]
-        rows = self._run([], [*further, *ending])
-        if (self.file.version,) not in rows:
-            raise OperationFailed(
-                f"the version table of {conn.database} did not take the row of migration {self.file.version}",
-                why="a trigger or rule on schema_migrations stands against it; nothing of this migration was kept",
-                hint=f"a superuser looks, in {conn.database}: \\d public.schema_migrations",
-            )
-        record.require_stored(conn, conn.database)
-
-    def _patiently(self, attempt: Callable[[], None]) -> None:
-        """Try again while locks are not to be had, until PATIENCE is over; then name who held them."""
-        deadline = time.monotonic() + PATIENCE.total_seconds()
-        pause, limit = 0.25, self.folders.lock_timeout.total_seconds()
-        blockers: tuple[str, ...] = ()
-        # A thread costs more than most migrations do, so nobody is looked for before a first try has failed.
-        watched = limit * 2 > PATIENCE.total_seconds()
-        while True:
-            seen: list[tuple[str, ...]] = []
-            watch = threading.Timer(limit * 0.7, self._look, [seen])
-            watch.daemon = True
-            if watched:
-                watch.start()
-            try:
-                return attempt()
-            except Blocked as error:
-                blockers = (seen[-1] if seen else ()) or blockers
-                if self.conn.cancelled:
-                    raise Interrupted("interrupted") from error
-                if time.monotonic() + pause + limit > deadline:
-                    raise Blocked(
-                        f"migration {self.file.path.name} got no lock in {self.conn.database}",
-                        why=_wait_for("; ".join(blockers), error),
-                        hint=self._again,
-                    ) from error
-            finally:
-                watch.cancel()
-            watched = True
-            if self.section.transactional:
-                self.conn.script("DEALLOCATE ALL")  # what the file prepared outlived its transaction
-            time.sleep(pause)
-            pause = min(pause * 2, 5)
-
-    def _look(self, seen: list[tuple[str, ...]]) -> None:
-        seen.append(self.hooks.blockers(self.conn.pid))
-
-    def _piecemeal(self) -> None:
-        """Run the statements one by one, each with its progress row, so that a kill loses at most its place."""
-        conn, named = self.conn, queries.load("schema/history")
-        started = time.monotonic()
-        key, statements = self._key, self.section.statements
-        for statement in statements:
-            if parse.alone(statement) and parse.target(statement).kind == "other":
-                raise self._unjudged(statement)
-        with self._transaction():
-            conn.script(named["create_progress"])
-            done = dict(conn.tuples(named["list_done"], version=key))
-        # Statement by statement: what failed can be fixed in the file, what is done is history.
-        marks = {number: _mark(statement) for number, statement in enumerate(statements, 1)}
-        if any(marks.get(number) != mark for number, mark in done.items()):
-            raise ChecksumDiffers(
-                f"{self.file.path} changed after {len(done)} of its statements were run in {conn.database}",
-                why="it is half applied, and the other half would come from another file",
-                hint="restore the statements that were run, and put the change behind them or into a new migration",
-            )
-        for number, statement in enumerate(statements, 1):
-            if number in done:
-                if parse.is_setting(statement):  # it went with the session that was interrupted
-                    with self._blamed(statement):
-                        conn.script(statement.text)
-                continue
-            step = {"version": key, "statement": number, "checksum": marks[number]}
-            try:
-                self._patiently(partial(self._one, statement, step))
-            except MigrationFailed as error:
-                if error.sqlstate != CANNOT_RUN_IN_TRANSACTION:
-                    raise
-                self._bare(statement, step)
-        with self._transaction():
-            self._finish(started, [conn.text(named["delete_progress"], version=key)])
-
-    def _one(self, statement: Statement, step: dict[str, object]) -> None:
-        with self._transaction():
-            mark = self.conn.text(queries.load("schema/history")["mark_done"], **step)
-            self._run([statement], ["SET LOCAL ROLE posduif_admin", mark])
-
-    def _bare(self, statement: Statement, step: dict[str, object]) -> None:
-        """Run a statement that PostgreSQL keeps out of transactions, judging by the catalog what a kill left."""
-        conn, named = self.conn, queries.load("schema/history")
-        what = parse.target(statement)
-        if what.kind == "other":
-            raise self._unjudged(statement)
-        conn.script("SET ROLE posduif_admin; SET search_path = public")
-        # A lock_timeout would leave an invalid index.
-        long = self.folders.statement_timeout * CONCURRENT_FACTOR
-        with conn.limited(lock_timeout=timedelta(0), statement_timeout=long):
-            if not self._was_done(what, step):
-                self._tell_of_waiting()
-                with self._blamed(statement):
-                    conn.script(statement.text)
-            conn.execute(named["mark_done"], **step)
-
-    def _tell_of_waiting(self) -> None:
-        waiting = self.conn.tuples(queries.load("schema/history")["find_open_transactions"])
-        if waiting:
-            who = ", ".join(f"pid {pid} ({role}, {app or 'no name'})" for pid, role, app in waiting)
-            self.hooks.tell(f"{self.conn.database}: {self.file.path.name} waits for the transactions of {who}")
-
-    def _was_done(self, what: Target, step: dict[str, object]) -> bool:
-        """Clear away what an earlier try left; True when it did all of the statement's work.
-
-        The intent is noted only where the statement has something to do: else an index that someone else made,
-        or a name that was never there, would pass for the work of an earlier try.
-        """
-        conn, named = self.conn, queries.load("schema/history")
-        begun = bool(
-            conn.value(
-                named["is_begun"], version=step["version"], statement=step["statement"], checksum=step["checksum"]
-            )
-        )
-        if what.kind == "create_index_concurrently":
-            name = what.names[0]
-            state = self._settled(lambda: self._index(name), name.name)
-            if state == "valid":
-                return begun
-            if state == "invalid":
-                self._drop_wreck(name)
-        elif what.kind == "drop_index_concurrently":
-            if all(self._settled(partial(self._index, name), name.name) is None for name in what.names):
-                return begun
-        elif what.kind == "reindex_concurrently":
-            for schema, wreck in conn.tuples(named["find_reindex_wrecks"]):
-                name = Name(schema, wreck)
-                if self._settled(partial(self._index, name), wreck) == "invalid":
-                    self._drop_wreck(name)
-        if not begun:
-            conn.execute(named["mark_begun"], **step)
-        return False
-
-    def _settled(self, look: Callable[[], str | None], index: str) -> str | None:
-        """Return the state of an index once nobody works on it: a backend whose client died may still build it."""
-        deadline = time.monotonic() + self.folders.statement_timeout.total_seconds() * CONCURRENT_FACTOR
-        told = False
-        while (state := look()) == "building":
-            if not told:
-                self.hooks.tell(f"{self.conn.database}: another session works on index {index}; waiting for it")
-                told = True
-            if time.monotonic() > deadline:
-                raise Blocked(f"index {index} of {self.conn.database} is still being built by another session")
-            time.sleep(0.2)
-        return state
-
-    def _drop_wreck(self, name: Name) -> None:
-        self.hooks.tell(f"{self.conn.database}: dropping the invalid index {name.name}, to build it again")
-        self._tell_of_waiting()
-        whole = identifier(name.schema or "public", name.name)
-        self.conn.execute(compose("DROP INDEX CONCURRENTLY IF EXISTS {name}", name=whole))
-
-    def _index(self, name: Name) -> str | None:
-        found = self.conn.value(
-            queries.load("schema/history")["find_index_state"], schema=name.schema or "public", index=name.name
-        )
-        return None if found is None else str(found)
-
-    def _unjudged(self, statement: Statement) -> MigrationFailed:
-        return MigrationFailed(
-            f"migration {self.file.path.name}:{statement.line} cannot be run in {self.conn.database}",
-            why="after a kill nobody could tell whether this statement, which takes no transaction, was done",
-            hint=f"run it by hand, and take it out of {self.file.path}",
-            sqlstate=CANNOT_RUN_IN_TRANSACTION,
-            file=self.file.path.name,
-            line=statement.line,
-        )
-
-    @contextmanager
-    def _blamed(self, statement: Statement | None = None) -> Iterator[None]:
-        """Turn an error of the migration's SQL into MigrationFailed, with the line of *statement*."""
-        try:
-            yield
-        except (QueryFailed, AccessDenied, StandbyServer) as error:
-            sqlstate = error.sqlstate if isinstance(error, QueryFailed) else "42501"
-            if isinstance(error, StandbyServer):
-                sqlstate = READ_ONLY  # the server takes changes, or nothing would have got here
-            position = (error.position if isinstance(error, QueryFailed) else None) or 1
-            line, excerpt = None, None
-            if statement is not None:
-                line, excerpt = parse.locate(self.section, statement.offset + position)
-            where = f"{self.file.path.name}:{line}" if line else self.file.path.name
-            kept = "nothing of this migration was kept"
-            if not self.section.transactional:
-                kept = "the statements before it are done and will not run again"
-            raise MigrationFailed(
-                f"migration {where} failed in {self.conn.database}: {error.message.partition(': ')[2] or error.why}",
-                why=f"SQLSTATE {sqlstate}; {kept}",
-                hint=[
-                    f"fix what stops it in the tenant or, where no tenant has it yet, in {self.file.path}",
-                    self._again,
-                ],
-                sqlstate=sqlstate,
-                file=self.file.path.name,
-                line=line,
-                excerpt=excerpt,
-            ) from error
-
-
-def _mark(statement: Statement) -> str:
-    return hashlib.sha256(statement.text.encode()).hexdigest()
-
-
-def _after(current: record.Record, done: Collection[str]) -> record.Record:
-    """Return the record of a tenant that has these versions, and no failure since."""
-    return replace(current, schema=max(done, default=None), applied=digest(done), failed=None)

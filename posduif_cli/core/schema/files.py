@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,16 +43,24 @@ class Problem:
     message: str
     fix: str | None
 
+    @staticmethod
+    def of(path: Path, level: Literal["error", "warning"], found: Found) -> "Problem":
+        """Return what was found in a file as a Problem."""
+        line, rule, message, fix = found
+        return Problem(path, line, level, rule, message, fix)
+
 
 @dataclass(frozen=True)
 class Files:
-    """The migrations of some folders, read: each by its version, and what is wrong with some.
+    """The migrations of some folders, by version, and what is wrong with some.
 
-    *faults* are by version, or by file name where there is none: the first error of each.
+    *faults* are by version, or by file name where there is none: the first error of each. *problems* are by path all
+    that was found when the file was read.
     """
 
     read: Mapping[str, File]
     faults: Mapping[str, ConfigurationError]
+    problems: "Mapping[Path, Sequence[Problem]]"
 
     @property
     def sound(self) -> Mapping[str, File]:
@@ -65,11 +73,15 @@ class Files:
             raise self.faults[version]
         return self.read[version]
 
-    @property
-    def all(self) -> tuple[File, ...]:
-        """Every migration, for what needs all of them; raises ConfigurationError while any file is faulty."""
+    def require_sound(self) -> None:
+        """Raise ConfigurationError while any file is faulty."""
         for fault in self.faults.values():
             raise fault
+
+    @property
+    def all(self) -> tuple[File, ...]:
+        """Every migration, for what needs all of them. Raises as `require_sound`."""
+        self.require_sound()
         return tuple(self.read.values())
 
 
@@ -77,33 +89,42 @@ def of(folders: Folders) -> Files:
     """Return the migrations of some folders, read when they are first asked for."""
     if folders.files_read is None:
         files: dict[str, File] = {}
-        faults = dict(folders.misnamed)
+        faults, problems = dict(folders.misnamed), dict[Path, Sequence[Problem]]()
         for version, path in folders.paths.items():
-            try:
-                files[version] = read(version, path)
-            except ConfigurationError as error:
+            file, problems[path] = load(version, path)
+            if file is not None:
+                files[version] = file
+            if (error := _fault(problems[path])) is not None:
                 faults.setdefault(version, error)
-        object.__setattr__(folders, "files_read", Files(files, faults))
+        object.__setattr__(folders, "files_read", Files(files, faults, problems))
     found = folders.files_read
     assert isinstance(found, Files)
     return found
 
 
 def read(version: str, path: Path) -> File:
-    """Read one migration file in dbmate's format; raises ConfigurationError, with the line, on its first error."""
-    try:
-        file, problems = load(version, path)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read", why=error.strerror) from None
-    errors = [problem for problem in problems if problem.level == "error"]
-    if errors or file is None:
-        raise ConfigurationError(f"{path}:{errors[0].line}: {errors[0].message}", hint=errors[0].fix or ())
+    """Read one migration file in dbmate's format; raise ConfigurationError, with the line, on its first error."""
+    file, problems = load(version, path)
+    error = _fault(problems)
+    if error is not None or file is None:
+        raise error or ConfigurationError(f"{path}: {BAD_NAME}")
     return file
 
 
-def load(version: str, path: Path) -> tuple[File | None, list[Problem]]:
-    """Read one file and what is certainly wrong with it, by line; there is no File without its sections."""
-    content = path.read_bytes()
+def _fault(problems: "Sequence[Problem]") -> ConfigurationError | None:
+    """Return the first error of a file, as an exception."""
+    for error in problems:
+        if error.level == "error":
+            return ConfigurationError(f"{error.path}:{error.line}: {error.message}", hint=error.fix or ())
+    return None
+
+
+def load(version: str, path: Path) -> "tuple[File | None, Sequence[Problem]]":
+    """Read one file and what is wrong with it, by line. There is no File without its sections."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return None, [Problem(path, 1, "error", "unreadable", f"cannot be read: {error.strerror}", None)]
     plain = content.replace(b"\r\n", b"\n")
     name = FILE_NAME.fullmatch(path.name)
     file, errors = None, list(_byte_errors(plain))
@@ -118,17 +139,11 @@ def load(version: str, path: Path) -> tuple[File | None, list[Problem]]:
             file = File(version, title, path, up, down, hashlib.sha256(plain).hexdigest())
     if name is None or name[1] != version:
         errors.append((1, "file-name", BAD_NAME, None))
-    problems = [problem(path, "error", found) for found in sorted(errors, key=lambda found: found[0])]
+    problems = [Problem.of(path, "error", found) for found in sorted(errors, key=lambda found: found[0])]
     if plain != content:
         fix = "git config core.autocrlf input, or `*.sql text eol=lf` in .gitattributes"
-        problems.append(problem(path, "warning", (1, "line-ends", "lines end in CRLF; they are read as LF", fix)))
+        problems.append(Problem.of(path, "warning", (1, "line-ends", "lines end in CRLF; they are read as LF", fix)))
     return file, problems
-
-
-def problem(path: Path, level: Literal["error", "warning"], found: Found) -> Problem:
-    """Make a Problem of what was found in a file."""
-    line, rule, message, fix = found
-    return Problem(path, line, level, rule, message, fix)
 
 
 def _byte_errors(content: bytes) -> Iterator[Found]:
@@ -163,12 +178,12 @@ def _marker_errors(text: str, markers: "Sequence[re.Match[str]]") -> Iterator[Fo
             yield line, "markers", f"option `{option}` is not known", fix
     for match in _LOOKALIKE.finditer(text):
         if match.start() not in {marker.start() for marker in markers}:
-            message = "this looks like a marker, but is none: it would be read as a comment"
+            message = "this looks like a marker, but it would be read as a comment"
             fix = "write `-- migrate:up` or `-- migrate:down` at the start of the line, in lower case"
             yield text.count("\n", 0, match.start()) + 1, "markers", message, fix
     for line, before in enumerate(text[: markers[0].start()].split("\n"), 1):
         if before.strip() and not before.lstrip().startswith("--"):
-            message = "SQL stands before `-- migrate:up`; only lines of `--` comments may"
+            message = "SQL is before `-- migrate:up`; only lines of `--` comments may"
             yield line, "markers", message, "move it below the marker"
     if not _section(text, markers, 0).statements:
         yield lines[0], "empty-up", "the up section is empty", None
@@ -176,19 +191,20 @@ def _marker_errors(text: str, markers: "Sequence[re.Match[str]]") -> Iterator[Fo
 
 def check(path: Path, version: str) -> tuple[Problem, ...]:
     """Return everything wrong or risky in one file, by line; risks only of the up section."""
-    try:
-        file, problems = load(version, path)
-    except OSError as error:
-        return (Problem(path, 1, "error", "unreadable", f"cannot be read: {error.strerror}", None),)
-    problems += [problem(path, "warning", found) for found in (lint.warnings(file.up) if file else ())]
-    return tuple(sorted(problems, key=lambda problem: problem.line))
+    return _checked(*load(version, path))
 
 
-def check_all(folders: Folders) -> tuple[Problem, ...]:
-    """Return the problems of every file, and those of the files' names and order.
+def _checked(file: File | None, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    risks = [Problem.of(file.path, "warning", found) for found in lint.warnings(file.up)] if file else []
+    return tuple(sorted([*problems, *risks], key=lambda problem: problem.line))
+
+
+def check_all(folders: Folders, *, versions: Collection[str] | None = None) -> tuple[Problem, ...]:
+    """Return the problems of every file, or of those of some *versions*, with those of the files' names and order.
 
     Raises ConfigurationError for a folder that is not there.
     """
+    known = of(folders)
     bundled = folders.listing[0]
     latest = max((match[1] for path in bundled if (match := FILE_NAME.fullmatch(path.name))), default="")
     problems: list[Problem] = []
@@ -198,7 +214,9 @@ def check_all(folders: Folders) -> tuple[Problem, ...]:
         for path in listing:
             match = FILE_NAME.fullmatch(path.name)
             version = match[1] if match else ""
-            problems += check(path, version)
+            if versions is None or version in versions:
+                read = path in known.problems
+                problems += _checked(known.read.get(version), known.problems[path]) if read else check(path, version)
             if match is None:
                 continue
             if version in seen:

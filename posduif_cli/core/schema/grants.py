@@ -1,36 +1,39 @@
-"""Who may do what inside a tenant: whether `grants.sql` has something to do, and running it."""
+"""Who may do what inside a tenant: running `grants.sql`, and whether a section left it something to do."""
 
-import re
 from functools import cache
 
+from posduif_cli.core.schema import parse
 from posduif_cli.db import admin, queries
+from posduif_cli.db.pipeline import Answer
 from posduif_cli.db.session import Session
 
-# Statements that leave the rights on our tables as they are, but for a column that ADD brings again.
-_KEEPS_RIGHTS = re.compile(
-    r"(?:create (?:unique )?index|comment on)\b"
-    r"|alter table (?:if exists )?(?:only )?\S+ (?:\. \S+ )?add\b(?!.*\b(?:alter|drop|rename|owner|inherit)\b)"
-)
-_ADDED = re.compile(r"\badd (?:column )?(?:if not exists )?(\S+)")
+# What a section did to the catalogs that hold rights: the server, the section's key, and how many rows PostgreSQL
+# counted, kind by kind. Where `grants.sql` had nothing to do afterwards in one tenant, it would have nothing to do in
+# another of the same server after the same section with the same effect.
+Effect = tuple[str, str, tuple[int, ...]]
 
 
-@cache
-def kept_by(shape: str) -> bool:
-    """Whether a statement leaves `grants.sql` nothing to do; where this is not certain it is run, which takes time."""
-    if _KEEPS_RIGHTS.match(shape) is None:
-        return False
-    added = _ADDED.findall(shape) if shape.startswith("alter") else []
-    return not any(name == '""' or re.search(rf"\b{re.escape(name)}\b", text()) for name in added)
+def changes(before: Answer, after: Answer) -> tuple[int, ...]:
+    """Return how many rows changed between two answers to `count_changes`; none where the server does not count."""
+    return tuple(b - a for old, new in zip(before.rows, after.rows, strict=True) for a, b in zip(old, new, strict=True))
 
 
-def run(conn: Session) -> None:
-    """Run `grants.sql` in the transaction under way; raises UnsafeServer when it had not all of its effect."""
-    look = queries.load("schema/history")["look_at_rights"]
-    rows, failure = conn.batch(["SET LOCAL ROLE posduif_admin", text(), look])
-    if failure is not None:
-        raise failure[1]
-    hold, is_open = rows[-1]
-    admin.require_rights(conn.database, hold=hold != "f", is_open=is_open == "t")
+def run(conn: Session) -> bool:
+    """Run `grants.sql` in the transaction under way; return whether it left relations and functions as they were.
+
+    Raises UnsafeServer when it had not all of its effect.
+    """
+    named = queries.load("schema/history")
+    pipeline = conn.pipeline()
+    pipeline.execute("SET LOCAL ROLE posduif_admin")
+    before = pipeline.execute(named["count_changes"])
+    pipeline.script(*(statement.text for statement in parse.split(text())))
+    after = pipeline.execute(named["count_changes"])
+    rights = pipeline.execute(named["look_at_rights"])
+    pipeline.send()
+    hold, is_open = rights.rows[0]
+    admin.require_rights(conn.database, hold=hold is not False, is_open=is_open)
+    return not any(changes(before, after)[1:])
 
 
 @cache

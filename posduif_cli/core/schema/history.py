@@ -1,28 +1,25 @@
 """What is applied to a tenant, by its own version table, and whether its record says the same."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.folders import Folders, digest, hash_in
 from posduif_cli.core.schema import files
 from posduif_cli.db import queries, record
 from posduif_cli.db.session import Session
-from posduif_cli.errors import PosduifError, QueryFailed, Run
-from posduif_cli.models.checks import Finding, Level
-from posduif_cli.models.schema import Migration, SchemaStatus
+from posduif_cli.errors import QueryFailed
+from posduif_cli.models.schema import Migration
 from posduif_cli.models.tenants import State, Tenant
 from posduif_cli.models.values import Instant
 
-LOCK_TIMEOUT = timedelta(seconds=10)  # of what repairs a record
 NO_SUCH_TABLE_OR_COLUMN = ("42P01", "42703")
+PROGRESS = "posduif_migration_progress"  # the table of files that were begun
 DOWN = ":down"  # behind the version of a file that is being taken back, in the progress table
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the version table; what only posduif notes is None where another tool made the row."""
+    """A row of the version table; what only posduif notes is None in a row of another tool."""
 
     version: str
     checksum: str | None
@@ -47,7 +44,7 @@ def table(conn: Session) -> tuple[dict[str, Row], bool]:
             raise
     if not conn.value(named["has_table"]):
         return {}, False
-    bare = conn.tuples("SELECT version::text FROM public.schema_migrations WHERE version IS NOT NULL ORDER BY 1")
+    bare = conn.tuples(named["list_bare"])
     return {version: Row(version, None, None, None, None) for (version,) in bare}, False
 
 
@@ -96,51 +93,33 @@ def _compare(version: str, row: Row | None, folders: Folders, *, half: bool) -> 
     )
 
 
-def status(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[SchemaStatus], dict[str, PosduifError]]:
-    """Return where the schemas stand, from the records alone, and the servers that could not be asked."""
-    chosen, errors = fleet.choose(tenants)
-    return [
-        SchemaStatus(t.tenant, t.server, t.state, t.schema_version, t.latest_version, t.pending, t.error, t.ahead)
-        for t in chosen
-    ], errors
-
-
 def behind(tenant: Tenant) -> bool:
     """Whether a run over all tenants must look at this one: migrations are pending, or it needs a word."""
     return tenant.state is not State.ACTIVE or tenant.pending > 0 or tenant.error is not None
 
 
-def check(conn: Session, *, repair: bool = False) -> Finding:
-    """Compare a tenant's record with its version table; with *repair* write what the table says."""
-    name = conn.database
-    if not repair:
-        # Both from one snapshot, or a migration that ends between the two would pass for a difference.
-        with conn.transaction(read_only=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
-            return _judge(conn, record.read(conn), set(applied(conn)))
-    conn.require_admin()
-    with conn.lock(name), conn.transaction(lock_timeout=LOCK_TIMEOUT):
-        current, done = record.read(conn), set(applied(conn))
-        finding = _judge(conn, current, done)
-        if finding.level is Level.OK:
-            return finding
-        record.write(conn, replace(current, schema=max(done, default=None), applied=digest(done)))
-        return replace(finding, level=Level.INFO, message=f"repaired: {finding.message}", fix=None)
+def look(conn: Session) -> tuple[record.Record, frozenset[str]]:
+    """Return a tenant's record and the versions in its own table, from one snapshot.
+
+    A migration that ends between two reads would pass for a difference. Raises WrongState where there is no record.
+    """
+    with conn.transaction(read_only=True, prelude=["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]):
+        return record.read(conn), frozenset(applied(conn))
 
 
-def _judge(conn: Session, current: record.Record, done: set[str]) -> Finding:
-    name, found = conn.database, max(done, default=None)
-    if (current.schema, hash_in(current.applied)) == (found, hash_in(digest(done))):
-        return Finding("record", "tenant", name, Level.OK, f"the record says {found}, and so does the tenant")
-    what = f"the record says {current.schema or 'none'}, the tenant {found or 'none'}"
-    if current.schema == found:
-        what = f"both say {found}, but the sets of applied migrations differ"
-    return Finding("record", "tenant", name, Level.CRITICAL, what, found, fix=Run("tenant", "verify", name, "--repair"))
+def disagreement(noted: record.Record, done: Collection[str]) -> str | None:
+    """Say how a record differs from the versions that are *done*; None where it does not."""
+    found = max(done, default=None)
+    if noted.schema != found:
+        return f"the record says {noted.schema or 'none'}, the tenant {found or 'none'}"
+    if hash_in(noted.applied) != hash_in(digest(done)):
+        return f"both say {found}, but the sets of applied migrations differ"
+    return None
 
 
 def problem(conn: Session, folders: Folders) -> str | None:
     """Say what is wrong with a tenant that was just migrated, or None; the gate between waves."""
-    finding = check(conn)
-    if finding.level is not Level.OK:
-        return finding.message
+    if (wrong_record := disagreement(*look(conn))) is not None:
+        return wrong_record
     wrong = [m for m in read(conn, folders=folders) if m.state not in ("applied", "missing")]
     return f"migration {wrong[0].version} is {wrong[0].state}" if wrong else None

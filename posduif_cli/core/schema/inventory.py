@@ -10,19 +10,19 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
 
 from posduif_cli.core.fleet.fleet import Fleet
-from posduif_cli.core.schema import files
+from posduif_cli.core.schema import files, grants
+from posduif_cli.core.schema.parse import Section
 from posduif_cli.db import admin, connect, queries
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.record import Intent
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import Busy, PosduifError
+from posduif_cli.errors import PosduifError
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State
 
@@ -40,7 +40,7 @@ class Thing:
     """One object of a database.
 
     *name* is qualified and quoted where SQL wants it (`public.users.username`), *definition* is evened out for
-    comparing, *ddl* is the statement that makes the thing, or None where no single one does. *table* and *bare* are the
+    comparing, *ddl* is the statement that makes the thing, or None when no single one does. *table* and *bare* are the
     two parts of the name of what is on a table, *bare* None where it has no name of its own; of a grant its object and
     its role; of an owner the object's kind and name.
     """
@@ -55,7 +55,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Difference:
-    """One object that is not as expected; None where it is absent."""
+    """One object that is not as expected; *expected* or *found* is None where it is absent."""
 
     kind: str
     name: str
@@ -165,23 +165,24 @@ def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
         _sweep(session)
         with _scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
             for file in files.of(fleet.folders).all:
-                conn.execute("SET ROLE posduif_admin")
-                conn.execute("SET search_path = public")
-                for text in _up(file):
-                    conn.script(text)
-                conn.execute("SET ROLE posduif_admin")
-                conn.script(queries.bundled("grants.sql").read_text(encoding="utf-8"))
+                _run(conn, file.up)
             return inventory(conn)
 
 
-def _up(file: Any) -> tuple[str, ...]:
-    """Return a migration's up section as texts that each run in a transaction of their own."""
-    section = file.up
-    if isinstance(section, str):
-        return (section,)
+def _run(conn: Session, section: Section) -> None:
+    """Run a section as on a tenant, without a lock, a version row and a record: whole, or statement by statement."""
+    conn.restore()
     if section.transactional:
-        return (section.text,)
-    return tuple(getattr(statement, "text", statement) for statement in section.statements)
+        pipeline = conn.pipeline()
+        with conn.transaction(first=pipeline):
+            pipeline.script(*(statement.text for statement in section.statements))
+            pipeline.send()
+            grants.run(conn)
+        return
+    for statement in section.statements:
+        conn.script(statement.text)
+    with conn.transaction():
+        grants.run(conn)
 
 
 @contextmanager
@@ -207,17 +208,9 @@ def _drop(session: Session, name: str) -> None:
 
 
 def _sweep(session: Session) -> None:
-    """Drop the scratch databases of runs that were killed: those whose lock nobody holds any more."""
-    for name in session.tuples(
-        """SELECT datname::text FROM pg_database
-           WHERE starts_with(datname, %(prefix)s) AND pg_get_userbyid(datdba) = %(owner)s""",
-        prefix=SCRATCH,
-        owner=ADMIN_ROLE,
-    ):
-        try:
-            with session.lock(name[0], wait=timedelta(0)):
-                _drop(session, name[0])
-        except Busy:
-            continue
-        except PosduifError:
-            continue  # someone else swept it at the same moment, or looks into it
+    """Drop the scratch databases of runs that were killed: those whose lock no session holds."""
+    found = session.tuples(queries.load("schema/inventory")["list_scratch"], prefix=SCRATCH, owner=ADMIN_ROLE)
+    for (name,) in found:
+        # Its run goes on, another command swept it at the same moment, or a session looks into it.
+        with suppress(PosduifError), session.lock(name, wait=timedelta(0)):
+            _drop(session, name)

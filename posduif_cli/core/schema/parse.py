@@ -1,6 +1,6 @@
-"""SQL text: split into statements as psql does, and what a statement works on.
+"""SQL text: how psql splits it into statements, and what a statement works on.
 
-Nothing here talks to a server, and nothing but the standard library is imported.
+No server is needed, and only the standard library is imported.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 # As PostgreSQL's own lexer has it: letters, _ and every character beyond ASCII begin a name, digits and $ go on with
-# it. Said by what does not, because a set that runs to the end of Unicode takes long to compile.
+# it. The sets are negated, because one that runs to the end of Unicode takes long to compile.
 _BEGIN = r"[^\x00-\x40\x5b-\x5e\x60\x7b-\x7f]"
 _ON = r"[^\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
 _WORD_ON = r"[^\x00-\x23\x25-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]"
@@ -38,9 +38,9 @@ _ALONE = re.compile(
     r"|reindex (?:\( \) )?(?:database|schema|system)\b|alter (?:system|database \S+ set tablespace)\b"
     r"|alter table .* detach partition .* concurrently$|cluster(?: verbose| \( \))?$|discard all\b"
 )
-CREATE_INDEX = re.compile(r"create (unique )?index (concurrently )?(if not exists )?")
-DROP_INDEX = re.compile(r"drop index (concurrently )?(if exists )?")
-_REINDEX = re.compile(r"reindex (?:\( \) )?(index|table|schema|database|system) (concurrently )?")
+CREATE_INDEX = re.compile(r"create (?:unique )?index (concurrently )?(?:if not exists )?")
+_DROP_INDEX = re.compile(r"drop index (concurrently )?(?:if exists )?")
+_REINDEX = re.compile(r"reindex (?:\( \) )?(?:index|table|schema|database|system) (concurrently )?")
 _REINDEX_OPTION = re.compile(r"(?is)reindex\s*\([^)]*\bconcurrently\b(?!\s*(?:false|off|0))")
 _DATA = re.compile(
     r"(?:with|insert|update|delete|merge|copy|truncate|do|call|select)\b"
@@ -56,7 +56,7 @@ _Token = tuple[str, int, int]  # kind, start, end
 class Statement:
     """One statement without its semicolon; *offset* is where in the split text it starts, *line* in the file.
 
-    *tokens* has what stands outside parentheses: words in lower case, quoted names as they are, strings as `''`.
+    *tokens* has what is outside parentheses: words in lower case, quoted names as they are, strings as `''`.
     """
 
     text: str
@@ -110,16 +110,12 @@ class Target:
     """What a statement works on, so that the catalog can tell whether it was done.
 
     *kind* is create_index_concurrently, drop_index_concurrently, reindex_concurrently, vacuum (may simply be
-    repeated) or other. *names* are the indexes, for a reindex what *object* says (index, table, schema,
-    database, system); an index without a name has none. *guarded* is IF [NOT] EXISTS.
+    repeated) or other. *names* are the indexes, for a reindex what is reindexed; an index without a name has none.
     """
 
     kind: str
     names: tuple[Name, ...] = ()
     table: Name | None = None
-    object: str = "index"
-    guarded: bool = False
-    unique: bool = False
 
 
 def split(text: str, *, line: int = 1) -> tuple[Statement, ...]:
@@ -192,7 +188,7 @@ def token_text(text: str, token: _Token) -> str:
 
 
 def _parse(text: str, line: int) -> tuple[tuple[Statement, ...], tuple[_Token, ...]]:
-    """Split *text*; the second part has what psql only understands (backslashes) and quotes without an end."""
+    """Return (statements, odd tokens): backslashes, which only psql understands, and quotes without an end."""
     statements: list[Statement] = []
     odd: list[_Token] = []
     shallow: list[str] = []
@@ -221,7 +217,7 @@ def _parse(text: str, line: int) -> tuple[tuple[Statement, ...], tuple[_Token, .
 
 
 def _opens(words: list[str], bodies: int) -> int:
-    """Say whether the last word begins (1) or ends (-1) a block of a function's body in SQL's own form."""
+    """Return 1 if the last word begins a block of a function's body in SQL's own form, -1 if it ends one, else 0."""
     word, before = words[-1], words[-2] if len(words) > 1 else ""
     if word not in ("atomic", "case", "end") or before in (".", "as"):
         return 0
@@ -233,7 +229,7 @@ def _opens(words: list[str], bodies: int) -> int:
 
 
 def locate(section: Section, position: int) -> tuple[int, str]:
-    """Turn PostgreSQL's position in a section's text, counted from 1, into the file's line and an excerpt.
+    """Return (line of the file, excerpt) for PostgreSQL's position in a section's text, counted from 1.
 
     For a position in a single statement add the statement's *offset*.
     """
@@ -282,12 +278,12 @@ def is_setting(statement: Statement) -> bool:
 
 
 def alone(statement: Statement) -> bool:
-    """Say whether PostgreSQL is known to refuse a statement inside a transaction, whatever it works on."""
+    """Whether PostgreSQL refuses a statement inside a transaction, whatever it works on."""
     return bool(_ALONE.match(statement.shape))
 
 
 def target(statement: Statement) -> Target:
-    """Parse what a statement works on, as far as the runner or a rule needs it."""
+    """Return what a statement works on, as far as `apply` or a rule needs it."""
     shape, tokens = statement.shape, statement.tokens
     if match := CREATE_INDEX.match(shape):
         at = match[0].count(" ")
@@ -295,19 +291,19 @@ def target(statement: Statement) -> Target:
         at = tokens.index("on", at) if "on" in tokens[at:] else len(tokens)
         table = next(iter(names_at(tokens, at + 1)), None)
         names = (Name(table.schema, name.name),) if name and table else ()
-        concurrent = "create_index_concurrently" if match[2] else "other"
-        return Target(concurrent, names, table, guarded=bool(match[3]), unique=bool(match[1]))
-    if match := DROP_INDEX.match(shape):
+        concurrent = "create_index_concurrently" if match[1] else "other"
+        return Target(concurrent, names, table)
+    if match := _DROP_INDEX.match(shape):
         concurrent = "drop_index_concurrently" if match[1] else "other"
-        return Target(concurrent, names_at(tokens, match[0].count(" ")), guarded=bool(match[2]))
+        return Target(concurrent, names_at(tokens, match[0].count(" ")))
     match = _REINDEX.match(shape)
-    if match and (match[2] or _REINDEX_OPTION.match(statement.text)):
-        return Target("reindex_concurrently", names_at(tokens, match[0].count(" ")), object=match[1])
+    if match and (match[1] or _REINDEX_OPTION.match(statement.text)):
+        return Target("reindex_concurrently", names_at(tokens, match[0].count(" ")))
     return Target("vacuum" if _REPEATABLE.match(shape) else "other")
 
 
 def name_at(tokens: Sequence[str], at: int) -> tuple[Name | None, int]:
-    """Parse a name that may have a schema; the second value is where it ends."""
+    """Return (name, index of the token after it) of a name that may have a schema; the name is None where none is."""
     parts: list[str] = []
     while at < len(tokens) and (tokens[at][0] in '"_' or tokens[at][0].isalpha() or tokens[at][0] > "\x7f"):
         part = tokens[at][1:-1].replace('""', '"') if tokens[at][0] == '"' else tokens[at]
@@ -320,7 +316,7 @@ def name_at(tokens: Sequence[str], at: int) -> tuple[Name | None, int]:
 
 
 def names_at(tokens: Sequence[str], at: int) -> tuple[Name, ...]:
-    """Parse a list of names, each perhaps with ONLY before it and * behind it."""
+    """Return the names of a list, each perhaps with ONLY before it and * behind it."""
     names: list[Name] = []
     while True:
         name, at = name_at(tokens, at + (tokens[at : at + 1] == ("only",)))

@@ -1,9 +1,9 @@
-"""Strangers' code: what on a tenant's tables would run other people's functions in an administrator's session.
+"""Strangers' code: expressions on a tenant's tables that would run other roles' functions in our sessions.
 
-A superuser's session is not fenced in by SET ROLE: code that a statement of posduif runs may go back to the login's
-own role. So every expression on the tables is taken apart, as the catalog stores it, down to each function, operator
-and type. pg_depend would not do: it leaves out all that PostgreSQL brings, and some of that runs SQL or reads relations
-that an argument names. What cannot be judged is refused.
+SET ROLE does not fence in a superuser's session: code that a statement of posduif runs may go back to the login's own
+role. So every expression on the tables is taken apart, as the catalog stores it, down to each function, operator and
+type. pg_depend is not enough: it leaves out everything that comes with PostgreSQL, and some of that runs SQL or reads
+relations that an argument names. An expression that cannot be judged is refused.
 """
 
 import re
@@ -20,7 +20,7 @@ ACCEPTED = "accepted"  # the record's key for the names of what an adoption took
 HARMLESS = frozenset({"now", "clock_timestamp", "gen_random_uuid", "nextval"})
 BOOKKEEPING = ("public.schema_migrations", "public.posduif_migration_progress")
 # The nodes of an expression that can be judged by the functions, operators and types in it; up to PostgreSQL 15 some
-# bear shorter names. A subquery, XML and JSON constructors and all that is not known yet are not among them.
+# have shorter names. Subqueries, XML and JSON constructors and nodes of later versions are not among them.
 _JUDGED = re.compile(
     r"VAR|CONST|FUNCEXPR|OPEXPR|DISTINCTEXPR|NULLIFEXPR|SCALARARRAYOPEXPR|BOOLEXPR|RELABELTYPE|COERCEVIAIO"
     r"|ARRAYCOERCEEXPR|COLLATE(EXPR)?|CASE(EXPR)?|(CASE)?WHEN|CASETESTEXPR|ARRAY(EXPR)?|COALESCE(EXPR)?|MINMAX(EXPR)?"
@@ -35,11 +35,11 @@ _TYPE = re.compile(r":\w*type(?:id|Id)? (\d+)")
 
 @dataclass(frozen=True)
 class Stranger:
-    """Something that may run code which neither PostgreSQL nor posduif brings.
+    """Something that may run code which comes neither with PostgreSQL nor with posduif.
 
-    *name* is what `tenant adopt --accept` takes, *why* says what it does, *fix* is SQL without an end, None where none
-    would help; *owner* may run it. *runs* are the functions that it runs, but for PostgreSQL's own; *takeable* those of
-    them that posduif_admin could own without running them with its rights for everyone.
+    *name* is what `tenant adopt --accept` takes, *why* says what it does. *fix* is SQL without a semicolon, or None
+    where no statement would help. *owner* may run it. *runs* are the functions that it runs, without PostgreSQL's own;
+    *takeable* are those of them that posduif_admin could own without running them with its rights for every role.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Stranger:
 
     @property
     def acceptable(self) -> bool:
-        """Whether it may be accepted by name; posduif's own tables must be plain ones, without heirs."""
+        """Whether it may be accepted by name; posduif's own tables must be plain ones that no table inherits from."""
         return not self.name.startswith("table ")
 
 
@@ -108,7 +108,7 @@ class _Type(_Described):
 
 @dataclass
 class _Code:
-    """What an expression runs: what is foreign, what in it is unsure, and all its functions."""
+    """An expression taken apart: reasons against it that are certain, reasons that are not, and all its functions."""
 
     foreign: list[str] = field(default_factory=list)
     unsure: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Code:
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known: *things* that are as the migrations make them, by kind and name; *known* judges the rest.
+    """What may run: *things* that are as the migrations make them, by kind and name; *known* decides about the rest.
 
     *known* is asked for the bare name and the owner of a function or carrier.
     """
@@ -142,7 +142,7 @@ def same(expected: Iterable[Thing], present: Iterable[Thing]) -> set[tuple[str, 
 
 
 def find(conn: Session, tables: Sequence[str], trust: Trust) -> tuple[Stranger, ...]:
-    """Return what on *tables*, qualified and quoted names, may run strangers' code, by name.
+    """Return what on *tables* may run strangers' code, ordered by name; *tables* are qualified and quoted names.
 
     Only catalogs are read. Further tables of posduif_admin count as posduif's own.
     """
@@ -155,7 +155,7 @@ def find(conn: Session, tables: Sequence[str], trust: Trust) -> tuple[Stranger, 
         for carrier in carriers:
             if (stranger := judge.judge(carrier)) is None:
                 continue
-            # A column's default and its type are one thing to whoever accepts it.
+            # `--accept` takes a column's default and its type by one name.
             earlier = found.get(stranger.name)
             found[stranger.name] = stranger if earlier is None else _joined(earlier, stranger)
     return tuple(found[name] for name in sorted(found))
@@ -173,7 +173,7 @@ def _joined(one: Stranger, other: Stranger) -> Stranger:
 
 
 class _Judge:
-    """Judges carriers of code; what it asked the catalog about functions, operators and types it keeps."""
+    """Judges carriers of code. It keeps what the catalog said of functions, operators and types."""
 
     def __init__(self, conn: Session, trust: Trust, taken: Collection[int]) -> None:
         self._conn = conn
@@ -186,8 +186,8 @@ class _Judge:
         self._queries = queries.load("schema/strangers")
 
     def judge(self, carrier: _Carrier) -> Stranger | None:
-        """Return what speaks against a carrier, or None."""
-        # posduif runs no view: what it is made of need not be known to the last node.
+        """Return why a carrier is refused, or None."""
+        # posduif runs no view, so not every node of one has to be known.
         code = self._code(carrier.tree or "", carrier.functions, carrier.operators, whole=carrier.kind != "view")
         reasons = list(code.foreign)
         if not self._trust.has(carrier.kind, carrier.name, carrier.bare, carrier.owner):
@@ -236,9 +236,9 @@ class _Judge:
         return code
 
     def _type(self, oid: int) -> tuple[str | None, str | None]:
-        """Return what speaks against a type, and the enum that it is or holds.
+        """Return (why a type is refused, the enum that it is or holds), None for each that is not so.
 
-        A cast of an enum may be its owner's, and functions such as to_jsonb() look for one.
+        The owner of an enum may define a cast of it, and functions such as to_jsonb() look for one.
         """
         if oid < BUILTIN:
             return None, None
@@ -253,9 +253,9 @@ class _Judge:
         return self._found[oid]
 
     def _alterable(self, oid: int) -> str | None:
-        """Return what speaks against a type that is, or holds, a domain which an adoption leaves to its owner.
+        """Return why a type is refused that is, or holds, a domain which an adoption leaves to its owner.
 
-        The types of columns are taken over; to any other domain its owner may give a constraint of his at any time.
+        The types of columns are taken over. The owner of any other domain may add a constraint to it at any time.
         """
         if oid < BUILTIN or oid in self._taken:
             return None
@@ -284,7 +284,7 @@ class _Judge:
         return reason or self._alterable(found.base), castable
 
     def _described(self, model: type[D], query: str, known: dict[int, D], wanted: Iterable[int]) -> list[D]:
-        """Return what the catalog says of some OIDs, asked once each; 0 stands for none."""
+        """Return what the catalog says of some OIDs, asked once for each; 0 means none."""
         oids = {*wanted} - {0}
         if missing := sorted(oids - known.keys()):
             rows = self._conn.rows(model, self._queries[query], oids=missing)

@@ -7,7 +7,7 @@ of its triggers, rules or functions may run with an administrator's rights. What
 writes to the tables, is refused unless it is accepted by name.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -39,8 +39,7 @@ from posduif_cli.errors import (
     TenantNotFound,
 )
 from posduif_cli.models.runs import Plan, Step
-from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import Adoption, State
+from posduif_cli.models.tenants import Adoption, State, Tenant
 
 VERSIONS = BOOKKEEPING[0]
 SUPERUSER = "a superuser"
@@ -49,45 +48,40 @@ CONFLICTS = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
 
 @dataclass(frozen=True)
-class _Database:
-    owner: str
+class _Candidate:
+    """A database that may be taken in: what is under its name, and what `find_database` says of it."""
+
     powerful: bool
     trusted: bool
-    open: bool
     template: bool
-    comment: str | None
     may_own: bool
     path: str | None
+    there: Traces
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """What was asked for: *accept* names other people's code to take in, *url* is an origin."""
-
-    database: str
-    url: str | None
-    accept: Sequence[str]
+    @property
+    def kept(self) -> Record | None:
+        """The record that the database has already; None where an ordinary role could have written it."""
+        return record.parse(self.there.comment) if self.trusted else None
 
 
 @dataclass(frozen=True)
 class _Work:
     """What an adoption does: statements as the login, then as posduif_admin, and the record.
 
-    *before* are versions noted already, *accepted* the names of other people's code that is taken in, *pool* is how
-    many connections the tenant's engine was given, or is. *intent* is that on an engine's role that is there.
+    *intent* is that on an engine's role that is there, *before* are versions noted already, *accepted* the names of
+    other people's code that is taken in.
     """
 
     intent: Intent | None
-    accepted: tuple[str, ...]
     take: tuple[Step, ...]
     make: tuple[Step, ...]
     before: dict[str, str | None]
+    record: Record
     own: tuple[str, ...]
     changes: tuple[str, ...]
     unrun: tuple[str, ...]
+    accepted: tuple[str, ...]
     unsure: tuple[str, ...]
-    pool: int
-    record: Record
 
 
 def adopt(
@@ -105,22 +99,22 @@ def adopt(
     NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
     """
     names.tenant(database)
-    asked, server = _Asked(database, url, accept), fleet.server_for_new()
+    server = fleet.server_for_new()
     with fleet.maintenance(server) as session:
-        there, found = _find(fleet, session, database)
-        if found is None:
-            return _result(there, None)
-        _require_plain(session, server, there)
+        found = _find(fleet, session, database)
+        if isinstance(found, Tenant):
+            return _result(found, None)
+        _require_plain(session, found.there)
         admin.ensure_roles(session)
         with session.lock(database):
-            there, found = _find(fleet, session, database)
-            if found is None:
-                return _result(there, None)
-            _require_possible(fleet, session, there, found, ignore_unreachable)
+            found = _find(fleet, session, database)
+            if isinstance(found, Tenant):
+                return _result(found, None)
+            _require_possible(fleet, session, found, ignore_unreachable)
             expected = inventory.snapshot() if not fleet.folders.further else inventory.reference(fleet, server)
             with connect.connect(server, database, command=fleet.command) as conn, conn.lock(database):
                 with _inside(fleet, conn, expected, read_only=True):
-                    _prepare(conn, fleet, there, found, expected, asked)
+                    _prepare(conn, fleet, found, expected, url, accept)
                 with _inside(fleet, conn, expected):
                     if others := _await_others(conn, fleet.folders.lock_timeout):
                         raise Busy(
@@ -130,10 +124,12 @@ def adopt(
                             ],
                             hint="try again when that is done",
                         )
-                    work = _prepare(conn, fleet, there, found, expected, asked)
+                    work = _prepare(conn, fleet, found, expected, url, accept)
                     perform(_deeds(fleet, database, work), conn)
                 work = _look_again(conn, expected, work)
-        return _result(fleet.look(session, database), work)
+        adopted = fleet.look(session, database).tenant
+        assert adopted is not None
+        return _result(adopted, work)
 
 
 def adopting(
@@ -150,18 +146,18 @@ def adopting(
     bundled ones make, and each difference is a step "compare" in place of an error.
     """
     names.tenant(database)
-    asked, server = _Asked(database, url, accept), fleet.server_for_new()
+    server = fleet.server_for_new()
     with fleet.maintenance(server) as session:
-        there, found = _find(fleet, session, database)
-        if found is None:
+        found = _find(fleet, session, database)
+        if isinstance(found, Tenant):
             return Plan(())
-        _require_plain(session, server, there)
+        _require_plain(session, found.there)
         roles = _missing_roles(session)
-        _require_possible(fleet, session, there, found, ignore_unreachable)
+        _require_possible(fleet, session, found, ignore_unreachable)
         expected = inventory.snapshot()
         with connect.connect(server, database, command=fleet.command) as conn:
             with _inside(fleet, conn, expected, read_only=True):
-                work = _prepare(conn, fleet, there, found, expected, asked, sure=not fleet.folders.further)
+                work = _prepare(conn, fleet, found, expected, url, accept, sure=not fleet.folders.further)
             return plan([Deed(admin.ensure_roles, roles), *_deeds(fleet, database, work)])
 
 
@@ -213,17 +209,15 @@ def _missing_roles(session: Session) -> tuple[Step, ...]:
     return tuple(Step("make", "posduif's roles", sql) for sql in admin.role_statements(session, missing))
 
 
-def _require_possible(
-    fleet: Fleet, session: Session, there: Traces, found: _Database, ignore_unreachable: bool
-) -> None:
+def _require_possible(fleet: Fleet, session: Session, found: _Candidate, ignore_unreachable: bool) -> None:
     """Raise unless name, rights and role allow the adoption."""
     with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
-        placements.require_unique(session.server, there.name)
-    _require_rights(session, there.name, found)
-    _require_role(there)
+        placements.require_unique(session.server, found.there.name)
+    _require_rights(session, found)
+    _require_role(found.there)
 
 
-def _require_plain(session: Session, server: Server, there: Traces) -> None:
+def _require_plain(session: Session, there: Traces) -> None:
     """Raise SuperuserSession where a superuser's session would enter a database that posduif did not make.
 
     SET ROLE is no fence for it: code in the database could take on the login's own role. What posduif made, and what
@@ -242,15 +236,13 @@ def _require_plain(session: Session, server: Server, there: Traces) -> None:
         f"a superuser's session does not adopt database {name}, which posduif did not make",
         why=[f"{session.login} is a superuser", "code in the database could use a superuser's rights"],
         hint=[
-            Run("server", "init", "--login", "NAME", *naming(server)),
+            Run("server", "init", "--login", "NAME", *naming(session.server)),
             Run("tenant", "adopt", name, "--dsn", f"host={host} port={port} user=NAME", lead="then"),
         ],
     )
 
 
-def _result(there: Traces, work: _Work | None) -> Adoption:
-    tenant = there.tenant
-    assert tenant is not None
+def _result(tenant: Tenant, work: _Work | None) -> Adoption:
     return Adoption(
         tenant=tenant.tenant,
         server=tenant.server,
@@ -264,52 +256,53 @@ def _result(there: Traces, work: _Work | None) -> Adoption:
     )
 
 
-def _find(fleet: Fleet, session: Session, name: str) -> tuple[Traces, _Database | None]:
-    """Return what is under a name, and the database to adopt: None where it is an active tenant already."""
+def _find(fleet: Fleet, session: Session, name: str) -> _Candidate | Tenant:
+    """Return the database to adopt, or the active tenant that it is already."""
     there = fleet.look(session, name)
-    tenant = there.tenant
+    tenant, owner = there.tenant, there.owner
     if tenant is not None and tenant.state is State.ACTIVE:
-        return there, None
-    found = session.row(_Database, queries.load("tenants/adopt")["find_database"], name=name)
-    if found is None:
+        return tenant
+    if owner is None:
         raise TenantNotFound(
             f'there is no database "{name}" on server {session.server.name}',
             hint=Run("tenant", "create", name),
         )
     # Of a tenant that was being dropped only the role is left, once the database is not posduif's.
-    dropped = there.record is None
-    if tenant is not None and tenant.state is not State.LOST and not (tenant.state is State.DROPPING and dropped):
+    dropped = tenant is not None and tenant.state is State.DROPPING and there.record is None
+    if tenant is not None and tenant.state is not State.LOST and not dropped:
         raise wrong_state(tenant)
-    if found.template or not found.open:
+    found = _Candidate(there=there, **session.dicts(queries.load("tenants/adopt")["find_database"], name=name)[0])
+    if found.template or not there.open:
         raise Conflict(
             f"database {name} {'is a template' if found.template else 'accepts no connections'}",
-            hint=f"{found.owner} types: ALTER DATABASE {quoted(name)} "
+            hint=f"{owner} types: ALTER DATABASE {quoted(name)} "
             f"{'IS_TEMPLATE false' if found.template else 'ALLOW_CONNECTIONS true'};",
         )
     if found.path is not None:
         raise Conflict(
             f"database {name} sets {found.path}",
             why="functions of its own would run in place of PostgreSQL's, with an administrator's rights",
-            hint=f"{found.owner} types: ALTER DATABASE {quoted(name)} RESET search_path;",
+            hint=f"{owner} types: ALTER DATABASE {quoted(name)} RESET search_path;",
         )
-    return there, found
+    return found
 
 
-def _require_rights(session: Session, name: str, found: _Database) -> None:
+def _require_rights(session: Session, found: _Candidate) -> None:
     """Raise AccessDenied unless the login may make posduif_admin the owner of the database."""
-    if found.owner == ADMIN_ROLE:
+    name, owner = found.there.name, found.there.owner or ""
+    if owner == ADMIN_ROLE:
         return
     fixes = [] if found.may_own else [f"ALTER ROLE {quoted(session.login)} CREATEDB;"]
-    if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=found.owner):
+    if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=owner):
         if found.powerful:
-            # Not to posduif_admin: with it a record that a stranger wrote would be believed.
+            # Not to posduif_admin: with it a record that an ordinary role wrote would be believed.
             fixes.append(f"ALTER DATABASE {quoted(name)} OWNER TO {quoted(session.login)};")
         else:
-            fixes.append(f"GRANT {quoted(found.owner)} TO {quoted(session.login)};")
+            fixes.append(f"GRANT {quoted(owner)} TO {quoted(session.login)};")
     if fixes:
         raise AccessDenied(
-            f"{session.login} may not take over database {name}, which belongs to {found.owner}",
-            why=f"that takes a superuser, or CREATEDB and membership in {found.owner} and {ADMIN_ROLE}",
+            f"{session.login} may not take over database {name}, which belongs to {owner}",
+            why=f"that takes a superuser, or CREATEDB and membership in {owner} and {ADMIN_ROLE}",
             hint=[f"a superuser types: {fix}" for fix in fixes],
         )
 
@@ -350,10 +343,10 @@ def _lock(conn: Session, tables: Sequence[str], mode: str) -> list[str]:
 def _prepare(
     conn: Session,
     fleet: Fleet,
-    there: Traces,
-    found: _Database,
+    found: _Candidate,
     expected: Sequence[Thing],
-    asked: _Asked,
+    url: str | None,
+    accept: Sequence[str],
     *,
     sure: bool = True,
 ) -> _Work:
@@ -364,38 +357,34 @@ def _prepare(
     present = inventory.inventory(conn)
     judged = differences.judge(expected, present)
     code = _strangers(conn, expected, present)
-    # A record that an ordinary role could have written says nothing: phones enroll at the url that is in it.
-    kept = record.parse(found.comment) if found.trusted else None
-    accepted = {*asked.accept, *(strangers.accepted(kept.extra) if kept else ())}
+    accepted = {*accept, *(strangers.accepted(found.kept.extra) if found.kept else ())}
     taken = [stranger for stranger in code if stranger.name in accepted and stranger.acceptable]
-    owners = takeover.owners(conn, found.owner, present)
+    owners = takeover.owners(conn, found.there.owner or "", present)
     functions = list(dict.fromkeys(function for stranger in taken for function in stranger.takeable))
     taking = takeover.plan(conn, owners, expected, present, judged.own, functions)
     noted = _lock(conn, [VERSIONS], "SHARE")
     refused = [stranger for stranger in code if stranger not in taken]
-    if objections := list(_objections(conn, judged.objections if sure else (), refused)):
+    if objections := _objections(conn, judged.objections if sure else (), refused):
         raise _refusal(conn, owners, objections)
     before: dict[str, str | None] = dict(conn.tuples(queries.load("tenants/adopt")["list_noted"])) if noted else {}
     unrun = tuple(_unrun(fleet, conn.database, before))
     make = [*judged.renames, *(Step("make", f"{thing.kind} {thing.name}", thing.ddl) for thing in judged.missing)]
-    pool = admin.decided_pool(conn, conn.database, kept)
     names_taken = tuple(stranger.name for stranger in taken)
     return _Work(
-        intent=there.intent,
-        accepted=names_taken,
+        intent=found.there.intent,
         take=taking.take,
         make=(*make, *taking.keep),
         before=before,
+        record=_record(conn, found, {*before, *fleet.folders.paths}, names_taken, url),
         own=tuple(f"{thing.kind} {thing.name}" for thing in differences.outermost(judged.own)),
         changes=(*taking.changes, *unrun),
         unrun=unrun,
+        accepted=names_taken,
         unsure=tuple(objection.what for objection in judged.objections) if not sure else (),
-        pool=pool,
-        record=_record(fleet, conn, found, kept, {*before, *fleet.folders.paths}, names_taken, pool, asked.url),
     )
 
 
-def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[Stranger]) -> Iterable[Objection]:
+def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[Stranger]) -> list[Objection]:
     """Return what is against an adoption: only the relations that have to go aside, if there are any.
 
     What is on them goes along with them.
@@ -425,10 +414,8 @@ def _unrun(fleet: Fleet, database: str, before: Mapping[str, str | None]) -> Ite
         lines = [s.line for s in file.up.statements if parse.touches_data(s)]
         if file.version not in before and lines:
             where = f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
-            yield (
-                f"migration {file.version}_{file.name} is noted as applied and was not run: "
-                f"what it does to data, in {where}, is not done"
-            )
+            noted = f"migration {file.version}_{file.name} is noted as applied and was not run"
+            yield f"{noted}: what it does to data, in {where}, is not done"
 
 
 def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
@@ -455,60 +442,53 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
     )
 
 
-def _close(name: str, pool: int) -> tuple[Step, ...]:
-    """Close the database to PUBLIC and open it to its engine, in UTC."""
-    database, role = takeover.name(name), takeover.name(engine_role(name))
-    limit = admin.engine_limit(pool)
-    return (
-        Step("limit connections", engine_role(name), f"ALTER ROLE {role} CONNECTION LIMIT {limit}"),
+def _close(name: str, pool: int) -> list[Step]:
+    """Return what closes the database to PUBLIC and opens it to its engine, which has *pool* connections, in UTC."""
+    database, engine, role = takeover.name(name), engine_role(name), takeover.name(engine_role(name))
+    limit = f"ALTER ROLE {role} CONNECTION LIMIT {admin.engine_limit(pool)}"
+    return [
+        Step("limit connections", engine, limit),
         Step("close to public", name, f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
         Step("open to engine", name, f"GRANT CONNECT ON DATABASE {database} TO {role}"),
         # The former owner must not decide which role a statement is run by.
         *(Step("reset", name, f"ALTER DATABASE {database} RESET {key}") for key in ("role", "session_authorization")),
         Step("set time zone", name, f"ALTER DATABASE {database} SET timezone = 'UTC'"),
-        Step("set time zone", engine_role(name), f"ALTER ROLE {role} IN DATABASE {database} SET timezone = 'UTC'"),
-    )
+        Step("set time zone", engine, f"ALTER ROLE {role} IN DATABASE {database} SET timezone = 'UTC'"),
+    ]
 
 
 def _deeds(fleet: Fleet, name: str, work: _Work) -> Iterator[Deed]:
     """Yield everything that an adoption does, in its order, for one transaction in the database."""
-    role = takeover.name(engine_role(name))
-    bookkeeping = queries.load("schema/history")["create_table"]
-    new = [file for file in files.of(fleet.folders).all if file.version not in work.before]
-    noted = [
-        Step(
-            "note as applied",
-            file.version,
-            f"INSERT INTO {VERSIONS} (version, checksum) "  # noqa: S608
-            f"VALUES ({literal(file.version).as_string(None)}, '{file.checksum}')",
-        )
-        for file in new
-    ]
-    comment = literal(record.dump(work.record)).as_string(None)
-    close = _close(name, work.pool)
-    grants_text = queries.bundled("grants.sql").read_text(encoding="utf-8")
-    yield Deed(scripts(work.take), work.take)
+    engine, role = engine_role(name), takeover.name(engine_role(name))
+    yield scripts(work.take)
     yield Deed(lambda conn: _make(conn, work.make), work.make)
+    named = queries.load("schema/history")
+    bookkeeping = "\n".join((named["create_table"], named["complete_table"]))
     yield Deed(lambda conn: conn.script(bookkeeping), [Step("make", f"table {VERSIONS}", bookkeeping)])
+    noting = f"INSERT INTO {VERSIONS} (version, checksum) VALUES"
+    noted = [
+        Step("note as applied", file.version, f"{noting} ({literal(file.version).as_string(None)}, '{file.checksum}')")
+        for file in files.of(fleet.folders).all
+        if file.version not in work.before
+    ]
     yield Deed(lambda conn: _note(conn, fleet, work.before), noted)
-    yield Deed(
-        lambda conn: _make_role(conn, work.intent),
-        [Step("create role", engine_role(name), f"CREATE ROLE {role} LOGIN")],
-    )
-    groups = f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}"
-    yield Deed(lambda conn: admin.join_groups(conn, name), [Step("join group", engine_role(name), groups)])
-    yield Deed(scripts(close), close)
-    yield Deed(grants.run, [Step("grant", "sql/grants.sql", grants_text)])
-    write = Step("write record", name, f"COMMENT ON DATABASE {takeover.name(name)} IS {comment}")
-    yield Deed(lambda conn: record.write(conn, work.record), [write])
+    making = Step("create role", engine, f"CREATE ROLE {role} LOGIN")
+    yield Deed(lambda conn: _make_role(conn, work.intent), [making])
+    joining = Step("join group", engine, f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}")
+    yield Deed(lambda conn: admin.join_groups(conn, name), [joining])
+    yield scripts(_close(name, work.record.engine["pool"]))
+    granting = Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8"))
+    yield Deed(grants.run, [granting])
+    comment = literal(record.dump(work.record)).as_string(None)
+    writing = Step("write record", name, f"COMMENT ON DATABASE {takeover.name(name)} IS {comment}")
+    yield Deed(lambda conn: record.write(conn, work.record), [writing])
     told = {
         "leave alone": work.own,
         "mind": work.unrun,
         "accept": work.accepted,
         "compare": [f"{what}, unless a migration of your own makes it so" for what in work.unsure],
     }
-    remarks = [Step(action, subject) for action, subjects in told.items() for subject in subjects]
-    yield Deed(lambda conn: False, remarks)
+    yield Deed(lambda conn: None, [Step(action, each) for action, subjects in told.items() for each in subjects])
 
 
 def _make(conn: Session, make: Sequence[Step]) -> None:
@@ -551,26 +531,18 @@ def _make_role(conn: Session, intent: Intent | None) -> None:
         record.put_intent(conn, engine_role(name), replace(intent, state=State.ACTIVE))
 
 
-def _record(
-    fleet: Fleet,
-    conn: Session,
-    found: _Database,
-    kept: Record | None,
-    versions: set[str],
-    accepted: tuple[str, ...],
-    pool: int,
-    url: str | None,
-) -> Record:
-    """Return the record of the new tenant; *kept* is the one that the database has already, where it is trusted."""
-    earlier = record.parse(found.comment)
-    extra = {key: value for key, value in (kept.extra if kept else {}).items() if key != ACCEPTED}
+def _record(conn: Session, found: _Candidate, versions: set[str], accepted: tuple[str, ...], url: str | None) -> Record:
+    """Return the record of the new tenant; what the database's own record says is kept where it is trusted."""
+    comment, kept = found.there.comment, found.kept or Record(State.ACTIVE)
+    earlier = record.parse(comment)
+    extra = {key: value for key, value in kept.extra.items() if key != ACCEPTED}
     return Record(
         State.ACTIVE,
         schema=max(versions, default=None),
         applied=folders.digest(versions),
-        url=url or (kept and kept.url) or origin(conn.server, conn.database),
-        created=(kept and kept.created) or conn.value("SELECT clock_timestamp()"),
-        note=earlier.note if earlier else found.comment,
+        url=url or kept.url or origin(conn.server, conn.database),
+        created=kept.created or found.there.at,
+        note=earlier.note if earlier else comment,
         extra=extra | ({ACCEPTED: [*accepted]} if accepted else {}),
-        engine={**(kept.engine if kept else {}), "pool": pool},
+        engine={**kept.engine, "pool": admin.decided_pool(conn, conn.database, found.kept)},
     )

@@ -1,40 +1,41 @@
-"""Manifests: a list of tenants as they should be, and what it takes to have them; typed again, it takes nothing."""
+"""Bulk creation: a list of tenants as they should be, and what it takes to have them; a second run changes nothing."""
 
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 
-from posduif_cli.core.fleet.crew import Crew
-from posduif_cli.core.fleet.fleet import Fleet, Session, split
+from posduif_cli.core.fleet.crew import Share
+from posduif_cli.core.fleet.fleet import Fleet, split
 from posduif_cli.core.fleet.placement import Placements
+from posduif_cli.core.fleet.run import DEFAULT_JOBS, Errors, Pace, Run
 from posduif_cli.core.schema import files
 from posduif_cli.core.tenants import create, template
 from posduif_cli.core.tenants.create import Maker, Wanted
 from posduif_cli.core.tenants.engine import Keep
 from posduif_cli.core.tenants.template import Template
 from posduif_cli.db import admin, queries
+from posduif_cli.db.patience import Patience
+from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AmbiguousTenant,
     Interrupted,
     InvalidName,
     PosduifError,
     ServerFull,
+    ServerUnreachable,
     TenantExists,
     UsageError,
     WrongState,
 )
-from posduif_cli.models.runs import Outcome, OutcomeError, Plan, Step
+from posduif_cli.models.runs import Outcome, Plan, Step
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 COLUMNS = ("name", "url", "web_user", "server")
 SHOWN = 10
-PATIENCE, PAUSE = 30.0, 0.5  # seconds to wait for a server that is full, and between two tries
-DEFAULT_JOBS = 4
-Errors = dict[str, PosduifError]
+PAUSE = timedelta(milliseconds=500)  # between two questions to a server that is full
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def read(
     *,
     check_url: Callable[[str | None], str | None],
 ) -> list[Entry]:
-    """Make entries of rows, each with its line; *check_url* returns an origin as it is stored.
+    """Return the entries of a list. *rows* are (line, values); *check_url* returns an origin as it is stored.
 
-    Raises UsageError that names all of what is wrong; nothing has been asked of a server yet.
+    Raises UsageError, which names all that is wrong. No server is asked.
     """
     entries: list[Entry] = []
     wrong: list[str] = []
@@ -63,7 +64,7 @@ def read(
         try:
             entry = _entry(fleet, row, check_url)
             if entry.wanted.name in seen:
-                raise UsageError(f"{entry.wanted.name} stands in line {seen[entry.wanted.name]} already")
+                raise UsageError(f"{entry.wanted.name} is in line {seen[entry.wanted.name]} already")
         except (UsageError, InvalidName) as error:
             wrong.append(f"line {line}: {error.message}")
         else:
@@ -92,51 +93,103 @@ def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str
     return Entry(wanted, server)
 
 
-@dataclass
-class Desk:
-    """One server during a run: the entries to visit on it, each with whether it exists, and what they are made from."""
+Keeper = Callable[[str, bool], Keep | None]
+Job = tuple[Entry, bool]  # and whether the tenant exists, so that only its web user may be missing
 
+
+@dataclass
+class Bench:
+    """One server during a run: what is to be made on it, from what, and the sessions that wait for the next entry."""
+
+    fleet: Fleet
     server: Server
-    queue: "deque[tuple[Entry, bool]]" = field(default_factory=deque)
+    share: Share
+    jobs: list[Job] = field(default_factory=list)
     workers: int = 1
     template: Template | None = None
+    idle: list[Session] = field(default_factory=list)
+    lost: ServerUnreachable | None = None
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Lend a maintenance session; after an error all idle ones are ended, so that another connection is free."""
+        session = self._take() or self._connect()
+        try:
+            yield session
+        except BaseException:
+            session.close()
+            self.close()
+            raise
+        self.idle.append(session)
+
+    def _connect(self) -> Session:
+        if self.lost is not None:
+            raise self.lost.with_traceback(None)
+        try:
+            return self.fleet.maintenance(self.server)
+        except ServerFull:
+            raise
+        except ServerUnreachable as error:
+            self.lost = error  # it is not tried again for each of its tenants
+            raise
+
+    def close(self) -> None:
+        """End the idle sessions."""
+        while (session := self._take()) is not None:
+            session.close()
+
+    def _take(self) -> Session | None:
+        try:
+            return self.idle.pop()
+        except IndexError:  # also where another thread took the last one
+            return None
 
 
-@dataclass
-class Application:
-    """One run over a list; *on_outcome* is called once an entry.
+class Creation(Run):
+    """One run over a list.
 
-    *keeper* gives, for a name and whether the tenant exists, who takes the password of a new one; it raises
+    *keeper* returns, for a name and whether the tenant exists, what takes the password of a new one; it raises
     TenantExists where that of an old one was never kept.
     """
 
-    fleet: Fleet
-    entries: Sequence[Entry]
-    jobs: int = DEFAULT_JOBS
-    ignore_unreachable: bool = False
-    keeper: Callable[[str, bool], Keep | None] = lambda name, exists: None
-    on_outcome: Callable[[Outcome], None] = lambda outcome: None
-    outcomes: list[Outcome] = field(default_factory=list)
-    errors: Errors = field(default_factory=dict)
-    stopped_by: str = ""
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._crew = Crew()
+    def __init__(
+        self,
+        fleet: Fleet,
+        entries: Sequence[Entry],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        ignore_unreachable: bool = False,
+        keeper: Keeper = lambda name, exists: None,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> None:
+        super().__init__(fleet, Pace(jobs), on_outcome=on_outcome)
+        self.entries, self.ignore_unreachable, self.keeper = entries, ignore_unreachable, keeper
 
     def run(self) -> None:
-        """Create what is missing, finish what was begun, and judge what exists; an outcome an entry.
+        """Create what is missing, finish what was begun, and compare what exists; each entry gets an outcome.
 
-        Raises Interrupted on ctrl-C; what was under way is finished by the same command. Raises ConfigurationError,
+        Raises Interrupted on ctrl-C; the same command finishes what was under way. Raises ConfigurationError,
         having made nothing, while a migration file is faulty.
         """
-        _ = files.of(self.fleet.folders).all
-        with self._placements() as placements:
-            desks = self._sort(placements)
-            for desk in desks:
-                self._prepare(desk)
+        files.of(self.fleet.folders).require_sound()
+        with self._placements() as placements, ExitStack() as stack:
+            benches = self._sort(placements)
+            for bench in benches:
+                stack.callback(bench.close)
+                self._prepare(bench)
+
+            def work(job: tuple[Bench, Entry, bool]) -> tuple[Tenant, bool]:
+                bench = job[0]
+                attempt = partial(self._create, placements, *job)
+                try:
+                    return bench.share.connect(attempt)
+                except ServerFull:
+                    raise
+                except ServerUnreachable:
+                    return bench.share.connect(attempt)  # its session broke: once more, by a new one
+
             try:
-                self._crew.run([(partial(self._serve, desk, placements), desk.workers) for desk in desks])
+                self.crew.run([(b.workers, [(b, *job) for job in b.jobs]) for b in benches], work, self._note)
             except KeyboardInterrupt:
                 made = sum(outcome.changed for outcome in self.outcomes)
                 raise Interrupted(
@@ -144,14 +197,14 @@ class Application:
                     hint="run the same command again: it finishes what was begun, and goes on",
                 ) from None
 
-    def plan(self) -> Plan:
-        """Say what `run` would do, having changed nothing; what is in the way is among the errors."""
+    def plan(self) -> tuple[Plan, Errors]:
+        """Return what `run` would do, having changed nothing, and what prevents it, by the names of tenants."""
         new: dict[str | None, list[str]] = {}  # names by web user, on which alone the steps depend
         with self._placements() as placements:
-            for desk in self._sort(placements):
-                with self.fleet.maintenance(desk.server) as session:
+            for bench in self._sort(placements):
+                with self.fleet.maintenance(bench.server) as session:
                     used = {name for (name,) in session.tuples(queries.load("tenants/tenants")["list_used_names"])}
-                    for entry, exists in desk.queue:
+                    for entry, exists in bench.jobs:
                         wanted = entry.wanted
                         # Asked one by one only where something may be in the way: a list may hold very many.
                         plain = used.isdisjoint((wanted.name, admin.engine_role(wanted.name)))
@@ -159,7 +212,7 @@ class Application:
                             if not plain or len(self.fleet.everyone) > 1:
                                 create.require_possible(self.fleet, placements, session, wanted, if_not_exists=True)
                         except PosduifError as error:
-                            self._fail(entry, desk.server.name, error)
+                            self._fail(entry, bench.server.name, error)
                             continue
                         if not exists:
                             new.setdefault(wanted.web_user, []).append(wanted.name)
@@ -167,136 +220,90 @@ class Application:
         for web_user, names in new.items():
             for step in create.steps(self.fleet, Wanted("{tenant}", web_user=web_user)):
                 groups.setdefault(step, []).extend(names)
-        return Plan(tuple(replace(step, tenants=tuple(names)) for step, names in groups.items()))
+        errors = {outcome.tenant: outcome.error for outcome in self.outcomes if outcome.error}
+        return Plan(tuple(replace(step, tenants=tuple(names)) for step, names in groups.items())), errors
 
     def _placements(self) -> Placements:
         return Placements(self.fleet, ignore_unreachable=self.ignore_unreachable)
 
-    def _sort(self, placements: Placements) -> list[Desk]:
-        """Give every entry to the server that has it or is to have it; what needs no visit has its outcome by that."""
+    def _sort(self, placements: Placements) -> list[Bench]:
+        """Give every entry to the server that has it or is to have it; an entry that needs no visit is settled."""
         told, away = split(self._ask())
-        desks = {server.name: Desk(server) for server in self.fleet.servers}
+        benches = {server.name: Bench(self.fleet, server, Share(self.crew.stop)) for server in self.fleet.servers}
         counts = {name: len(answer) for name, answer in told.items()}
         known: dict[str, list[Tenant]] = {}
         for tenant in (tenant for answer in told.values() for tenant in answer):
             known.setdefault(tenant.tenant, []).append(tenant)
+        only = self.fleet.servers[0].name if len(self.fleet.servers) == 1 else None
         for entry in self.entries:
-            server, found = entry.server or "", known.get(entry.wanted.name, [])
+            server, found = entry.server or only or "", known.get(entry.wanted.name, [])
             try:
+                if server in away:
+                    raise away[server]
                 if entry.server is None:
                     server = placements.choose(entry.wanted.name, found, away, counts).name
-                elif server in away:
-                    raise away[server]
                 existing = next((tenant for tenant in found if tenant.server == server), None)
                 exists = existing is not None and existing.state is not State.PROVISIONING
                 if existing is not None and exists:
                     create.require_same(existing, entry.wanted.url, if_not_exists=True)
                     self.keeper(entry.wanted.name, True)
                     if entry.wanted.web_user is None:
-                        self._settle(existing, changed=False)
+                        self._settle(existing, False, 0.0)
                         continue
             except PosduifError as error:
                 self._fail(entry, server, error)
             else:
-                desks[server].queue.append((entry, exists))
+                benches[server].jobs.append((entry, exists))
                 counts[server] = counts.get(server, 0) + (existing is None)
-        return [desk for desk in desks.values() if desk.queue]
+        return [bench for bench in benches.values() if bench.jobs]
 
     def _ask(self) -> dict[str, list[Tenant] | PosduifError]:
         """Ask the servers for their tenants; one that is full is asked again."""
-        deadline = time.monotonic() + PATIENCE
+        patience = Patience("server", pause=PAUSE)
         while True:
-            answers = self.fleet.ask(lambda session: self.fleet.list_on(session))
-            full = any(isinstance(answer, ServerFull) for answer in answers.values())
-            if not full or time.monotonic() > deadline:
+            answers = self.fleet.ask(self.fleet.list_on)
+            if not any(isinstance(answer, ServerFull) for answer in answers.values()) or not patience.again():
                 return answers
-            time.sleep(PAUSE)
 
-    def _prepare(self, desk: Desk) -> None:
-        """Make roles and template once, and see how many may work at once."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with self.fleet.maintenance(desk.server) as session:
-                    admin.ensure_roles(session)
-                    coming = sum(not exists for _, exists in desk.queue)
-                    desk.template = template.provide(session, self.fleet, coming=coming)
-                break
-            except PosduifError as error:
-                if isinstance(error, ServerFull) and time.monotonic() < deadline:
-                    time.sleep(PAUSE)
-                    continue
-                for entry, _ in desk.queue:
-                    self._fail(entry, desk.server.name, error)
-                desk.queue.clear()
-                break
+    def _prepare(self, bench: Bench) -> None:
+        """Make roles and template once, and see how many tenants may be created at once."""
+
+        def prepare() -> None:
+            with bench.session() as session:
+                admin.ensure_roles(session)
+                coming = sum(not exists for _, exists in bench.jobs)
+                bench.template = template.provide(session, self.fleet, coming=coming)
+
+        try:
+            bench.share.connect(prepare)
+        except PosduifError as error:
+            for entry, _ in bench.jobs:
+                self._fail(entry, bench.server.name, error)
+            bench.jobs.clear()
         # Each has a session in the maintenance database and, unless a copy is all there is to it, one in the tenant's.
-        copy, folders = desk.template, self.fleet.folders
+        copy, folders = bench.template, self.fleet.folders
         copied = copy is not None and not folders.pending(copy.schema, copy.applied)
-        alone = copied and not any(entry.wanted.web_user or exists for entry, exists in desk.queue)
-        share = desk.server.max_connections // (1 if alone else 2)
-        desk.workers = max(1, min(self.jobs, share, len(desk.queue)))
+        alone = copied and not any(entry.wanted.web_user or exists for entry, exists in bench.jobs)
+        bench.workers = max(1, min(self.pace.jobs, bench.server.max_connections // (1 if alone else 2)))
 
-    def _serve(self, desk: Desk, placements: Placements) -> None:
-        maker = Maker(self.fleet, placements, if_not_exists=True, template=desk.template)
-        session: Session | None = None
-        deadline = time.monotonic() + PATIENCE
-        for entry, exists in self._crew.take(desk.queue):
-            started = time.monotonic()
-            try:
-                if session is None or session.broken:
-                    session = self.fleet.maintenance(desk.server)
-                    session.require_admin()
-                with self._crew.watch(session):
-                    tenant, changed = maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
-            except PosduifError as error:
-                if self._crew.interrupted:
-                    break
-                if not isinstance(error, ServerFull) or time.monotonic() > deadline:
-                    self._fail(entry, desk.server.name, error, started)
-                    continue
-                # Others go on with what this one held; the last of them waits.
-                desk.queue.appendleft((entry, exists))
-                if session is not None:
-                    session.close()
-                if self._leave(desk):
-                    return
-                self._crew.stop.wait(PAUSE)
-            except Exception as bug:
-                found = PosduifError(f"a bug in posduif: {type(bug).__name__}", why=str(bug)[:200])
-                self._fail(entry, desk.server.name, found, started)
-            else:
-                self._settle(tenant, changed=changed, started=started)
-                deadline = time.monotonic() + PATIENCE
-        if session is not None:
-            session.close()
+    def _create(self, placements: Placements, bench: Bench, entry: Entry, exists: bool) -> tuple[Tenant, bool]:
+        maker = Maker(self.fleet, placements, if_not_exists=True, template=bench.template)
+        with bench.session() as session, self.crew.watch(session):
+            session.require_admin()
+            return maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
 
-    def _leave(self, desk: Desk) -> bool:
-        """Have one worker less on a server that is full; False for the last one."""
-        with self._lock:
-            if desk.workers == 1:
-                return False
-            desk.workers -= 1
-            return True
+    def _note(self, job: tuple[Bench, Entry, bool], found: tuple[Tenant, bool] | PosduifError, seconds: float) -> None:
+        bench, entry, _ = job
+        if not isinstance(found, PosduifError):
+            self._settle(*found, seconds)
+        elif not self.crew.interrupted:
+            self._fail(entry, bench.server.name, found, seconds)
 
-    def _settle(self, tenant: Tenant, *, changed: bool, started: float | None = None) -> None:
+    def _settle(self, tenant: Tenant, changed: bool, seconds: float) -> None:
         version = tenant.schema_version
         status, before = ("created", None) if changed else ("unchanged", version)
-        self._record(Outcome(tenant.tenant, tenant.server, status, changed, before, version, _since(started)))
+        self.record(Outcome(tenant.tenant, tenant.server, status, changed, before, version, seconds))
 
-    def _fail(self, entry: Entry, server: str, error: PosduifError, started: float | None = None) -> None:
+    def _fail(self, entry: Entry, server: str, error: PosduifError, seconds: float = 0.0) -> None:
         status = "differs" if isinstance(error, TenantExists | WrongState | AmbiguousTenant) else "failed"
-        with self._lock:
-            self.errors[entry.wanted.name] = error
-        name = entry.wanted.name
-        self._record(Outcome(name, server, status, False, None, None, _since(started), OutcomeError(error.sentence)))
-
-    def _record(self, outcome: Outcome) -> None:
-        with self._lock:
-            self.outcomes.append(outcome)
-            self.on_outcome(outcome)
-
-
-def _since(started: float | None) -> float:
-    """Return the seconds since then; what was settled from the first answer took none of its own."""
-    return 0.0 if started is None else round(time.monotonic() - started, 3)
+        self.record(Outcome(entry.wanted.name, server, status, False, None, None, seconds, error))

@@ -6,7 +6,7 @@ cannot join a transaction.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -28,6 +28,7 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 DUPLICATE_DATABASE = ("42P04", "23505")
+MAKING = f"CREATE DATABASE {{name}} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Wanted:
     name: str
     url: str | None = None
     web_user: str | None = None
+
+    @property
+    def role(self) -> str:
+        """The engine's role."""
+        return admin.engine_role(self.name)
 
     def check(self) -> None:
         """Raise InvalidName."""
@@ -56,7 +62,7 @@ class Progress(IntEnum):
 
 
 def progress(there: Traces) -> Progress:
-    """Tell how far the creation came; raises NotOurs where the database or the role is not posduif's."""
+    """Return how far the creation came; raises NotOurs where the database or the role is not posduif's."""
     traces.require_free(there)
     if there.record is not None:
         return Progress.RECORDED if there.record.state is State.PROVISIONING else Progress.WHOLE
@@ -80,12 +86,7 @@ def create(
     begun is finished by the same call. Another server that cannot be asked for the name is an error, too, unless
     *ignore_unreachable*. Raises ConfigurationError, having made nothing, while a migration file is faulty.
     """
-    wanted.check()
-    _ = files.of(fleet.folders).all
-    with (
-        Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
-        fleet.maintenance(placements.place(wanted.name)) as session,
-    ):
+    with _placed(fleet, wanted, ignore_unreachable) as (placements, session):
         if session.member is None:
             proof.require_locks(fleet, session)  # nothing of posduif is here yet
         admin.ensure_roles(session)
@@ -95,14 +96,21 @@ def create(
 
 def creating(fleet: Fleet, wanted: Wanted, *, if_not_exists: bool = False, ignore_unreachable: bool = False) -> Plan:
     """Return the steps of `create`, having asked the server and changed nothing; raises as `create`."""
+    with _placed(fleet, wanted, ignore_unreachable) as (placements, session):
+        since = require_possible(fleet, placements, session, wanted, if_not_exists=if_not_exists)
+    return Plan(tuple(steps(fleet, wanted, since)))
+
+
+@contextmanager
+def _placed(fleet: Fleet, wanted: Wanted, ignore_unreachable: bool) -> Iterator[tuple[Placements, Session]]:
+    """Yield the placements, and a maintenance session on the server that the tenant is on, or is to be on."""
     wanted.check()
-    _ = files.of(fleet.folders).all
+    files.of(fleet.folders).require_sound()
     with (
         Placements(fleet, ignore_unreachable=ignore_unreachable) as placements,
         fleet.maintenance(placements.place(wanted.name)) as session,
     ):
-        since = require_possible(fleet, placements, session, wanted, if_not_exists=if_not_exists)
-    return Plan(tuple(steps(fleet, wanted, since)))
+        yield placements, session
 
 
 def require_possible(
@@ -156,7 +164,7 @@ class _Creation:
     def finish(self, there: Traces) -> Tenant:
         """Do what is next, until the tenant is active; return it."""
         while (before := progress(there)) is not Progress.WHOLE:
-            there = ROAD[before].do(self, there)
+            there = ROAD[before][0](self, there)
             if progress(there) <= before:
                 raise proof.missing(self.session, [proof.TOGETHER])
         if there.tenant is None or there.tenant.state is not State.ACTIVE:
@@ -213,14 +221,15 @@ class _Creation:
         if copy and self.wanted.web_user is None and not folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
         password = engine.keep_password(session, name, self.keep, pool) if noted.state is State.ACTIVE else None
-        with session.transaction(at_once=True):
-            with session.together():
-                admin.equip_role(session, name, pool)
-                admin.open_database(session, name)
-                if noted.state is State.ACTIVE and there.intent is not None:
-                    record.put_intent(session, admin.engine_role(name), replace(there.intent, state=State.ACTIVE))
-                if password:
-                    admin.set_password(session, name, password)
+        pipeline = session.pipeline()
+        with session.transaction(first=pipeline):
+            admin.equip_role(pipeline, name, pool)
+            admin.open_database(pipeline, name)
+            if noted.state is State.ACTIVE and there.intent is not None:
+                record.put_intent(pipeline, admin.engine_role(name), replace(there.intent, state=State.ACTIVE))
+            pipeline.send()
+            if password:
+                admin.set_password(session, name, password)
             record.put(session, name, noted)
         return self._look()
 
@@ -242,73 +251,65 @@ class _Creation:
         return self._look()
 
 
-@dataclass(frozen=True)
-class _Next:
-    """What is done where a creation came so far, and the steps by which a dry run shows it.
-
-    *do* returns what is under the name afterwards.
-    """
-
-    do: Callable[[_Creation, Traces], Traces]
-    steps: Callable[[Fleet, Wanted], Iterable[Step]]
-
-
-def steps(fleet: Fleet, wanted: Wanted, since: Progress = Progress.NOTHING) -> Iterator[Step]:
-    """Yield the steps that creating a tenant takes where an earlier try came as far as *since*."""
-    for found, deed in ROAD.items():
-        if found >= since:
-            yield from deed.steps(fleet, wanted)
-
-
-def migrating(pending: Iterable[File]) -> Iterator[Step]:
-    """Yield a step for each migration that is to be applied."""
-    return (Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in pending)
-
-
-def _announcing(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
-    role = admin.engine_role(wanted.name)
-    yield Step("create role", role, f"CREATE ROLE {role} LOGIN")
-
-
-def _making(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
-    sql = f"CREATE DATABASE {wanted.name} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'"
-    yield Step("create database", wanted.name, sql)
-
-
-def _opening(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
-    yield Step("close to public", wanted.name, f"REVOKE ALL ON DATABASE {wanted.name} FROM PUBLIC")
-
-
-def _filling(fleet: Fleet, wanted: Wanted) -> Iterator[Step]:
-    yield from migrating(files.of(fleet.folders).all)
-    if wanted.web_user:
-        yield Step("create web user", wanted.web_user)
-
-
-# The table of kill points: what a command that is typed again finds, and what it does then.
-ROAD: Mapping[Progress, _Next] = {
-    Progress.NOTHING: _Next(_Creation.announce, _announcing),
-    Progress.ANNOUNCED: _Next(_Creation.make, _making),
-    Progress.MADE: _Next(_Creation.open, _opening),
-    Progress.RECORDED: _Next(_Creation.fill, _filling),
+# The table of kill points: what a command that is typed again finds, what it does then, and how a dry run shows that.
+ROAD: Mapping[Progress, tuple[Callable[[_Creation, Traces], Traces], Callable[[Fleet, Wanted], Iterable[Step]]]] = {
+    Progress.NOTHING: (
+        _Creation.announce,
+        lambda fleet, wanted: [Step("create role", wanted.role, f"CREATE ROLE {wanted.role} LOGIN")],
+    ),
+    Progress.ANNOUNCED: (
+        _Creation.make,
+        lambda fleet, wanted: [Step("create database", wanted.name, MAKING.format(name=wanted.name))],
+    ),
+    Progress.MADE: (
+        _Creation.open,
+        lambda fleet, wanted: [
+            Step("close to public", wanted.name, f"REVOKE ALL ON DATABASE {wanted.name} FROM PUBLIC")
+        ],
+    ),
+    Progress.RECORDED: (
+        _Creation.fill,
+        lambda fleet, wanted: [
+            *migrating(files.of(fleet.folders).all),
+            *([Step("create web user", wanted.web_user)] if wanted.web_user else ()),
+        ],
+    ),
 }
+
+
+def steps(fleet: Fleet, wanted: Wanted, since: Progress = Progress.NOTHING) -> list[Step]:
+    """Return the steps that creating a tenant takes where an earlier try came as far as *since*."""
+    return [step for found, (_, show) in ROAD.items() if found >= since for step in show(fleet, wanted)]
+
+
+def migrating(pending: Iterable[File]) -> list[Step]:
+    """Return a step for each migration that is to be applied."""
+    return [Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in pending]
 
 
 def _whole(fleet: Fleet, server: Server, there: Traces, wanted: Wanted, *, if_not_exists: bool) -> Tenant | None:
     """Return the tenant that is there already, as it was asked for; None where it is still to be made or finished.
 
-    Raises as `require_same`.
+    Raises as `require_same`, and TenantExists where it lacks the web user.
     """
-    existing = there.tenant
+    existing, web_user = there.tenant, wanted.web_user
     if existing is None or existing.state is State.PROVISIONING:
         return None
     require_same(existing, wanted.url, if_not_exists=if_not_exists)
-    _require_web_user(fleet, server, wanted.name, wanted.web_user)
+    if web_user is not None:
+        with fleet.enter(server, wanted.name) as conn:
+            found = users.look(conn, web_user)
+        if found is None or found.user_type != "web":
+            raise TenantExists(
+                f"tenant {wanted.name} exists and differs",
+                why=f'it has no web user "{web_user}"',
+                hint=Run("user", "create", wanted.name, web_user, "--type", "web"),
+            )
     return existing
 
 
 def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> None:
-    """Judge a tenant that exists; raises TenantExists unless it is as it was asked for."""
+    """Judge a tenant that exists; raises WrongState, or TenantExists unless it is as it was asked for."""
     name = existing.tenant
     if existing.state is not State.ACTIVE:
         raise wrong_state(existing)
@@ -322,18 +323,4 @@ def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> N
             f"tenant {name} exists and differs",
             why=f"its url is {existing.url or 'not set'}, not {url}",
             hint=Run("tenant", "set", name, "--url", url),
-        )
-
-
-def _require_web_user(fleet: Fleet, server: Server, name: str, web_user: str | None) -> None:
-    """Raise TenantExists when an existing tenant lacks the web user that was asked for."""
-    if web_user is None:
-        return
-    with fleet.enter(server, name) as conn:
-        found = users.look(conn, web_user)
-    if found is None or found.user_type != "web":
-        raise TenantExists(
-            f"tenant {name} exists and differs",
-            why=f'it has no web user "{web_user}"',
-            hint=Run("user", "create", name, web_user, "--type", "web"),
         )

@@ -1,4 +1,4 @@
-"""Judging a schema that other people made: what to make, what to rename, what to leave alone, what to refuse."""
+"""How a schema that other people made differs: what to make, rename, leave alone, or refuse."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -27,9 +27,9 @@ SHOWN = 80
 
 @dataclass(frozen=True)
 class Objection:
-    """A point that is against an adoption: the fact, and the SQL that removes it, without an end, or None.
+    """A point against an adoption: the fact, and the SQL that removes it, without a semicolon at its end, or None.
 
-    *owner* runs it; None is the owner of *subject*, which is posduif_admin where nobody else owns it. *accept* is the
+    *owner* runs it; None is the owner of *subject*, which is posduif_admin where no other role owns it. *accept* is the
     name by which `tenant adopt --accept` takes it in all the same.
     """
 
@@ -81,7 +81,7 @@ def judge(expected: Sequence[Thing], present: Sequence[Thing]) -> Judgement:
 
 
 def outermost(things: Sequence[Thing]) -> list[Thing]:
-    """Leave out what is part of a table that is listed itself."""
+    """Return things without those that are part of a table that is listed itself."""
     tables = {thing.name for thing in things if thing.kind == "table"}
     return [
         thing
@@ -91,7 +91,7 @@ def outermost(things: Sequence[Thing]) -> list[Thing]:
 
 
 def _twin(thing: Thing, spare: Iterable[Thing]) -> Thing | None:
-    """Find a constraint that means the same under another name."""
+    """Return a constraint of the same table that means the same under another name, or None."""
     for other in spare:
         if other.kind == "constraint" and other.definition == thing.definition and other.table == thing.table:
             return other
@@ -99,7 +99,7 @@ def _twin(thing: Thing, spare: Iterable[Thing]) -> Thing | None:
 
 
 def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
-    """Say why something of the database's own on one of our tables would make the tables behave otherwise."""
+    """Return why a thing of the database's own on one of our tables would change how they behave, or None."""
     assert thing.table is not None
     if thing.kind == "constraint" and thing.definition.startswith("FOREIGN KEY"):
         for other in wanted:
@@ -126,18 +126,18 @@ def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
 
 
 def _objection(expected: Thing, found: Thing) -> Objection:
-    """Say how a thing differs from what is expected, and what makes it so, or makes room for what an adoption makes."""
+    """Return how a thing differs from what is expected, with the SQL that repairs it or makes room for another."""
     what = str(Difference(expected.kind, expected.name, expected.definition, found.definition))
     if expected.kind == "function":
         what = f"function {expected.name} {_apart(expected.definition, found.definition)}"
-    mend = _mend(expected, found)
-    if expected.kind == "table" and mend and ASIDE in mend:
+    repair = _repair(expected, found)
+    if expected.kind == "table" and repair and ASIDE in repair:
         what += "; its rows stay in it, and the new table is empty"
-    return Objection(what, mend, found.table or found.name)
+    return Objection(what, repair, found.table or found.name)
 
 
 def _apart(expected: str, found: str) -> str:
-    """Say in what two texts differ, without all that they share."""
+    """Return in what two texts differ, without their common beginning and end."""
     want, have = expected.split(), found.split()
     while want and have and want[0] == have[0]:
         del want[0], have[0]
@@ -151,16 +151,16 @@ def _apart(expected: str, found: str) -> str:
     return f"has `{has}` more than the migrations'" if has else f"lacks the migrations' `{misses}`"
 
 
-def _mend(expected: Thing, found: Thing) -> str | None:
+def _repair(expected: Thing, found: Thing) -> str | None:
     """Return the SQL that makes a thing as expected, or makes room for it; nothing that may hold rows is dropped.
 
-    None for a table with heirs or ancestors: `strangers` has that.
+    None for a table that inherits or is inherited from: `strangers` refuses it.
     """
     kind, name, table, bare = expected.kind, expected.name, expected.table, expected.bare
     if kind == "column":
         assert table is not None
         assert bare is not None
-        return _mend_column(table, bare, expected.definition, found.definition)
+        return _repair_column(table, bare, expected.definition, found.definition)
     if kind == "constraint":
         return f"ALTER TABLE {table} DROP CONSTRAINT {bare}"
     if kind == "index":
@@ -195,7 +195,7 @@ def _undo(default: str) -> str:
     return "DROP IDENTITY" if default.endswith("IDENTITY") else "DROP EXPRESSION"
 
 
-def _mend_column(table: str, column: str, expected: str, found: str) -> str:
+def _repair_column(table: str, column: str, expected: str, found: str) -> str:
     want, have = _COLUMN.fullmatch(expected), _COLUMN.fullmatch(found)
     assert want is not None
     assert have is not None

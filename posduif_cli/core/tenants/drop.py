@@ -170,7 +170,7 @@ def _end_sessions(session: Session, name: str) -> None:
 
 
 def _drop_database(session: Session, name: str) -> None:
-    """Drop the database; a session that posduif may not end gets a moment, it may be a killed command's."""
+    """Drop the database; wait a moment for a session that posduif may not end: it may be a killed command's."""
     patience = Patience("killed")
     while True:
         try:

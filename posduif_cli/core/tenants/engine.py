@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from posduif_cli.core.desk import users
 from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.steps import Deed, carry_out
 from posduif_cli.core.tenants import traces
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.patience import Patience
@@ -81,12 +82,12 @@ def rotate_password(fleet: Fleet, found: Found, *, keep: Keep, now: bool = False
             if shut and current.state is State.ACTIVE:
                 admin.let_in(conn, name)
 
-    with fleet.maintenance(found.server) as session:
-        session.require_admin()
+    def rotate(session: Session) -> None:
         despite_engine(session, name, change, reopen=True)
         if now:
             end_sessions(session, name)
-        return fleet.look(session, name).tenant or found.tenant
+
+    return carry_out(fleet, found, [Deed(rotate)])[0]
 
 
 def change(fleet: Fleet, found: Found, *, url: str | None = None, desk: str | None = None) -> tuple[Tenant, bool]:
@@ -139,20 +140,25 @@ def end_sessions(session: Session, name: str, *, shut: bool = False) -> None:
     """
     role = admin.engine_role(name)
     question = queries.load("tenants/tenants")["end_role"]
-    end, end_at_once = (session.text(question, role=role, wait=wait) for wait in (SESSION_END, 0))
     patience = Patience("engine", pause=timedelta(0))
     try:
         while True:
-            # In one message and without waiting: an engine that lost its session is back in milliseconds, but behind
-            # us in the queue for what it had locked.
-            _, failure = session.batch([end_at_once, *admin.closing(session, name)] if shut else [end])
-            if failure is None:
+            # Together and without waiting: an engine that lost its session is back in milliseconds, but behind us in
+            # the queue for what it had locked.
+            pipeline = session.pipeline()
+            pipeline.execute(question, role=role, wait=0 if shut else SESSION_END)
+            if shut:
+                pipeline.execute("SET LOCAL lock_timeout = '500ms'")
+                admin.close_role(pipeline, name)
+            try:
+                pipeline.send()
                 break
-            if not isinstance(failure[1], Blocked) or not patience.again():
-                raise failure[1]
+            except Blocked:
+                if not patience.again():
+                    raise
         # Those who came in between, and those whose log-in had begun by then.
         patience = Patience("engine", pause=timedelta(milliseconds=50))
-        while shut and session.batch([end])[0][0] != ("0",) and patience.again():
+        while shut and session.value(question, role=role, wait=SESSION_END) and patience.again():
             pass
     except AccessDenied as error:
         raise in_use(session, name, error) from error

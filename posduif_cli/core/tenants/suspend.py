@@ -5,43 +5,33 @@ from dataclasses import replace
 from functools import partial
 
 from posduif_cli.core.fleet.fleet import Fleet, Found
-from posduif_cli.core.fleet.steps import Deed, perform
+from posduif_cli.core.fleet.steps import Deed
 from posduif_cli.core.schema import apply
 from posduif_cli.core.tenants import create, engine, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.session import Session
 from posduif_cli.errors import Busy, Run
 from posduif_cli.models.runs import Step
-from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.tenants import State
 
 
-def suspend(fleet: Fleet, found: Found) -> tuple[Tenant, bool]:
-    """Shut a tenant's engine out and end its sessions; return the tenant, and whether its engine was let in before.
+def suspend(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
+    """Return what shuts a tenant's engine out and ends its sessions; raises WrongState.
 
     The database stays open, or pg_dump would be shut out too. Whatever the engine's sessions have locked, they are
-    ended. Raises WrongState; Busy naming the sessions that would not end, or those of other logins that are still
-    connected: the tenant is suspended then. Typed again, it ends what an interrupted call left connected.
+    ended. Performing them raises Busy, naming the sessions that would not end, or those of other logins that are still
+    connected: the tenant is suspended then. Performed again, they end what an interrupted command left connected.
     """
-    deeds = suspending(fleet, found)
-    with fleet.maintenance(found.server) as session:
-        session.require_admin()
-        changed = perform(deeds, session)
-        return fleet.look(session, found.tenant.tenant).tenant or found.tenant, changed
-
-
-def suspending(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
-    """Return what `suspend` does; raises WrongState."""
     found.require(State.ACTIVE, State.SUSPENDED)
     name, role = found.tenant.tenant, admin.engine_role(found.tenant.tenant)
     shut = (
         Step("shut out", role, f"ALTER ROLE {role} NOLOGIN"),
         Step("shut out", name, f"REVOKE CONNECT ON DATABASE {name} FROM {role}"),
     )
-    end = (Step("end sessions", role),)
     new = found.tenant.state is State.ACTIVE
     return (
         Deed(partial(_shut_out, fleet, found), shut if new else ()),
-        Deed(partial(_end, name), end if new else ()),
+        Deed(partial(_end, name), [Step("end sessions", role)] if new else ()),
     )
 
 
@@ -60,7 +50,7 @@ def _shut_out(fleet: Fleet, found: Found, session: Session) -> bool:
     return engine.despite_engine(session, name, change, reopen=False)
 
 
-def _end(name: str, session: Session) -> bool:
+def _end(name: str, session: Session) -> None:
     """End the sessions of a suspended tenant's engine.
 
     Raises Busy while a login that is in none of posduif's groups is connected to its database.
@@ -79,29 +69,20 @@ def _end(name: str, session: Session) -> bool:
                 Run("tenant", "suspend", name),
             ],
         )
-    return False
 
 
-def resume(fleet: Fleet, found: Found) -> tuple[Tenant, bool]:
-    """Bring a suspended tenant to the newest schema and let its engine in; return it, and whether that changed it.
+def resume(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
+    """Return what brings a suspended tenant to the newest schema and lets its engine in; raises WrongState.
 
-    Raises WrongState, and as `apply.up`: then the tenant stays suspended.
+    Performing it raises as `apply.up`: then the tenant stays suspended.
     """
-    deeds = resuming(fleet, found)
-    with fleet.maintenance(found.server) as session:
-        admin.ensure_roles(session)  # grants.sql gives nothing to a group that is not there yet
-        changed = perform(deeds, session)
-        return fleet.look(session, found.tenant.tenant).tenant or found.tenant, changed
-
-
-def resuming(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
-    """Return what `resume` does; raises WrongState."""
     found.require(State.ACTIVE, State.SUSPENDED)
-    steps = _resuming_steps(fleet, found) if found.tenant.state is State.SUSPENDED else ()
-    return (Deed(partial(_let_in, fleet, found), steps),)
+    steps = _resuming(fleet, found) if found.tenant.state is State.SUSPENDED else ()
+    # grants.sql gives nothing to a group that is not there yet.
+    return Deed(admin.ensure_roles), Deed(partial(_let_in, fleet, found), steps)
 
 
-def _resuming_steps(fleet: Fleet, found: Found) -> Iterator[Step]:
+def _resuming(fleet: Fleet, found: Found) -> Iterator[Step]:
     name, role = found.tenant.tenant, admin.engine_role(found.tenant.tenant)
     with fleet.enter(found.server, name) as conn, conn.transaction(read_only=True):
         yield from create.migrating(apply.to_apply(conn, folders=fleet.folders))
@@ -112,7 +93,7 @@ def _resuming_steps(fleet: Fleet, found: Found) -> Iterator[Step]:
 def _let_in(fleet: Fleet, found: Found, session: Session) -> bool:
     """Migrate a suspended tenant and make it active.
 
-    Of one that is active the engine is let in again whose role an interrupted `suspend` closed.
+    The engine of an active tenant is let in again where an interrupted `suspend` closed its role.
     """
     name = found.tenant.tenant
     with fleet.enter(found.server, name) as conn:

@@ -1,4 +1,4 @@
-"""Ownerships: hand a database and what a tenant consists of to posduif_admin, and leave other roles their rights."""
+"""Take-overs: posduif_admin becomes the owner of a database and of what a tenant has; other roles keep their rights."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ Subject = tuple[str, str]  # kind, as ALTER wants it, and qualified name
 
 @dataclass(frozen=True)
 class Takeover:
-    """Statements to run as the login, then as posduif_admin, and in words what they change for others."""
+    """Statements to run as the login, then as posduif_admin, and what they change for other roles, in words."""
 
     take: tuple[Step, ...]
     keep: tuple[Step, ...]
@@ -29,7 +29,7 @@ class Takeover:
 class _Role:
     """A role with what it may do in the database and its schema public before the adoption.
 
-    *powerful* is a superuser, a member of one, or a role of PostgreSQL's own: nobody is advised to join it.
+    *powerful* is a superuser, a member of one, or a role of PostgreSQL's own: no login is advised to join it.
     """
 
     role: str
@@ -56,7 +56,7 @@ def plan(
     own: Sequence[Thing],
     functions: Collection[str] = (),
 ) -> Takeover:
-    """Work out who loses what and is given what; *owned* are the `owners`, *own* is what is left alone.
+    """Return which role loses what and is given what; *owned* are the `owners`, *own* is what is left alone.
 
     posduif_admin takes what the migrations make, and *functions*. Raises AccessDenied, with what would help, when the
     login may not act for everyone who owns something there.
@@ -88,7 +88,7 @@ def plan(
 
 
 def _types(expected: Sequence[Thing], present: Sequence[Thing]) -> set[str]:
-    """Name the types of other people's that our tables' columns have: their owner could give them code later on."""
+    """Return other people's types that our tables' columns have: their owner could give them code later on."""
     tables = {thing.name for thing in expected if thing.kind == "table"}
     columns = [thing.definition for thing in present if thing.kind == "column" and thing.table in tables]
     types = [thing.name for thing in present if thing.kind == "type"]
@@ -116,7 +116,7 @@ def _require_reach(conn: Session, roles: Sequence[_Role], take: Sequence[tuple[S
 def _take(
     owned: Mapping[Subject, str], taken: Mapping[Subject, str], present: Sequence[Thing], own: Sequence[Thing]
 ) -> Iterator[tuple[Step, str]]:
-    """Give database and objects to posduif_admin, and let it read the rest, for backups; each with who may do that."""
+    """Yield what makes posduif_admin the owner, and lets it read the rest for backups; each with the role that may."""
     for subject in sorted(taken, key=lambda subject: (subject[0] not in ("database", "schema"), subject)):
         word, bare = subject
         bare = name(bare) if word == "database" else bare
@@ -135,7 +135,7 @@ def _take(
 
 
 def _owner(thing: Thing, owned: Mapping[Subject, str], taken: Mapping[Subject, str]) -> str | None:
-    """Return who owns a relation, or the table that a sequence belongs to; None where posduif_admin does or will."""
+    """Return the owner of a relation, or of the table that a sequence belongs to; None where it is posduif_admin."""
     for subject, role in owned.items():
         word, bare = subject
         if word in ("database", "schema", "function", "procedure", "type"):
@@ -153,10 +153,10 @@ def _keep_rights(
     present: Sequence[Thing],
     tables: set[str],
 ) -> tuple[list[Step], list[str]]:
-    """Give by name what roles had by ownership or by way of PUBLIC; say what each gains and loses.
+    """Return what gives roles by name what they had by ownership or by PUBLIC, and what each gains and loses, in words.
 
-    TRIGGER and REFERENCES are not given: by them a role would have its own code run by whoever writes, which
-    from now on is an administrator too. Nor is CREATE on schema public: functions there could pass for PostgreSQL's.
+    TRIGGER and REFERENCES are not given: by them a role could have its own code run by every login that writes, which
+    from now on may be an administrator. Nor is CREATE on schema public: functions there could pass for PostgreSQL's.
     """
     steps: list[Step] = []
     changes: list[str] = []
@@ -182,17 +182,14 @@ def _keep_rights(
                 sql = f"GRANT {', '.join(words)} ON {word.upper()} {target} TO {name(role.role)}"
                 steps.append(Step("grant", f"{role.role} on {word} {bare}", sql))
                 changes.append(f"{role.role} has {', '.join(words)} on {word} {bare} by name now")
-    for thing in present:
-        if thing.kind != "grant" or thing.table not in tables:
-            continue
-        risky = [word for word in ("TRIGGER", "REFERENCES") if word in thing.definition]
+    for thing in (thing for thing in present if thing.kind == "grant" and thing.table in tables):
+        risky = ", ".join(word for word in ("TRIGGER", "REFERENCES") if word in thing.definition)
         if thing.bare == "public":
             changes.append(f"PUBLIC lost {thing.definition} on {thing.table}")
         elif risky:
-            listed = ", ".join(risky)
-            sql = f"REVOKE {listed} ON {thing.table[6:]} FROM {thing.bare} CASCADE"
-            steps.append(Step("revoke", thing.name, sql))
-            changes.append(f"{thing.bare} lost {listed} on {thing.table}")
+            bare = (thing.table or "").removeprefix("table ")
+            steps.append(Step("revoke", thing.name, f"REVOKE {risky} ON {bare} FROM {thing.bare} CASCADE"))
+            changes.append(f"{thing.bare} lost {risky} on {thing.table}")
     return steps, [
         *changes,
         f"PUBLIC may no longer connect to {database} nor use its schema public",

@@ -15,7 +15,7 @@ from posduif_cli.errors import PosduifError
 from posduif_cli.models.tenants import State
 
 PREFIX = "posduif_template_"
-WORTHWHILE = 4  # tenants of a server; making one takes as long as a tenant or two, and saves a third of each
+WORTHWHILE = 4  # tenants per server; to make a template takes as long as one or two tenants, and saves a third of each
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def ready(session: Session, folders: Folders) -> Template | None:
 
 
 def provide(session: Session, fleet: Fleet, *, coming: int) -> Template | None:
-    """Return the server's template, made first if it has, with those *coming*, tenants enough to be worth it."""
+    """Return the server's template, made if need be; None for fewer than WORTHWHILE tenants with those *coming*."""
     if (found := ready(session, fleet.folders)) is not None:
         return found
     number = session.value(queries.load("fleet/fleet")["count_tenants"], sizes=False)
@@ -44,7 +44,7 @@ def provide(session: Session, fleet: Fleet, *, coming: int) -> Template | None:
 
 
 def _make(session: Session, fleet: Fleet) -> Template | None:
-    """Make the server's template; None where it cannot be made, which does no harm. Other versions' are dropped."""
+    """Make the server's template and drop those of other versions; None where it cannot be made, which does no harm."""
     wanted = _name(fleet.folders)
     try:
         with session.lock(PREFIX):
@@ -69,7 +69,7 @@ def _list(session: Session) -> dict[str, Record | None]:
 
 
 def _name(folders: Folders) -> str:
-    """Name a template after what is in it, so that an older or newer posduif never takes it for its own."""
+    """Return a name made of what is in the template, so that another version of posduif never uses it."""
     content = hashlib.sha256()
     for path in (*folders.listing[0], queries.bundled("grants.sql")):
         content.update(path.read_bytes())

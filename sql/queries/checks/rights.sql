@@ -1,19 +1,20 @@
 -- needs: nothing
 
--- name: inspect_tenant
--- A tenant's database and its engine's role as the server has them.
-SELECT d.datconnlimit AS database_limit,
-       EXISTS (SELECT 1 FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a WHERE a.grantee = 0) AS public,
-       (SELECT array_agg(DISTINCT a.grantee::regrole::text) FROM aclexplode(d.datacl) a
-        WHERE a.grantee NOT IN (0, d.datdba, coalesce(r.oid, 0))
-          AND a.grantee::regrole::text NOT IN ('posduif_support', 'posduif_health', 'posduif_cron')) AS strangers,
-       coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
-                 WHERE s.setdatabase = d.oid AND s.setrole = 0), false) AS database_utc,
-       coalesce((SELECT 'TimeZone=UTC' = ANY (s.setconfig) FROM pg_db_role_setting s
-                 WHERE s.setdatabase = d.oid AND s.setrole = r.oid), false) AS role_utc,
-       (SELECT array_agg(split_part(setting, '=', 1)) FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) setting
-        WHERE s.setdatabase = d.oid AND s.setrole = 0
-          AND split_part(setting, '=', 1) IN ('role', 'session_authorization', 'search_path')) AS steering,
+-- name: describe_tenants
+-- Tenants' databases and their engines' roles, one row each, from any session of their server.
+WITH people AS MATERIALIZED (
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
+), administered AS MATERIALIZED ( -- all at once: PostgreSQL keeps the memberships of the last role only
+    SELECT oid FROM pg_roles WHERE pg_has_role(to_regrole('posduif_admin')::oid, oid, 'USAGE')
+)
+SELECT d.datname::text AS tenant,
+       d.datconnlimit AS database_limit,
+       a.public,
+       a.others,
+       coalesce('TimeZone=UTC' = ANY (s.setconfig), false) AS database_utc,
+       coalesce('TimeZone=UTC' = ANY (e.setconfig), false) AS role_utc,
+       (SELECT array_agg(split_part(setting, '=', 1)) FROM unnest(s.setconfig) setting
+        WHERE split_part(setting, '=', 1) IN ('role', 'session_authorization', 'search_path')) AS steering,
        r.oid IS NOT NULL AS has_role,
        r.rolcanlogin AS may_log_in,
        r.rolconnlimit AS role_limit,
@@ -21,26 +22,46 @@ SELECT d.datconnlimit AS database_limit,
             (r.rolcreaterole, 'CREATEROLE'), (r.rolreplication, 'REPLICATION'), (r.rolbypassrls, 'BYPASSRLS')) v (has, word)
         WHERE has) AS powers,
        shobj_description(r.oid, 'pg_authid') AS intent,
-       coalesce((SELECT array_agg(m.roleid::regrole::text) FROM pg_auth_members m WHERE m.member = r.oid), '{}')::text[]
-           AS memberships,
-       coalesce(pg_has_role('posduif_admin', r.oid, 'USAGE'), false) AS administered,
-       EXISTS (SELECT 1 FROM aclexplode(d.datacl) a WHERE a.grantee = r.oid AND a.privilege_type = 'CONNECT') AS may_connect,
-       coalesce(has_schema_privilege(r.oid, 'public', 'CREATE') AND NOT r.rolsuper, false) AS may_create,
-       (SELECT array_agg(DISTINCT c.rolname::text)
-        FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a JOIN pg_roles c ON c.oid = a.grantee
-        WHERE n.nspname = 'public' AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (n.nspowner, coalesce(r.oid, 0))
-          AND c.rolname NOT IN ('posduif_admin', 'posduif_engine')) AS creators,
-       (SELECT array_agg(g.rolname || ' ' || t.thing) FROM (VALUES ('messages', 'content'), ('users', 'last_message_sent'))
-            AS v (relation, attribute) CROSS JOIN LATERAL (SELECT v.relation || '.' || v.attribute) AS t (thing)
-        JOIN pg_roles g ON g.rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
-        JOIN pg_attribute w ON w.attrelid = to_regclass('public.' || v.relation) AND w.attname = v.attribute
-        WHERE has_column_privilege(g.oid, w.attrelid, w.attnum, 'SELECT')
-          AND NOT has_column_privilege('public', w.attrelid, w.attnum, 'SELECT')) AS readers
-FROM pg_database d LEFT JOIN pg_roles r ON r.rolname = d.datname || '_engine'
-WHERE d.datname = current_database();
+       coalesce((SELECT array_agg(g.rolname::text) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+                 WHERE m.member = r.oid), '{}') AS memberships,
+       EXISTS (SELECT 1 FROM administered WHERE administered.oid = r.oid) AS administered,
+       coalesce(r.oid = ANY (a.connecting), false) AS may_connect,
+       (SELECT array_agg(g.rolname::text) FROM people g WHERE g.oid <> ALL (a.connecting)) AS shut_out,
+       shobj_description(d.oid, 'pg_database') AS comment
+FROM pg_database d
+LEFT JOIN pg_roles r ON r.rolname = d.datname || '_engine'
+LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0
+LEFT JOIN pg_db_role_setting e ON e.setdatabase = d.oid AND e.setrole = r.oid
+CROSS JOIN LATERAL (
+    SELECT bool_or(x.grantee = 0) AS public,
+           array_agg(DISTINCT x.grantee::regrole::text) FILTER (
+               WHERE x.grantee NOT IN (0, d.datdba, coalesce(r.oid, 0)) AND NOT EXISTS (SELECT 1 FROM people WHERE oid = x.grantee)
+           ) AS others,
+           coalesce(array_agg(x.grantee) FILTER (WHERE x.privilege_type = 'CONNECT'), '{}') AS connecting
+    FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x
+) AS a
+WHERE d.datname = ANY (%(tenants)s);
+
+-- name: find_creators
+-- Whether the engine's role may create objects in the schema public, and which other roles may.
+SELECT coalesce((SELECT has_schema_privilege(r.oid, n.oid, 'CREATE') AND NOT r.rolsuper FROM pg_roles r
+                 WHERE r.rolname = %(role)s), false) AS may_create,
+       ARRAY(SELECT DISTINCT c.rolname::text FROM aclexplode(n.nspacl) a JOIN pg_roles c ON c.oid = a.grantee
+             WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner
+               AND c.rolname NOT IN ('posduif_admin', 'posduif_engine', %(role)s)) AS creators
+FROM pg_namespace n WHERE n.nspname = 'public';
+
+-- name: find_readers
+-- Which groups of people may read what customers write: group, table, column.
+SELECT g.rolname::text, v.relation, v.attribute
+FROM (VALUES ('messages', 'content'), ('users', 'last_message_sent')) AS v (relation, attribute)
+JOIN pg_roles g ON g.rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
+JOIN pg_attribute w ON w.attrelid = to_regclass('public.' || v.relation) AND w.attname = v.attribute
+WHERE has_column_privilege(g.oid, w.attrelid, w.attnum, 'SELECT')
+  AND NOT has_column_privilege('public', w.attrelid, w.attnum, 'SELECT');
 
 -- name: find_foreign_objects
--- What stands in a tenant's database and belongs to neither posduif nor an extension; at most eleven.
+-- What is in a tenant's database and belongs to neither posduif nor an extension; at most eleven.
 SELECT kind, name, owner::regrole::text
 FROM (SELECT 'relation' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, 'pg_class'::regclass AS class, c.oid
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -71,3 +92,45 @@ WHERE NOT EXISTS (
     SELECT FROM pg_default_acl
     WHERE pg_get_userbyid(defaclrole) = 'posduif_admin' AND defaclnamespace = 0 AND defaclobjtype = 'f'
       AND NOT EXISTS (SELECT FROM aclexplode(defaclacl) a WHERE a.grantee = 0));
+
+-- name: read_catalogs
+-- The rows of the catalogs that an inspection reads, for all that was not made by initdb, in one row: their OIDs, their
+-- text, and whether `read_rare_catalogs` has more, which their flags and dependencies tell: each further catalog costs a
+-- new session as much as many rows. They are in the order of OIDs within each catalog. Left out are statistics, what VACUUM
+-- and TRUNCATE change, the types of rows and arrays, and what the row of a column says, too.
+SELECT array_agg(oid::int8 ORDER BY part, oid), string_agg(text, E'\n' ORDER BY part, oid), bool_or(more)
+FROM (
+    SELECT 1 AS part, oid, n::text AS text, false AS more
+    FROM pg_namespace n WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    UNION ALL
+    SELECT 2, oid, ROW(oid, relname, relnamespace, reloftype, relowner, relam, relpersistence, relkind, relhasrules,
+                       relhastriggers, relhassubclass, relrowsecurity, relforcerowsecurity, relispartition, relacl,
+                       reloptions, relpartbound)::text, relhasrules OR relhassubclass OR relispartition
+    FROM pg_class WHERE oid >= 16384 AND relnamespace <> 99 -- pg_toast
+    UNION ALL
+    SELECT 3, attrelid, ROW(attrelid, attname, atttypid, attnum, atttypmod, attnotnull, atthasdef, attidentity, attgenerated,
+                            attisdropped, attislocal, attinhcount, attcollation, attacl, attoptions)::text, false
+    FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0
+    UNION ALL SELECT 4, oid, d::text, false FROM pg_attrdef d WHERE oid >= 16384
+    UNION ALL SELECT 5, oid, c::text, false FROM pg_constraint c WHERE oid >= 16384 AND contype <> 'n'
+    UNION ALL SELECT 6, indexrelid, i::text, false FROM pg_index i WHERE indexrelid >= 16384
+    UNION ALL SELECT 7, oid, t::text, false FROM pg_trigger t WHERE oid >= 16384
+    UNION ALL SELECT 8, oid, p::text, false FROM pg_proc p WHERE oid >= 16384
+    UNION ALL SELECT 9, oid, t::text, false FROM pg_type t WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
+    UNION ALL SELECT 10, oid, d::text, false FROM pg_default_acl d
+    UNION ALL
+    SELECT 11, objid, d::text, deptype <> 'e' FROM pg_depend d
+    WHERE deptype = 'e' OR objid >= 16384 AND classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass,
+                                                           'pg_statistic_ext'::regclass, 'pg_operator'::regclass)
+) AS s;
+
+-- name: read_rare_catalogs
+-- The rows of the catalogs that most tenants have no rows of their own in, as `read_catalogs` has the others.
+SELECT array_agg(oid::int8 ORDER BY part, oid), string_agg(text, E'\n' ORDER BY part, oid)
+FROM (
+    SELECT 1 AS part, oid, r::text AS text FROM pg_rewrite r WHERE oid >= 16384
+    UNION ALL SELECT 2, oid, p::text FROM pg_policy p
+    UNION ALL SELECT 3, oid, s::text FROM pg_statistic_ext s
+    UNION ALL SELECT 4, inhrelid, i::text FROM pg_inherits i
+    UNION ALL SELECT 5, oid, o::text FROM pg_operator o WHERE oid >= 16384
+) AS s;

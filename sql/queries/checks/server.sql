@@ -1,7 +1,7 @@
 -- needs: nothing
 
 -- name: describe_server
--- One server in one row, but for its connections and tenants.
+-- What a server is, what the login may there, and its settings, without its connections and tenants.
 SELECT current_setting('server_version') AS version,
        current_setting('server_version_num')::int AS version_number,
        session_user::text AS role,
@@ -9,16 +9,10 @@ SELECT current_setting('server_version') AS version,
        (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS is_superuser,
        pg_is_in_recovery() AS is_standby,
        has_database_privilege('public', current_database(), 'CONNECT') AS is_open,
-       pg_has_role(session_user, (SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') AS is_owner;
-
--- name: find_room
--- What bears on how many engines the server has room for beside its connections, and how they reach it.
-SELECT current_setting('max_wal_senders')::int AS wal_senders,
+       pg_has_role(session_user, (SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') AS is_owner,
+       current_setting('max_wal_senders')::int AS wal_senders,
        current_setting('ssl')::bool AS ssl,
-       current_setting('listen_addresses') AS listen_addresses,
-       has_database_privilege('public', current_database(), 'CONNECT') AS is_open,
-       (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS is_superuser,
-       pg_has_role(session_user, (SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') AS owns;
+       current_setting('listen_addresses') AS listen_addresses;
 
 -- name: list_members
 -- Who may use the rights of posduif's roles, and who may give them to others.

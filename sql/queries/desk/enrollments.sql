@@ -15,7 +15,7 @@ SELECT EXISTS (SELECT FROM public.enrollment_tokens WHERE id = %(id)s);
 SELECT pg_advisory_xact_lock(%(class)s, hashtext('device ' || %(device)s));
 
 -- name: find_device_owner
--- Who has this device.
+-- The user who has this device.
 SELECT id, username::text FROM public.users WHERE device_id = %(device)s LIMIT 1;
 
 -- name: give_device

@@ -29,8 +29,8 @@ ORDER BY t.created_at DESC, t.id LIMIT %(limit)s OFFSET %(offset)s;
 INSERT INTO public.enrollment_tokens (created_by, tenant_id, label, created_at, updated_at, expires_at)
 VALUES (%(created_by)s, current_database(), %(label)s, now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC',
         (now() AT TIME ZONE 'UTC') + make_interval(secs => %(seconds)s))
-RETURNING id, token, tenant_id::text AS tenant, label, created_at AT TIME ZONE 'UTC' AS created_at,
-          expires_at AT TIME ZONE 'UTC' AS expires_at;
+RETURNING id, token, tenant_id::text AS tenant, label, 'active' AS status, created_by AS created_by_id,
+          created_at AT TIME ZONE 'UTC' AS created_at, expires_at AT TIME ZONE 'UTC' AS expires_at;
 
 -- name: revoke_token
 -- Ends an unused token at once; the sync engine knows only expires_at.

@@ -1,8 +1,11 @@
 -- needs: nothing
 
 -- name: create_table
--- The version table, in a shape that dbmate can insert into and read; a table that dbmate made gains our columns.
+-- The version table, in a shape that dbmate can insert into and read.
 CREATE TABLE IF NOT EXISTS public.schema_migrations (version text PRIMARY KEY);
+
+-- name: complete_table
+-- Our columns of the version table, which a table that dbmate made lacks.
 ALTER TABLE public.schema_migrations
     ADD COLUMN IF NOT EXISTS checksum text,
     ADD COLUMN IF NOT EXISTS applied_at timestamptz DEFAULT now(),
@@ -17,6 +20,10 @@ WHERE version IS NOT NULL ORDER BY version;
 -- name: list_checksums
 -- What was applied, and from which text, for a message of several statements: the simplest query is the quickest.
 SELECT version, checksum FROM public.schema_migrations WHERE version IS NOT NULL;
+
+-- name: list_bare
+-- The versions in a table that another tool made, which lacks our columns.
+SELECT version::text FROM public.schema_migrations WHERE version IS NOT NULL ORDER BY 1;
 
 -- name: has_progress
 -- Whether there is a table of half-done files.
@@ -36,9 +43,12 @@ WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock'
 ORDER BY 1;
 
 -- name: add_applied
--- Notes a migration as applied; part of the migration's transaction.
+-- Notes a migration as applied; part of the migration's last transaction, %(duration_ms)s is what it took before that.
 INSERT INTO public.schema_migrations (version, checksum, duration_ms, applied_by)
-VALUES (%(version)s, %(checksum)s, %(duration_ms)s, %(applied_by)s) RETURNING version;
+VALUES (%(version)s, %(checksum)s,
+        %(duration_ms)s + (extract(epoch FROM clock_timestamp() - transaction_timestamp()) * 1000)::integer,
+        %(applied_by)s)
+RETURNING version;
 
 -- name: delete_applied
 -- Forgets a migration that was taken back; part of its transaction.
@@ -131,3 +141,30 @@ SELECT has_schema_privilege('posduif_engine', 'public', 'USAGE')
        has_schema_privilege('posduif_engine', 'public', 'CREATE')
 FROM unnest('{public.users,public.messages,public.sync_metadata,public.enrollment_tokens}'::text[]) AS name,
      unnest('{SELECT,INSERT,UPDATE}'::text[]) AS privilege;
+
+-- name: count_changes
+-- How many rows of the catalogs that hold rights this session has changed lately, in this transaction for certain:
+-- first those of schemas, databases, roles and defaults together, then of relations, columns, functions and who is
+-- named in any. No row where the server does not count. No catalog is read: a new session's first look into each is
+-- dear.
+SELECT pg_stat_get_xact_tuples_inserted('pg_namespace'::regclass) + pg_stat_get_xact_tuples_updated('pg_namespace'::regclass)
+           + pg_stat_get_xact_tuples_inserted('pg_default_acl'::regclass)
+           + pg_stat_get_xact_tuples_updated('pg_default_acl'::regclass)
+           + pg_stat_get_xact_tuples_deleted('pg_default_acl'::regclass)
+           + pg_stat_get_xact_tuples_updated('pg_database'::regclass)
+           + pg_stat_get_xact_tuples_inserted('pg_auth_members'::regclass)
+           + pg_stat_get_xact_tuples_updated('pg_auth_members'::regclass)
+           + pg_stat_get_xact_tuples_deleted('pg_auth_members'::regclass)
+           + pg_stat_get_xact_tuples_inserted('pg_authid'::regclass)
+           + pg_stat_get_xact_tuples_updated('pg_authid'::regclass),
+       pg_stat_get_xact_tuples_inserted('pg_class'::regclass),
+       pg_stat_get_xact_tuples_updated('pg_class'::regclass),
+       pg_stat_get_xact_tuples_deleted('pg_class'::regclass),
+       pg_stat_get_xact_tuples_inserted('pg_attribute'::regclass),
+       pg_stat_get_xact_tuples_updated('pg_attribute'::regclass),
+       pg_stat_get_xact_tuples_inserted('pg_proc'::regclass),
+       pg_stat_get_xact_tuples_updated('pg_proc'::regclass),
+       pg_stat_get_xact_tuples_inserted('pg_shdepend'::regclass),
+       pg_stat_get_xact_tuples_updated('pg_shdepend'::regclass),
+       pg_stat_get_xact_tuples_deleted('pg_shdepend'::regclass)
+WHERE current_setting('track_counts') = 'on';

@@ -176,3 +176,7 @@ GROUP BY a.grantee, object
 UNION ALL
 SELECT 'owner', word || ' ' || name, pg_get_userbyid(owner)::text, NULL, word, name
 FROM owners WHERE pg_get_userbyid(owner) <> %(owner)s;
+
+-- name: list_scratch
+-- The scratch databases of a role.
+SELECT datname::text FROM pg_database WHERE starts_with(datname, %(prefix)s) AND pg_get_userbyid(datdba) = %(owner)s;

@@ -1,16 +1,14 @@
 -- needs: nothing
 
 -- name: find_database
--- A database that may be taken in: whose it is, what people noted on it, and whether this login could take it over.
+-- A database that may be taken in: who could have written its comment, and whether this login could take it over.
 -- *path* is a search_path that would put other people's functions before PostgreSQL's in every new session.
--- *trusted* says that nobody but administrators could have written the comment, *powerful* that to join the owner would
--- be to be a superuser, or near it.
-SELECT pg_get_userbyid(d.datdba)::text AS owner, d.datallowconn AS open,
-       (SELECT rolsuper OR rolname = 'posduif_admin' FROM pg_roles WHERE oid = d.datdba) AS trusted,
+-- *trusted* says that only administrators could have written the comment, *powerful* that to join the owner would be to
+-- be a superuser, or near it.
+SELECT (SELECT rolsuper OR rolname = 'posduif_admin' FROM pg_roles WHERE oid = d.datdba) AS trusted,
        pg_get_userbyid(d.datdba) ~ '^pg_' OR EXISTS
            (SELECT FROM pg_roles s WHERE s.rolsuper AND pg_has_role(d.datdba, s.oid, 'MEMBER')) AS powerful,
        d.datistemplate AS template,
-       shobj_description(d.oid, 'pg_database') AS comment,
        (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = session_user) AS may_own,
        (SELECT s.setting FROM pg_db_role_setting c, unnest(c.setconfig) s (setting)
         WHERE c.setdatabase = d.oid AND s.setting ~ '^search_path=.*pg_catalog'
@@ -48,7 +46,7 @@ SELECT format('of %s (prepared as %L)', owner, gid) FROM pg_prepared_xacts WHERE
 ORDER BY 1;
 
 -- name: list_event_triggers
--- Event triggers, which run with the rights of whoever alters the schema; each with the SQL that removes it.
+-- Event triggers, which run with the rights of the role that alters the schema; each with the SQL that removes it.
 SELECT format('event trigger %I would run with an administrator''s rights', evtname), format('DROP EVENT TRIGGER %I', evtname)
 FROM pg_event_trigger WHERE evtenabled <> 'D';
 

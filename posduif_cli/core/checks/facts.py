@@ -1,0 +1,253 @@
+"""What checks judge: the answers about a server, a tenant, this machine and its configuration.
+
+Each is gathered once, by one session where a server is asked. What was not asked, or not answered, is None or empty.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posduif_cli.core.checks.check import Verdict
+from posduif_cli.core.folders import Folders
+from posduif_cli.core.schema.inventory import Thing
+from posduif_cli.core.schema.strangers import Stranger
+from posduif_cli.db import admin
+from posduif_cli.db.record import Record
+from posduif_cli.errors import PosduifError
+from posduif_cli.models.checks import ServerHealth, TenantHealth
+from posduif_cli.models.schema import Migration
+from posduif_cli.models.servers import Server
+from posduif_cli.models.tenants import State, Tenant
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """The figures of one server; *affected* names the tenants that an *error* keeps from being asked for."""
+
+    figures: ServerHealth
+    slots: Sequence[dict[str, Any]] = ()
+    unanswered: Sequence[Verdict] = ()
+    error: PosduifError | None = None
+    affected: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """The server's name."""
+        return self.figures.server
+
+
+def known(tenant: Tenant) -> TenantHealth:
+    """Return the figures of a tenant without those that its own database has."""
+    return TenantHealth(tenant.tenant, tenant.server, tenant.state, tenant.schema_version, tenant.pending)
+
+
+@dataclass(frozen=True)
+class TenantFacts:
+    """What the fleet knows of a tenant, and the figures of its database."""
+
+    tenant: Tenant
+    figures: TenantHealth
+    invalid_indexes: Sequence[str] = ()
+    stuck: Sequence[dict[str, Any]] = ()
+    unanswered: Sequence[Verdict] = ()
+
+    @property
+    def subject(self) -> str:
+        """The tenant's name."""
+        return self.tenant.tenant
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a server is set up, and what the login may there.
+
+    *members* holds role, the roles that may add members, and the members, as text. It, *missing*, *unadministered* and
+    *unmonitored* are asked as a member of the administrators alone. *unproved* says what the server does unlike
+    PostgreSQL. *engines* is the number of engines to judge for; None is one per tenant.
+    """
+
+    server: Server
+    error: PosduifError | None = None
+    unanswered: Sequence[Verdict] = ()
+    affected: tuple[str, ...] = ()
+    database: str = ""
+    member: bool | None = None
+    heir: bool | None = None
+    version: str | None = None
+    version_number: int | None = None
+    role: str | None = None
+    record_owner: str | None = None
+    is_superuser: bool = False
+    is_standby: bool = False
+    is_open: bool = False
+    is_owner: bool = False
+    wal_senders: int = 0
+    ssl: bool = False
+    listen_addresses: str = ""
+    connections: int | None = None
+    max_connections: int = 0
+    reserved: int = 0
+    tenants: int = 0
+    size_bytes: int | None = None
+    missing: Sequence[str] | None = None
+    members: Sequence[tuple[str, str, str]] = ()
+    unadministered: Sequence[str] = ()
+    unmonitored: Sequence[str] = ()
+    unproved: PosduifError | None = None
+    engines: int | None = None
+
+    @property
+    def subject(self) -> str:
+        """The server's name."""
+        return self.server.name
+
+    @property
+    def may_close(self) -> bool:
+        """Whether the login may close the maintenance database to PUBLIC."""
+        return self.is_superuser or self.is_owner
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A tenant's database and its engine's role, as the server's shared catalogs have them.
+
+    *others* are the roles that have rights on the database and should have none, as SQL writes them. *steering* are
+    settings of the database that change who a session is or what it finds. *shut_out* are posduif's groups of people
+    that may not connect. *comment* is the one on the database, which holds the record.
+    """
+
+    tenant: str
+    database_limit: int
+    public: bool
+    others: list[str] | None
+    database_utc: bool
+    role_utc: bool
+    steering: list[str] | None
+    has_role: bool
+    may_log_in: bool | None
+    role_limit: int | None
+    powers: list[str] | None
+    intent: str | None
+    memberships: list[str]
+    administered: bool
+    may_connect: bool
+    shut_out: list[str] | None
+    comment: str | None
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a tenant's own catalogs say beside its schema; the default is what they should say.
+
+    *creators* may create objects in the schema public. *readers* holds group, table and column of texts that people may
+    read; *foreign* kind, name and owner of objects; *missing* the commands that grants.sql would run.
+    """
+
+    may_create: bool = False
+    creators: Sequence[str] = ()
+    readers: Sequence[tuple[str, str, str]] = ()
+    foreign: Sequence[tuple[str, str, str]] = ()
+    missing: Sequence[str] = ()
+    strangers: Sequence[Stranger] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """What is applied to a tenant.
+
+    *half* are the files that were begun, with the number of statements done; *migrations* every file compared with the
+    tenant's version table.
+    """
+
+    subject: str
+    folders: Folders
+    half: Mapping[str, int] = field(default_factory=dict)
+    migrations: Sequence[Migration] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded(Applied):
+    """What is applied to a tenant by its record and by its version table, which has the versions *applied*."""
+
+    record: Record
+    applied: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection(Recorded):
+    """All that `tenant verify` judges of one tenant."""
+
+    server: Server
+    outside: Outside
+    inside: Inside = Inside()
+
+    @property
+    def role(self) -> str:
+        """The name of the engine's role."""
+        return admin.engine_role(self.subject)
+
+    @property
+    def active(self) -> bool:
+        """Whether the tenant is active by its record."""
+        return self.record.state is State.ACTIVE
+
+    @property
+    def pool(self) -> int:
+        """The connections that the engine was given: another machine's configuration does not decide that."""
+        return admin.pool_by(self.server, self.record, self.outside.role_limit)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The migration files of this machine that cannot be run, by name, with what is wrong."""
+
+    faults: Mapping[str, PosduifError]
+    subject: str = "files"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The tenants of one server to which the same migrations were applied, by the digest of what they are made of.
+
+    *kept* has the objects of each digest. *reference* is what the migrations make on that server.
+    """
+
+    subject: str
+    clusters: Mapping[str, Sequence[str]]
+    kept: Mapping[str, Sequence[Thing]]
+    reference: Sequence[Thing] | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is known of this machine.
+
+    *columns* is the terminal's width, None without one; *completion* None for a shell that has none. *pg_dumps* are the
+    major versions of those found, by path, 0 where one does not say it; *newest* is that of the servers.
+    """
+
+    utf8: bool
+    term: str
+    columns: int | None
+    shell: str
+    completion: Path | None
+    pg_dumps: Mapping[str, int] = field(default_factory=dict)
+    newest: int = 0
+    subject: str = "this machine"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The configuration's file, None without one, and whether it holds a *secret*; *folders* are of migrations.
+
+    *passfile* is libpq's. *error* is why the file could not be read, *unnamed* why no server is named.
+    """
+
+    passfile: Path
+    path: Path | None = None
+    secret: bool = False
+    folders: Folders | None = None
+    error: PosduifError | None = None
+    unnamed: PosduifError | None = None
+    subject: str = "configuration"

@@ -1,0 +1,127 @@
+"""The checks of a tenant that its record and its rows answer: state, schema, indexes, synchronisation."""
+
+from collections.abc import Iterator
+
+from posduif_cli.core.checks.check import Verdict, check
+from posduif_cli.core.checks.facts import TenantFacts
+from posduif_cli.core.fleet.fleet import wrong_state
+from posduif_cli.db.quoting import quoted
+from posduif_cli.errors import Run
+from posduif_cli.models.checks import Level
+from posduif_cli.models.tenants import State
+from posduif_cli.notation import counted
+
+VISITED = (State.ACTIVE, State.SUSPENDED)
+
+
+@check(
+    "tenant.reach", "tenant", "The tenant's database answers",
+    "A question may go unanswered because a table is locked, a right or a table is missing, or it took too long.",
+    "health",
+)  # fmt: skip
+def reach(facts: TenantFacts) -> Iterator[Verdict]:
+    """Tell what was not answered."""
+    yield from facts.unanswered
+
+
+@check(
+    "tenant.state", "tenant", "The tenant is active or suspended",
+    "Any other state is that of a command that is at work or was interrupted, or of a tenant whose database is lost.",
+    "health",  # and `tenant verify`, for the tenants that it does not visit
+)  # fmt: skip
+def state(facts: TenantFacts) -> Iterator[Verdict]:
+    """Judge the state, and whether the engine of an active tenant may log in."""
+    tenant = facts.tenant
+    if tenant.state is State.ACTIVE and tenant.engine_may_log_in is False:
+        text = f"tenant {tenant.tenant} is active, but its engine may not log in: a suspend was interrupted"
+        yield Verdict(Level.CRITICAL, text, tenant.state.value, fix=Run("tenant", "resume", tenant.tenant))
+    if tenant.state not in VISITED:
+        error = wrong_state(tenant)
+        level = Level.CRITICAL if tenant.state is State.LOST else Level.WARNING
+        yield Verdict(level, error.sentence, tenant.state.value, fix=error.hints[0])
+
+
+@check(
+    "schema.failed", "tenant", "The last migration succeeded",
+    "The record keeps the last migration that failed, until the next one succeeds.",
+    "health",
+)  # fmt: skip
+def failed(facts: TenantFacts) -> Iterator[Verdict]:
+    """Judge an active tenant's last migration."""
+    tenant, error = facts.tenant, facts.tenant.error
+    if tenant.state is State.ACTIVE and error is not None:
+        where = f"{error.file}:{error.line}" if error.file and error.line else error.file or error.version
+        text = f"migration {error.version} failed at {where} (SQLSTATE {error.sqlstate or 'unknown'})"
+        yield Verdict(Level.CRITICAL, text, tenant.schema_version, fix=Run("migrate", "up", tenant.tenant))
+
+
+@check(
+    "schema.ahead", "tenant", "This machine has the files of all applied migrations",
+    "Another machine applied migrations whose files are not here, or files were removed.",
+    "health",
+)  # fmt: skip
+def ahead(facts: TenantFacts) -> Iterator[Verdict]:
+    """Judge whether an active tenant has migrations that this machine has no file for."""
+    tenant = facts.tenant
+    if tenant.state is State.ACTIVE and tenant.error is None and tenant.schema_version and tenant.ahead:
+        number = counted(tenant.ahead, "applied migration")
+        text = f"the tenant is ahead: this machine has no file for {number}"
+        yield Verdict(Level.WARNING, text, tenant.ahead, "migrations", fix=Run("migrate", "list", tenant.tenant))
+
+
+@check(
+    "schema.behind", "tenant", "No migration is pending",
+    "A pending migration is one that this machine has a file for and the tenant has not applied.",
+    "health",
+)  # fmt: skip
+def behind(facts: TenantFacts) -> Iterator[Verdict]:
+    """Judge what an active tenant lacks, unless its last migration failed or it is ahead."""
+    tenant, up = facts.tenant, Run("migrate", "up", facts.subject)
+    if tenant.state is not State.ACTIVE or tenant.error is not None or (tenant.schema_version and tenant.ahead):
+        return
+    level, text = Level.OK, f"the schema is at {tenant.schema_version}"
+    if tenant.schema_version is None:
+        level, text = Level.CRITICAL, f"tenant {tenant.tenant} is at no schema: it has none of posduif's tables"
+    elif tenant.pending:
+        level, text = Level.WARNING, f"{counted(tenant.pending, 'migration')} pending"
+    yield Verdict(level, text, tenant.pending, "migrations", fix=up)
+
+
+@check(
+    "index.invalid", "tenant", "Every index is valid",
+    "An invalid index costs on every write and serves no query. CREATE INDEX CONCURRENTLY leaves one when it fails.",
+    "health",
+)  # fmt: skip
+def indexes(facts: TenantFacts) -> Iterator[Verdict]:
+    """Tell each invalid index."""
+    for name in facts.invalid_indexes:
+        yield Verdict(
+            Level.CRITICAL, f"index {name} is invalid", name, fix=f"REINDEX INDEX CONCURRENTLY {quoted(name)};"
+        )
+
+
+@check(
+    "sync.failed", "tenant", "No device reports a failed synchronisation",
+    "The engine notes for each device whether its last synchronisation failed.",
+    "health",
+)  # fmt: skip
+def errors(facts: TenantFacts) -> Iterator[Verdict]:
+    """Judge the devices whose last synchronisation failed."""
+    found = facts.figures.sync_errors
+    if found is not None:
+        text, fix = f"{counted(found, 'device')} with a synchronisation error", Run("device", "list", facts.subject)
+        yield Verdict(Level.WARNING if found else Level.OK, text, found, "devices", fix=fix)
+
+
+@check(
+    "sync.stuck", "tenant", "Devices fetch all their messages",
+    "A device that fetched newer messages and left an older one does not synchronise. A message that waits alone is no "
+    "fault: a phone may be off.",
+    "health",
+)  # fmt: skip
+def stuck(facts: TenantFacts) -> Iterator[Verdict]:
+    """Tell each device that fetched around a message."""
+    for row in facts.stuck:
+        text = f"device {row['device']} fetched messages, but not {counted(row['stuck'], 'older one')}"
+        fix = Run("message", "pending", facts.subject, "--device", row["device"])
+        yield Verdict(Level.WARNING, text, row["stuck"], "messages", fix=fix)

@@ -1,0 +1,271 @@
+"""Tenants visited, judged and repaired: `tenant verify`, `migrate verify` and `migrate status --verify`."""
+
+import hashlib
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from posduif_cli.core.checks import registry, rights, tenant
+from posduif_cli.core.checks.check import Check, Verdict
+from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Outside, Recorded, TenantFacts, known
+from posduif_cli.core.checks.visits import T, visit
+from posduif_cli.core.fleet.fleet import Fleet, Session, all_unreachable, split, wrong_state
+from posduif_cli.core.fleet.run import label
+from posduif_cli.core.folders import Folders, digest
+from posduif_cli.core.schema import files, history, inventory
+from posduif_cli.core.schema.inventory import Thing
+from posduif_cli.db import queries, record
+from posduif_cli.errors import PosduifError
+from posduif_cli.models.checks import Finding, Level, Repaired
+from posduif_cli.models.schema import Migration
+from posduif_cli.models.tenants import State, Tenant
+
+LOCK_TIMEOUT = timedelta(seconds=10)  # of a repair
+Errors = dict[str, PosduifError]
+_OID = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{4,9}(?![0-9A-Za-z])")  # also within a name, as of a constraint's trigger
+
+
+def records(fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None = None) -> tuple[list[Finding], Errors]:
+    """Visit tenants, all or a random *sample*, and compare their records with their own version tables.
+
+    Returns a finding per tenant, and the errors of the tenants and servers that failed, by name.
+    """
+    chosen, errors = _live(*fleet.choose(tenants), tenants)
+    if sample is not None and sample < len(chosen):
+        chosen = random.sample(chosen, sample)
+
+    def look(conn: Session) -> list[Finding]:
+        noted, done = history.look(conn)
+        facts = Recorded(subject=conn.database, folders=fleet.folders, record=noted, applied=done)
+        return registry.judge("migrate status", "tenant", facts)
+
+    return _visit(fleet, chosen, errors, look, named=tenants is not None)
+
+
+def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
+    """Visit tenants and compare all that posduif says of them with what is: versions, rights, roles, settings.
+
+    *repair* repairs what posduif may; each repaired finding is a `Repaired`. Returns the findings, at least one per
+    tenant, those on tenants that are not whole last; and the errors of the tenants and servers that failed, by name.
+    """
+    outside: dict[tuple[str, str], Outside] = {}
+    if tenants is None:
+        told, unasked = split(fleet.ask(lambda session: _ask(fleet, session)))
+        if unasked and not told:
+            raise all_unreachable(unasked)
+        chosen = sorted((t for found, _ in told.values() for t in found), key=lambda t: (t.tenant, t.server))
+        outside = {(server, name): each for server, (_, found) in told.items() for name, each in found.items()}
+    else:
+        chosen, unasked = fleet.choose(tenants)
+    live, errors = _live(chosen, unasked, tenants)
+    inspector = Inspector(fleet.folders, outside, repair=repair)
+    findings, errors = _visit(fleet, live, errors, inspector.visit, named=tenants is not None)
+    for half in chosen:
+        if half.state not in (*tenant.VISITED, State.MOVED):
+            found = tenant.state(TenantFacts(half, known(half)))
+            findings += [fleet.locate(replace(each, level=Level.CRITICAL), half.server) for each in found]
+    return findings, errors
+
+
+def _ask(fleet: Fleet, session: Session) -> tuple[list[Tenant], dict[str, Outside]]:
+    found = fleet.list_on(session)
+    return found, rights.outside(session, [each.tenant for each in found])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a tenant's catalogs: the OIDs of its own objects, and all rows as text."""
+
+    oids: Sequence[int]
+    text: str
+
+    @property
+    def even(self) -> str:
+        """The text with the tenant's own OIDs replaced by their ranks: they differ where each ran its migrations."""
+        ranks = {str(oid): f"#{rank}" for rank, oid in enumerate(self.oids)}
+        return _OID.sub(lambda oid: ranks.get(oid[0], oid[0]), self.text)
+
+
+class Inspector:
+    """Inspects the tenants of one run, each kind of tenant once.
+
+    A tenant whose catalogs have the same rows as those of a tenant that was inspected without a finding has none
+    either, as far as its own catalogs go. What the shared catalogs say, by server and name in *outside*, its record and
+    its version table are judged for every tenant.
+    """
+
+    def __init__(self, folders: Folders, outside: Mapping[tuple[str, str], Outside], *, repair: bool = False) -> None:
+        self._folders = folders
+        self._outside = outside
+        self._repair = repair
+        self._clean: set[str] = set()
+
+    def visit(self, conn: Session) -> list[Finding]:
+        """Return the findings on the tenant that *conn* is in, repaired where that was asked for and is possible."""
+        if self._repair:
+            conn.require_admin()
+        rows = _catalogs(conn) if self._outside else None
+        if rows and (found := self._glance(conn, rows)):
+            return found
+        facts = rights.inspect(conn, self._folders)
+        found = registry.judge("tenant verify", "tenant", facts)
+        if self._repair and not _fine(found):
+            return _repair(conn, self._folders)
+        # What an adoption accepted is no finding, but for its own tenant only.
+        if rows and _fine(found) and not facts.inside.strangers and _catalogs(conn) == rows:
+            self._clean |= {self._mark(conn, rows.text, facts.applied), self._mark(conn, rows.even, facts.applied)}
+        return found
+
+    def _glance(self, conn: Session, rows: _Rows) -> list[Finding]:
+        """Return the findings on a tenant that is fine and like one that was inspected; none where that is not sure."""
+        outside = self._outside.get((conn.server.name, conn.database))
+        noted = record.parse(outside.comment) if outside else None
+        if not self._clean or outside is None or noted is None or outside.shut_out or history.PROGRESS in rows.text:
+            return []
+        facts = Inspection(
+            subject=conn.database, folders=self._folders, record=noted, applied=frozenset(history.applied(conn)),
+            server=conn.server, outside=outside,
+        )  # fmt: skip
+        found = registry.judge("tenant verify", "tenant", facts)
+        mark = self._mark(conn, rows.text, facts.applied)
+        if not _fine(found) or (
+            mark not in self._clean and self._mark(conn, rows.even, facts.applied) not in self._clean
+        ):
+            return []
+        self._clean.add(mark)
+        return found
+
+    def _mark(self, conn: Session, text: str, applied: frozenset[str]) -> str:
+        """Return a hash of a tenant's catalogs and versions, and of its server, whose roles the rows refer to."""
+        return hashlib.sha256("\n".join([conn.server.name, *sorted(applied), text]).encode()).hexdigest()
+
+
+def _catalogs(conn: Session) -> _Rows:
+    named = queries.load("checks/rights")
+    oids, text, more = conn.tuples(named["read_catalogs"])[0]
+    if not more:
+        return _Rows(oids, text)
+    further, rest = conn.tuples(named["read_rare_catalogs"])[0]
+    return _Rows(oids + (further or []), f"{text}\n{rest}")
+
+
+def _fine(findings: Sequence[Finding]) -> bool:
+    return all(finding.level is Level.OK for finding in findings)
+
+
+def _repair(conn: Session, folders: Folders) -> list[Finding]:
+    """Repair what posduif may under the tenant's lock, and return the findings.
+
+    Each fault is repaired in a transaction of its own. One that stays is reported with the reason.
+    """
+    name = conn.database
+    with conn.lock(name):
+        facts = rights.inspect(conn, folders)
+        judged = list(_verdicts(facts))
+        tried = {(check.id, verdict.thing): _try(conn, check, facts, verdict) for check, verdict in judged}
+        if not any(tried.values()):
+            return [check.finding(name, verdict) for check, verdict in judged]
+        # What was tried need not have worked: a right may come by another road. And one repair may end two faults.
+        left = {
+            (check.id, verdict.thing): (check, verdict) for check, verdict in _verdicts(rights.inspect(conn, folders))
+        }
+    findings = []
+    for check, verdict in judged:
+        now = left.pop((check.id, verdict.thing), None)
+        why = tried[check.id, verdict.thing]
+        if verdict.level is Level.OK:
+            findings.append(check.finding(name, verdict))
+        elif now is None or now[1].level is Level.OK:
+            done = replace(check.finding(name, verdict), level=Level.INFO, message=f"repaired: {verdict.message}")
+            findings.append(Repaired(**vars(done) | {"fix": verdict.then}))
+        else:
+            same = now[1].message == verdict.message
+            findings.append(check.finding(name, replace(now[1], message=now[1].message + why * same)))
+    return findings + [check.finding(name, verdict) for check, verdict in left.values()]
+
+
+def _verdicts(facts: Inspection) -> Iterator[tuple[Check, Verdict]]:
+    for check in registry.select("tenant verify", "tenant"):
+        for verdict in check.judge(facts):
+            yield check, verdict
+
+
+def _try(conn: Session, check: Check, facts: Inspection, verdict: Verdict) -> str:
+    """Try to repair a fault; return what is to be said if it is still there afterwards, "" where nothing was tried."""
+    if check.repair is None or not check.repairs(verdict):
+        return ""
+    try:
+        with conn.transaction(lock_timeout=LOCK_TIMEOUT):
+            check.repair(conn, facts, verdict.thing)
+    except PosduifError as error:
+        return f"; not repaired: {error.message}"
+    return "; its repair changed nothing"
+
+
+def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Finding], Errors]:
+    """Compare tenants with the files and with each other: checksums, files that are gone, order, drift.
+
+    Tenants are clustered by what their schemas are made of. The largest cluster of a set of applied migrations is the
+    majority. The others are shown with what sets them apart from it and from what the migrations make on that server.
+    Returns the findings, and the errors of the tenants and servers that failed, by name.
+    """
+    chosen, errors = _live(*fleet.choose(tenants), tenants)
+    folders, faults = fleet.folders, files.of(fleet.folders).faults
+
+    def look(conn: Session) -> tuple[tuple[Migration, ...], dict[str, int], tuple[Thing, ...]]:
+        with conn.transaction(read_only=True, lock_timeout=folders.lock_timeout):
+            return history.read(conn, folders=folders), history.half_done(conn), inventory.inventory(conn)
+
+    findings = registry.judge("migrate verify", "file", Files(faults))
+    clusters: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    kept: dict[str, tuple[Thing, ...]] = {}
+    for each, (migrations, half, things) in _each(fleet, chosen, errors, look, named=tenants is not None):
+        facts = Applied(subject=each.tenant, folders=folders, half=half, migrations=migrations)
+        found = registry.judge("migrate verify", "tenant", facts)
+        findings += [fleet.locate(finding, each.server) for finding in found]
+        mark = inventory.digest(things)
+        kept.setdefault(mark, things)
+        applied = digest([m.version for m in migrations if m.state not in ("pending", "half")])
+        clusters[each.server, applied][mark].append(each.tenant)
+    for (server, applied), alike in sorted(clusters.items()):
+        whole = applied == digest(folders.paths) and not faults
+        reference = inventory.reference(fleet, fleet.server(server)) if whole else None
+        findings += registry.judge("migrate verify", "server", Clusters(server, alike, kept, reference))
+    return findings, errors
+
+
+def _visit(
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]], *, named: bool
+) -> tuple[list[Finding], Errors]:
+    findings: list[Finding] = []
+    for each, result in _each(fleet, chosen, errors, look, named=named):
+        findings += [fleet.locate(finding, each.server) for finding in result]
+    return findings, errors
+
+
+def _each(
+    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], T], *, named: bool
+) -> Iterator[tuple[Tenant, T]]:
+    """Yield each tenant that was visited with the result, and add the others' errors to *errors*.
+
+    A server that went away is one error, unless its tenants were *named*.
+    """
+    results, away = visit(fleet, chosen, look)
+    for each, result in results:
+        if not isinstance(result, PosduifError):
+            yield each, result
+        elif result is away.get(each.server) and not named:
+            errors[f"server {each.server}"] = away[each.server]
+        else:
+            errors[label(each, errors)] = result
+
+
+def _live(chosen: Sequence[Tenant], errors: Errors, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
+    """Return those of the chosen tenants that can be visited, and the errors of servers and of named tenants."""
+    live = [each for each in chosen if each.state in tenant.VISITED]
+    if tenants is None:
+        return live, {f"server {name}": error for name, error in errors.items()}
+    return live, errors | {each.tenant: wrong_state(each) for each in chosen if each not in live}

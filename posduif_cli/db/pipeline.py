@@ -1,0 +1,96 @@
+"""Statements that go to the server together, in one round trip, by PostgreSQL's pipeline mode."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.rows import args_row
+
+from posduif_cli.db.quoting import Query
+from posduif_cli.db.translate import translated
+from posduif_cli.errors import PosduifError, QueryFailed
+
+if TYPE_CHECKING:
+    from posduif_cli.db.session import Session
+
+
+@dataclass(eq=False)
+class Answer:
+    """The rows that a queued statement returned, once its pipeline was sent."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def value(self) -> Any:
+        """The first column of the first row, or None."""
+        return self.rows[0][0] if self.rows else None
+
+
+class Pipeline:
+    """Statements that go to the server together and are run in their order, up to the first that fails.
+
+    Outside a transaction they are one of their own. *failed* is the answer of the statement that `send` raised for,
+    *warnings* has the SQLSTATEs of the notices and warnings of what was sent last. After COPY, and after a deferred
+    constraint that fails at the end of a transaction of their own, psycopg cannot leave the pipeline: `send` ends the
+    session.
+    """
+
+    def __init__(self, session: "Session") -> None:
+        self.version = session.version
+        self.failed: Answer | None = None
+        self.warnings: frozenset[str | None] = frozenset()
+        self.session = session
+        self._queued: list[tuple[Query | bytes, Mapping[str, Any], Answer]] = []
+
+    def execute(self, query: Query, **params: Any) -> Answer:
+        """Queue one statement; the answer is empty until `send` returns."""
+        self.session.require_schema(query)
+        return self._queue(query, params)
+
+    def script(self, *statements: str) -> list[Answer]:
+        """Queue texts as they are, each one statement."""
+        return [self._queue(statement.encode(), {}) for statement in statements]
+
+    def _queue(self, query: Query | bytes, params: Mapping[str, Any]) -> Answer:
+        answer = Answer()
+        self._queued.append((query, params, answer))
+        return answer
+
+    def send(self, *, limited: bool = True) -> None:
+        """Run what is queued, in one round trip; a position in an error counts from 1 within its statement.
+
+        Without *limited* the server may take as long as it wants: a statement may set a limit of its own.
+        """
+        queued, self._queued, session = self._queued, [], self.session
+        raw, cursors, notices = session.raw, list[psycopg.Cursor[Any]](), list[str | None]()
+
+        def noted(notice: psycopg.errors.Diagnostic) -> None:
+            notices.append(notice.sqlstate)
+
+        raw.add_notice_handler(noted)
+        raw.limit = session.silence(len(queued)) if limited else None
+        try:
+            with translated(session), raw.pipeline():
+                for query, params, _ in queued:
+                    cursors.append(raw.cursor(row_factory=args_row(bare)))
+                    cursors[-1].execute(query, params or None, prepare=False)
+        except PosduifError as error:
+            done = sum(cursor.pgresult is not None for cursor in cursors)
+            self.failed = queued[done][2] if done < len(queued) else None
+            if not raw.closed and raw.pgconn.pipeline_status:
+                raw.close()
+                why = "neither COPY nor a constraint that fails at the end of a transaction can be used here"
+                raise QueryFailed("the session ended amid its statements", why=why) from error
+            raise
+        finally:
+            raw.remove_notice_handler(noted)
+            raw.limit = session.silence(1)
+            self.warnings = frozenset(notices)
+            for cursor, (_, _, answer) in zip(cursors, queued, strict=False):
+                answer.rows = cursor.fetchall() if cursor.description else []
+
+
+def bare(*values: Any) -> tuple[Any, ...]:
+    """Return a row as a tuple, for `args_row`."""
+    return values

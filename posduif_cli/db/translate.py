@@ -1,0 +1,77 @@
+"""PostgreSQL's errors made ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from posduif_cli.db.quoting import quoted
+from posduif_cli.errors import (
+    AccessDenied,
+    Blocked,
+    Busy,
+    Interrupted,
+    PosduifError,
+    QueryFailed,
+    Run,
+    ServerUnreachable,
+    StandbyServer,
+)
+
+if TYPE_CHECKING:
+    from posduif_cli.db.session import Session
+
+PROTOCOL_VIOLATION = "08P01"  # such as a statement with a parameter that has no value: the connection is whole
+
+
+@contextmanager
+def translated(session: "Session") -> Iterator[None]:
+    """Turn psycopg's errors inside the block into posduif's."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, session) from error
+
+
+def translate(error: psycopg.Error, session: "Session") -> PosduifError:
+    """Return the PosduifError for a psycopg error, without PostgreSQL's DETAIL: it quotes rows, which hold secrets."""
+    state = error.sqlstate
+    message = error.diag.message_primary or str(error).strip() or type(error).__name__
+    where = f"server {session.server.name}, database {session.database}"
+    if session.cancelled and (state is None or state == "57014"):
+        return Interrupted("interrupted")
+    broken = (state or "").startswith(("08", "57P")) and state != PROTOCOL_VIOLATION
+    if broken or (state is None and isinstance(error, psycopg.OperationalError)):
+        return ServerUnreachable(
+            f"the connection to {where} broke",
+            why=message,
+            hint="run the same command again: it goes on where this one stopped",
+        )
+    if state == "42501":
+        login = quoted(session.login)
+        return AccessDenied(
+            f"{where}: {message}",
+            hint=Run("tenant", "verify", session.database)
+            if session.member
+            else f"a superuser or another administrator types: GRANT posduif_admin TO {login}; "
+            "(posduif_support or posduif_health where that is enough)",
+        )
+    if state == "25006":
+        return StandbyServer(f"{where} takes no changes", why=message)
+    if state in ("55P03", "55006", "40P01"):
+        kind = Busy if state == "55006" else Blocked
+        blocked = kind(f"{where}: {message}", why=f"SQLSTATE {state}", hint="try again when the other work is done")
+        if isinstance(blocked, Blocked):
+            blocked.anonymous = True
+        return blocked
+    # What a record promises and the database does not have: the record was not written by who changed the schema.
+    lacking = state in ("42P01", "42703") and session.bundled is not None
+    return QueryFailed(
+        f"{where}: {message}",
+        hint=Run("tenant", "verify", session.database) if lacking else (),
+        why=f"SQLSTATE {state}" + (f"; {error.diag.message_hint}" if error.diag.message_hint else ""),
+        sqlstate=state,
+        constraint=error.diag.constraint_name,
+        position=int(error.diag.statement_position) if error.diag.statement_position else None,
+    )
