@@ -227,7 +227,7 @@ def test_files_that_changed_vanished_or_came_late(
 KILLED = [
     ("before db.admin.create_database 1", 0),
     ("after db.admin.create_database 1", 1),
-    ("before core.schema.inventory._up 2", 1),
+    ("before core.schema.inventory._run 2", 1),
     ("before core.schema.inventory._drop 2", 1),  # the first is the sweep of what the last kill left
     ("after core.schema.inventory._drop 2", 0),
 ]
