@@ -303,7 +303,7 @@ def target(statement: Statement) -> Target:
 
 
 def declares(statement: Statement) -> bool:
-    """Whether a statement declares objects, and is not a block, call, query or change of rows, which may run any code."""
+    """Whether a statement declares objects; a block, a call, a query or a change of rows may run any code."""
     return statement.tokens[:1] in (("alter",), ("comment",), ("create",), ("drop",))
 
 
