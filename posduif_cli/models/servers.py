@@ -56,7 +56,7 @@ class ServerInfo(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EmbeddedStatus(Value):
-    """The embedded server as it stands; *listen* is the address that local programs reach it by, if there is one."""
+    """Whether the embedded server runs; *listen* is the address that local programs reach it by, if there is one."""
 
     running: bool
     pid: int | None

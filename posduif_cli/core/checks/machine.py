@@ -56,7 +56,7 @@ def terminal(facts: Machine) -> Iterator[Verdict]:
     "doctor",
 )  # fmt: skip
 def utf8(facts: Machine) -> Iterator[Verdict]:
-    """Judge the locale; without a terminal nobody loses anything, for a pipe gets ASCII anyway."""
+    """Judge the locale; into a pipe all is ASCII anyway, so it matters on a terminal only."""
     if facts.utf8:
         yield Verdict(Level.OK, "the locale is UTF-8")
     else:

@@ -325,7 +325,7 @@ def code(facts: Inspection) -> Iterator[Verdict]:
             who = f"a member of {ADMIN_ROLE}" if found.owner == ADMIN_ROLE else "a superuser"
             ddl = next((inventory.flat(_functions()[run]) for run in found.runs if run in _functions()), found.fix)
             fix = f"{who} types, in {facts.subject}: {ddl};" if ddl else f"look at {found.name} in {facts.subject}"
-            text = f"{found.name} {found.why}, with the rights of whoever writes there"
+            text = f"{found.name} {found.why}, with the rights of the role that writes there"
             yield critical(text, fix, found.name)
 
 

@@ -255,7 +255,7 @@ def engine_roles(facts: Setup) -> Iterator[Verdict]:
 def monitoring(facts: Setup) -> Iterator[Verdict]:
     """Tell which roles lack pg_monitor."""
     if facts.unmonitored:
-        text = f"{' and '.join(facts.unmonitored)} cannot see what other people's sessions do"
+        text = f"{' and '.join(facts.unmonitored)} cannot see what other roles' sessions do"
         fix = f"a superuser types: GRANT pg_monitor TO {', '.join(facts.unmonitored)};"
         yield Verdict(Level.INFO, text, fix=fix)
 

@@ -183,8 +183,8 @@ Work = Callable[[Session, Lookout], tuple[str | None, str | None, bool]]  # vers
 class Run:
     """Work on many tenants, several at once per server; the failure of one is its outcome and ends nothing else.
 
-    *on_outcome* is called once per tenant, from the thread that worked on it, *tell* with remarks. *awaits* is the
-    error for which a server is waited for. *stopped_by* is why the run ended early, if it did.
+    *on_outcome* is called once per tenant, from the thread that worked on it, *tell* with remarks. *stopped_by* is why
+    the run ended early, if it did.
     """
 
     def __init__(

@@ -302,6 +302,11 @@ def target(statement: Statement) -> Target:
     return Target("vacuum" if _REPEATABLE.match(shape) else "other")
 
 
+def declares(statement: Statement) -> bool:
+    """Whether a statement declares objects; a block, a call, a query or a change of rows may run any code."""
+    return statement.tokens[:1] in (("alter",), ("comment",), ("create",), ("drop",))
+
+
 def name_at(tokens: Sequence[str], at: int) -> tuple[Name | None, int]:
     """Return (name, index of the token after it) of a name that may have a schema; the name is None where none is."""
     parts: list[str] = []

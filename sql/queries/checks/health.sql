@@ -52,7 +52,7 @@ FROM pg_stat_user_indexes s JOIN pg_class c ON c.oid = s.indexrelid
 WHERE s.schemaname = 'public' ORDER BY 1;
 
 -- name: find_invalid_indexes
--- Indexes that a failed CREATE INDEX CONCURRENTLY left behind, save those still being built: index_relid of
+-- Indexes that a failed CREATE INDEX CONCURRENTLY left behind, except those still being built: index_relid of
 -- the progress is hidden from other roles, so the builder is told by its lock on the table.
 SELECT c.relname::text AS index
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid

@@ -15,7 +15,7 @@ SELECT current_setting('server_version') AS version,
        current_setting('listen_addresses') AS listen_addresses;
 
 -- name: list_members
--- Who may use the rights of posduif's roles, and who may give them to others.
+-- Which roles have the rights of posduif's roles, and which may give them to others.
 SELECT g.rolname::text AS role,
        coalesce(string_agg(DISTINCT h.rolname, ', ') FILTER (WHERE m.admin_option AND h.rolname <> 'posduif_admin'), '') AS holders,
        coalesce(string_agg(DISTINCT h.rolname, ', ') FILTER (WHERE h.rolname !~ '_engine$' AND h.rolname <> 'posduif_admin'), '') AS members
@@ -35,7 +35,7 @@ WHERE r.rolname LIKE '%\_engine' AND shobj_description(r.oid, 'pg_authid') LIKE 
 ORDER BY 1;
 
 -- name: find_unmonitored
--- Which of our roles that anyone uses cannot see what other people's sessions do, and whether this login could let them.
+-- Which of our roles with members cannot see what other roles' sessions do, and whether this login may give them that.
 SELECT coalesce(array_agg(r.rolname::text ORDER BY 1) FILTER (WHERE NOT pg_has_role(r.oid, 'pg_monitor', 'USAGE')), '{}') AS roles,
        (SELECT rolsuper OR rolcreaterole AND current_setting('server_version_num')::int < 160000
                 OR pg_has_role(session_user, 'pg_monitor', 'MEMBER WITH ADMIN OPTION')
