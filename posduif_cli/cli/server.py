@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
+from posduif_cli.cli import options
 from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import Run, ServerUnreachable, UsageError
+from posduif_cli.errors import PosduifError, Run, ServerUnreachable, UsageError
+from posduif_cli.notation import counted, listed
 
 app = Noun(help="The PostgreSQL servers, and the embedded one.")
 
@@ -138,6 +140,36 @@ def status(ctx: typer.Context) -> None:
     app.out.show(found)
     if not found.running:
         raise typer.Exit(1)
+
+
+@app.verb("remove", example="posduif server remove --confirm embedded")
+def remove(ctx: typer.Context, confirm: options.Confirm = None) -> None:
+    """Stop the embedded server and delete all its tenants and data, after --confirm embedded."""
+    from posduif_cli.core import servers
+    from posduif_cli.models.servers import EmbeddedStatus
+
+    app = app_of(ctx)
+    app.out.expect(EmbeddedStatus)
+    folder = app.config.data_dir
+    if servers.status(folder).version is not None:
+        app.confirm(servers.NAME, confirm, f"remove the embedded server in {folder} with {_contents(app)}")
+    removed = servers.remove(folder)
+    app.out.say(f"removed: the embedded server in {folder}" if removed else "there is no embedded server")
+    app.out.show(servers.status(folder, changed=removed))
+
+
+def _contents(app: App) -> str:
+    """Return how many tenants the embedded server has, and their names; it is started to be asked."""
+    from posduif_cli.core import servers
+
+    try:
+        server, _ = servers.embedded(app.config.data_dir, app.config.bin_dir)
+        if server is None:
+            return "data that is no whole server"
+        names = [tenant.tenant for tenant in app.fleet_of((server,)).tenants()[0]]
+    except PosduifError as error:
+        return f"tenants that could not be counted ({error.message})"
+    return counted(len(names), "tenant") + (f": {listed(names, 5)}" if names else "")
 
 
 def _address(text: str) -> tuple[str, int]:

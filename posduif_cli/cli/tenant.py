@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from posduif_cli.notation import moment
 if TYPE_CHECKING:
     from posduif_cli.core.fleet.fleet import Fleet, Found
     from posduif_cli.core.fleet.steps import Deed
-    from posduif_cli.models.tenants import Loss
+    from posduif_cli.models.tenants import Loss, Tenant
 
 app = Noun(help="Create, list, show, change and drop tenants.")
 
@@ -207,20 +208,63 @@ def _text(source: str) -> str:
         raise UsageError(f"{source} cannot be read", why=reason) from None
 
 
-@app.verb("list", example="posduif tenant list")
+class Sort(StrEnum):
+    """What a list of tenants is sorted by."""
+
+    NAME = "name"
+    SIZE = "size"
+    VERSION = "version"
+    SERVER = "server"
+
+
+@app.verb("list", example="posduif tenant list 'ac*' --sort size")
 def list_(
     ctx: typer.Context,
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATTERN]", help="A part of the name; * is any text.", show_default=False),
+    ] = None,
+    sort: Annotated[
+        Sort, typer.Option("--sort", metavar="BY", help="name, size (largest first), version (oldest first) or server.")
+    ] = Sort.NAME,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help="Only these, such as suspended; repeatable.")
+    ] = None,
     sizes: Annotated[bool, typer.Option("--sizes", help="Ask for each database's size, too.")] = False,
 ) -> None:
     """List the tenants of all servers, from one query per server."""
-    from posduif_cli.models.tenants import Tenant
+    from fnmatch import fnmatchcase
+
+    from posduif_cli.models.tenants import State, Tenant
 
     app = app_of(ctx)
-    found, errors = app.fleet.tenants(sizes=sizes)
-    app.out.list(found, Tenant, empty=Run("tenant", "create", "NAME", lead="no tenants yet"))
-    if not found:
+    for wrong in [text for text in state or () if text not in list(State)]:
+        raise UsageError(f'"{wrong}" is not a state', why=f"states are: {', '.join(State)}")
+    found, errors = app.fleet.tenants(sizes=sizes or sort is Sort.SIZE)
+    wanted = (pattern or "").lower()
+    shown = [
+        tenant
+        for tenant in found
+        if (fnmatchcase(tenant.tenant, wanted) if "*" in wanted else wanted in tenant.tenant)
+        and (not state or tenant.state in state)
+    ]
+    shown.sort(key=ORDERS[sort])
+    app.out.list(
+        shown,
+        Tenant,
+        empty="no tenant fits" if found else "" if errors else Run("tenant", "create", "NAME", lead="no tenants yet"),
+    )
+    if not found and not errors:
         app.tell_of_hidden_tenants()
     app.report_missing(errors)
+
+
+ORDERS: "dict[Sort, Callable[[Tenant], Any]]" = {
+    Sort.NAME: lambda tenant: (),  # as they come
+    Sort.SIZE: lambda tenant: -(tenant.size_bytes or 0),
+    Sort.VERSION: lambda tenant: (tenant.schema_version or "", -tenant.pending),
+    Sort.SERVER: lambda tenant: tenant.server,
+}
 
 
 @app.verb("show", example="posduif tenant show acme")

@@ -208,14 +208,15 @@ def _told_of_others(app: App, name: str, token: str) -> Iterator[None]:
     try:
         yield
     except TokenNotFound:
+        owner = name
         with suppress(PosduifError):
             owner = tokens.tenant_of(app.fleet, url=token) if "/" in token else name
-            if owner != name:
-                raise TokenNotFound(
-                    f"this enrollment URL belongs to tenant {owner}, not {name}",
-                    hint=Run("token", "show", "URL", lead="the URL names its tenant by itself"),
-                ) from None
-        raise
+        if owner == name:
+            raise
+        raise TokenNotFound(
+            f"this enrollment URL belongs to tenant {owner}, not {name}",
+            hint=Run("token", "show", "URL", lead="the URL names its tenant by itself"),
+        ) from None
 
 
 def which(app: App, tenant: str, token: str | None) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from posduif_cli.db.connection import Connection
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.pipeline import Answer, Pipeline, bare
 from posduif_cli.db.quoting import Query, compose, literal, quoted
-from posduif_cli.db.translate import translate, translated
+from posduif_cli.db.translate import ASK, MAY_NOT, in_groups, translate, translated
 from posduif_cli.errors import (
     AccessDenied,
     Blocked,
@@ -47,7 +47,10 @@ SELECT pg_backend_pid(), pg_is_in_recovery(),
             THEN set_config('role', {role}, false) = {role} AND set_config('row_security', 'off', false) = 'off'
             ELSE false END,
        pg_has_role(session_user, to_regrole({role})::oid, 'USAGE'),
-       (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)
+       (SELECT rolsuper FROM pg_roles WHERE rolname = session_user),
+       CASE WHEN to_regrole({role}) IS NULL OR NOT pg_has_role(session_user, to_regrole({role})::oid, 'MEMBER')
+            THEN (SELECT array_agg(rolname::text ORDER BY rolname) FROM pg_roles
+                  WHERE rolname = ANY ({groups}) AND pg_has_role(session_user, oid, 'MEMBER')) END
 """
 SETTINGS: Mapping[str, str] = {
     "quote_all_identifiers": "off",  # first: it would quote the next
@@ -122,6 +125,7 @@ class Session:
         self.pid, self.standby = raw.info.backend_pid, False
         self.member: bool | None = True
         self.heir: bool | None = True
+        self.groups: tuple[str, ...] = ()  # of posduif, that a login is in which is no administrator's
         self.superuser = footing is not None and footing.superuser
         self._footing = footing
         self._settings: Mapping[str, str] = {**(footing.settings if footing else WATCHFUL), "search_path": path}
@@ -143,6 +147,7 @@ class Session:
         parts = {
             "pid": literal(self.pid),
             "role": literal(ADMIN_ROLE),
+            "groups": literal(list(MAY_NOT)),
             "privilege": literal("SET" if self.version >= 160000 else "MEMBER"),
         }
         added = {"transaction_timeout": "0"} if self.version >= 170000 else {}
@@ -166,7 +171,8 @@ class Session:
             self._settings = settings
             break
         assert row is not None
-        pid, self.standby, self.member, self.heir, self.superuser = row
+        pid, self.standby, self.member, self.heir, self.superuser, groups = row
+        self.groups = tuple(groups or ())
         if pid != self.pid:
             raise PoolerInBetween(
                 f"a connection pooler stands before server {self.server.name}",
@@ -261,6 +267,12 @@ class Session:
 
     def require_member(self) -> None:
         """Raise AccessDenied unless the login belongs to the administrators, and has their rights from the start."""
+        if not self.member and self.groups:
+            raise AccessDenied(
+                f"{self.login} is not a member of {ADMIN_ROLE} on server {self.server.name}",
+                why=in_groups(self),
+                hint=ASK,
+            )
         if not self.member:
             raise AccessDenied(
                 f"{self.login} is not a member of {ADMIN_ROLE} on server {self.server.name}",

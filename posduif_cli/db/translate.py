@@ -22,6 +22,13 @@ from posduif_cli.errors import (
 if TYPE_CHECKING:
     from posduif_cli.db.session import Session
 
+# What the groups of people may not do; each may do what a lower one of `sql/grants.sql` gives it.
+MAY_NOT = {
+    "posduif_cron": "may purge tokens and report health, and nothing else",
+    "posduif_health": "may report health, and nothing else",
+    "posduif_support": "may neither read texts, nor delete users or messages, nor change a tenant or its schema",
+}
+ASK = "ask an administrator, a member of posduif_admin, to run this command"
 PROTOCOL_VIOLATION = "08P01"  # such as a statement with a parameter that has no value: the connection is whole
 
 
@@ -32,6 +39,11 @@ def translated(session: "Session") -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise translate(error, session) from error
+
+
+def in_groups(session: "Session") -> str:
+    """Return which of posduif's groups the login is in, and what these may not do."""
+    return f"{session.login} is in " + "; and in ".join(f"{group}, which {MAY_NOT[group]}" for group in session.groups)
 
 
 def translate(error: psycopg.Error, session: "Session") -> PosduifError:
@@ -48,6 +60,8 @@ def translate(error: psycopg.Error, session: "Session") -> PosduifError:
             why=message,
             hint="run the same command again: it goes on where this one stopped",
         )
+    if state == "42501" and session.groups:
+        return AccessDenied(f"{where}: {message}", why=in_groups(session), hint=ASK)
     if state == "42501":
         login = quoted(session.login)
         return AccessDenied(

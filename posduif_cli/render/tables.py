@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from posduif_cli.errors import MigrationFailed, PosduifError
+from posduif_cli.notation import listed
 from posduif_cli.render import layout
 
 Row = dict[str, Any]
@@ -184,6 +185,8 @@ def cell(value: Any, *, name: str = "", now: datetime | None = None) -> str:
     if type(value).__name__ == "Failure":
         where = f" in {value.file}" + (f":{value.line}" if value.line else "") if value.file else ""
         return f"migration {value.version} failed{where} (SQLSTATE {value.sqlstate or 'unknown'})"
+    if isinstance(value, tuple) and name == "tenants":
+        return listed(value, 2)
     if isinstance(value, tuple):
         return "; ".join(cell(item) for item in value)
     return str(plain(value))

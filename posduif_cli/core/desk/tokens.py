@@ -51,14 +51,7 @@ def create(
         names.label(label)
     tenant = place.tenant
     if tenant.url is None:
-        raise UrlMissing(
-            f"tenant {tenant.tenant} has no url",
-            why="a phone must know where its sync engine answers",
-            hint=[
-                Run("tenant", "set", tenant.tenant, "--url", f"https://{tenant.tenant}.example.com"),
-                "or set servers.NAME.url in the configuration",
-            ],
-        )
+        raise _without_url(tenant.tenant)
     if tenant.state is not State.ACTIVE:
         raise Conflict(f"tenant {tenant.tenant} is {tenant.state}", why="a token would be of no use")
     creator = _creator(place.session, by, place.record.desk if place.record else None)
@@ -71,6 +64,17 @@ def create(
     secret = made.pop("token")
     details = Token(**made, created_by=creator.username)
     return IssuedToken(details, secret, enrollment_url=f"{tenant.url}/api/enrollment/{secret}")
+
+
+def _without_url(tenant: str) -> UrlMissing:
+    return UrlMissing(
+        f"tenant {tenant} has no url",
+        why="a phone must know where its sync engine answers",
+        hint=[
+            Run("tenant", "set", tenant, "--url", f"https://{tenant}.example.com"),
+            "or set servers.NAME.url in the configuration",
+        ],
+    )
 
 
 def _creator(conn: Session, by: str | None, desk: str | None) -> User:
@@ -165,8 +169,9 @@ def again(place: Place, *, token: str) -> IssuedToken:
             f"the token is {found.status}, and no phone could use its code",
             hint=Run("token", "create", conn.database, lead="a new one"),
         )
-    url = place.tenant.url or token.strip().partition("/api/enrollment/")[0]
-    return IssuedToken(found, secret[0], f"{url}/api/enrollment/{secret[0]}")
+    if place.tenant.url is None:
+        raise _without_url(place.tenant.tenant)
+    return IssuedToken(found, secret[0], f"{place.tenant.url}/api/enrollment/{secret[0]}")
 
 
 def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
@@ -193,7 +198,7 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
     origin, and what a server that could not be asked said, where no other has such a tenant.
     """
     names.secret(url)
-    origin = _host(url.partition("/api/enrollment/")[0])
+    origin = _host(url)
     known, errors = fleet.tenants()
     found = [tenant.tenant for tenant in known if tenant.url and _host(tenant.url) == origin]
     if len(found) > 1:
@@ -210,8 +215,8 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
 
 
 def _host(url: str) -> str:
-    """Return what is compared of an origin: neither its scheme, which people leave out, nor capitals matter."""
-    return url.strip().lower().rpartition("://")[2].rstrip("/")
+    """Return what is compared of an origin or an enrollment URL: not its scheme, which people leave out, nor capitals."""
+    return url.strip().lower().partition("/api/enrollment/")[0].rpartition("://")[2].rstrip("/")
 
 
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:

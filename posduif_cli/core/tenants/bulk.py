@@ -34,7 +34,6 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 COLUMNS = ("name", "url", "web_user", "server")
-SHOWN = 10
 PAUSE = timedelta(milliseconds=500)  # between two questions to a server that is full
 
 
@@ -59,22 +58,22 @@ def read(
     """
     entries: list[Entry] = []
     wrong: list[str] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, int] = {}  # names and urls, which no name is like
     for line, row in rows:
         try:
             entry = _entry(fleet, row, check_url)
-            if entry.wanted.name in seen:
-                raise UsageError(f"{entry.wanted.name} is in line {seen[entry.wanted.name]} already")
+            for taken in filter(None, (entry.wanted.name, entry.wanted.url)):
+                if taken in seen:
+                    raise UsageError(f"{taken} is in line {seen[taken]} already")
         except (UsageError, InvalidName) as error:
-            wrong.append(f"line {line}: {error.message}")
+            wrong.append("; ".join(map(str, (f"line {line}: {error.sentence}", *error.hints))))
         else:
-            seen[entry.wanted.name] = line
+            seen |= dict.fromkeys(filter(None, (entry.wanted.name, entry.wanted.url)), line)
             entries.append(entry)
     if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UsageError(
             f"{source} holds {len(wrong)} faulty entr{'y' if len(wrong) == 1 else 'ies'}; nothing was done",
-            why="; ".join(wrong[:SHOWN]) + more,
+            why=wrong,
             hint=f"columns: {', '.join(COLUMNS)}; only the name is needed",
         )
     return entries
