@@ -13,10 +13,10 @@ _posduif() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --accept|--by|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--status|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
+        --accept|--by|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--sort|--state|--status|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
@@ -25,7 +25,7 @@ _posduif() {
     " quickstart") candidates='' options='--remove' ;;
     " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
     " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' files='--from' ;;
-    " tenant list") candidates='' options='--sizes' ;;
+    " tenant list") candidates='' options='--sort --state --sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url --desk' ;;
     " tenant adopt") candidates='' options='--url --accept --ignore-unreachable -n --dry-run' ;;
@@ -69,12 +69,13 @@ _posduif() {
     " message pending") candidates='' options='--device --limit --offset' ;;
     " message mark") candidates='read synced' options='' ;;
     " health") candidates='' options='' ;;
-    " server") candidates='list init start stop status' options='' ;;
+    " server") candidates='list init start stop status remove' options='' ;;
     " server list") candidates='' options='' ;;
     " server init") candidates='' options='--engines --close --login --print-sql' ;;
     " server start") candidates='' options='--listen' ;;
     " server stop") candidates='' options='' ;;
     " server status") candidates='' options='' ;;
+    " server remove") candidates='' options='--confirm' ;;
     " config") candidates='show init' options='' ;;
     " config show") candidates='' options='--origin' ;;
     " config init") candidates='' options='' ;;
@@ -90,6 +91,7 @@ _posduif() {
         --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")) ;;
         --output) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
         --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;
+        --sort) COMPREPLY=($(compgen -W 'name size version server' -- "$cur")) ;;
         --status) COMPREPLY=($(compgen -W 'pending_sync synced read' -- "$cur")) ;;
         --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")) ;;
         -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;

@@ -5,7 +5,7 @@ function __posduif_words
     for word in $words[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --accept --by --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --sample --server --status --steps --to --ttl --type --url --username --wave --web-user -o
+        else if contains -- $word --accept --by --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --sample --server --sort --state --status --steps --to --ttl --type --url --username --wave --web-user -o
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -72,6 +72,8 @@ complete -c posduif -n '__posduif_is tenant create' -l if-not-exists -d "Succeed
 complete -c posduif -n '__posduif_is tenant create' -l ignore-unreachable -d "Take a server that cannot be reached for one without this name"
 complete -c posduif -n '__posduif_is tenant create' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is tenant list' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is tenant list' -l sort -x -a 'name size version server' -d "name, size (largest first), version (oldest first) or server"
+complete -c posduif -n '__posduif_is tenant list' -l state -x -a '(__posduif_ask)' -d "Only these, such as suspended; repeatable"
 complete -c posduif -n '__posduif_is tenant list' -l sizes -d "Ask for each database's size, too"
 complete -c posduif -n '__posduif_is tenant show' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant show' -l sizes -d "Ask for the database's size, too"
@@ -227,6 +229,7 @@ complete -c posduif -n '__posduif_ends server' -a init -d "Create posduif's role
 complete -c posduif -n '__posduif_ends server' -a start -d "Start the embedded server, made first if there is none"
 complete -c posduif -n '__posduif_ends server' -a stop -d "Stop the embedded server; its data stays, and the next command that needs it starts it again"
 complete -c posduif -n '__posduif_ends server' -a status -d "Show whether the embedded server runs; exits with 1 when it does not"
+complete -c posduif -n '__posduif_ends server' -a remove -d "Stop the embedded server and delete all its tenants and data, after --confirm embedded"
 complete -c posduif -n '__posduif_is server list' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is server init' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is server init' -l engines -x -a '(__posduif_ask)' -d "Check for this many engines; by default one per tenant"
@@ -237,6 +240,8 @@ complete -c posduif -n '__posduif_is server start' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is server start' -l listen -x -a '(__posduif_ask)' -d "Let engines on this machine in by TCP and password, such as 127.0.0.1:5433, from now on; or off"
 complete -c posduif -n '__posduif_is server stop' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is server status' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is server remove' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is server remove' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_ends config' -a show -d "Print every setting in force; secrets are masked"
 complete -c posduif -n '__posduif_ends config' -a init -d "Write a commented configuration file, to --config or the user's usual place; never over one that exists"
 complete -c posduif -n '__posduif_is config show' -a '(__posduif_ask)'

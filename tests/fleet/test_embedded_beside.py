@@ -96,3 +96,27 @@ def test_a_server_given_by_its_dsn_is_called_by_its_host(
     clean_environ.setenv("POSDUIF_DSN", dsn)
     assert f"server {name} cannot be reached" in cli("tenant", "show", "acme", code=6).err
     assert [row["server"] for row in cli("server", "list", "-o", "json", code=None).json] == [name]
+
+
+def test_the_embedded_server_is_removed_after_its_name_was_typed(cli: Posduif, data: Path) -> None:
+    nothing = cli.json("server", "remove")
+    assert (nothing["changed"], nothing["running"]) == (False, False)
+    cli("server", "start")
+    cli("tenant", "create", "here")
+    for given in ((), ("--confirm", "here")):
+        refused = cli("server", "remove", *given, "-o", "json", code=9).error
+        assert f"the embedded server in {data} with 1 tenant: here" in refused["message"]
+        assert refused["try"] == ["add --confirm embedded"]
+    cli("server", "stop")
+    assert "1 tenant: here" in cli("server", "remove", code=9).err, "it is started to be asked"
+    assert cli.json("server", "remove", "--confirm", "embedded")["changed"] is True
+    assert not (data / "data").exists()
+    assert cli.json("server", "remove", "--confirm", "embedded")["changed"] is False
+
+
+def test_a_folder_of_other_files_is_not_removed(cli: Posduif, data: Path) -> None:
+    data.mkdir(parents=True)
+    (data / "mine").write_text("mine")
+    assert "not made by posduif" in cli("server", "remove", "--confirm", "embedded", code=5).err
+    assert (data / "mine").read_text() == "mine"
+    (data / "mine").unlink()

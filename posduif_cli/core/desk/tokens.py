@@ -215,7 +215,7 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
 
 
 def _host(url: str) -> str:
-    """Return what is compared of an origin or an enrollment URL: not its scheme, which people leave out, nor capitals."""
+    """Return what is compared of an origin or an enrollment URL: neither its scheme nor its capitals."""
     return url.strip().lower().partition("/api/enrollment/")[0].rpartition("://")[2].rstrip("/")
 
 
