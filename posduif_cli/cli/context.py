@@ -152,6 +152,10 @@ class Noun(typer.Typer):
         )
 
 
+# The commands that change nothing, by their last word: these do not say which server they ask, unless a list is empty.
+READING = ("list", "show", "status", "inbox", "unread", "pending", "verify", "health", "doctor", "engine-config")
+
+
 class App:
     """One run of posduif: options as given, and everything that follows from them, lazily."""
 
@@ -265,8 +269,16 @@ class App:
                     Run("tenant", "list", "--dsn", "host=... user=..."),
                 ],
             )
-        self.out.say(f"{'started' if started else 'using'} the embedded server in {self.config.data_dir}")
+        if started:
+            self.out.say(f"started the embedded server in {self.config.data_dir}")
+        elif self.command.split()[-1:][0] not in READING and sys.stdout.isatty():
+            self.tell_of_embedded()
         return server
+
+    def tell_of_embedded(self) -> None:
+        """Say on stderr that the embedded server is used, because nothing else is configured."""
+        if not self.config.servers:
+            self.out.say(f"using the embedded server in {self.config.data_dir}")
 
     def report_ended(self) -> None:
         """Name on stderr the sessions of engines that were ended because they held locks."""

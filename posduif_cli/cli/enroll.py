@@ -28,7 +28,7 @@ def complete(
     username: Annotated[
         str | None, typer.Option("--username", metavar="NAME", help="Name of the mobile user; a new one.")
     ] = None,
-    token: options.TokenText = None,
+    token: options.TokenSecret = None,
     replace_device: Annotated[
         bool, typer.Option("--replace-device", help="The user exists: give it this phone in place of its own.")
     ] = False,

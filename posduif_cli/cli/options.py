@@ -44,9 +44,17 @@ TokenTenant = Annotated[
         metavar="TENANT", help="Name of the tenant, or the enrollment URL in place of both.", show_default=False
     ),
 ]
+TokenSecret = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[TOKEN]", help="The token, the last part of the enrollment URL; - reads it.", show_default=False
+    ),
+]
 TokenText = Annotated[
     str | None,
-    typer.Argument(metavar="[TOKEN]", help="The token, its id, or the enrollment URL; - reads it.", show_default=False),
+    typer.Argument(
+        metavar="[TOKEN]", help="The token, its id or label, or the enrollment URL; - reads it.", show_default=False
+    ),
 ]
 
 

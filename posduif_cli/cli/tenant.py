@@ -255,6 +255,7 @@ def list_(
         empty="no tenant fits" if found else "" if errors else Run("tenant", "create", "NAME", lead="no tenants yet"),
     )
     if not found and not errors:
+        app.tell_of_embedded()
         app.tell_of_hidden_tenants()
     app.report_missing(errors)
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, LiteralString
 
@@ -41,12 +42,20 @@ def parse(server: Server) -> dict[str, Any]:
     """Return the parts of a server's DSN; raises InvalidDsn without ever echoing it."""
     try:
         return dict(_parts(server.dsn))
-    except psycopg.ProgrammingError:
+    except psycopg.ProgrammingError as error:
         raise InvalidDsn(
-            f"the connection string of server {server.name} cannot be parsed",
+            f"the connection string of server {server.name} cannot be parsed{_typo(str(error))}",
             why=f"it comes from {server.origin}; it is not shown, because it may hold a password",
             hint=["host=db1.internal user=alice", "postgresql://alice@db1.internal:5432"],
         ) from None
+
+
+def _typo(message: str) -> str:
+    """Return which word of a connection string is misspelled; "" where it might be a part of a password."""
+    found = re.search(r'(?:option|parameter): ?"(\w+)"|option "(\w+)"', message)
+    known = [option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()]
+    near = get_close_matches(found[1] or found[2], known, 1, 0.75) if found else []
+    return f': "{found[1] or found[2]}" is unknown; did you mean "{near[0]}"?' if found and near else ""
 
 
 _parts = cache(conninfo_to_dict)  # libpq goes through all that it knows, which takes long in a fleet

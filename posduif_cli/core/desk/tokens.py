@@ -22,7 +22,7 @@ from posduif_cli.errors import (
 )
 from posduif_cli.models.desk import IssuedToken, Purged, Token, User
 from posduif_cli.models.tenants import State
-from posduif_cli.notation import moment, spell
+from posduif_cli.notation import counted, moment, spell
 
 PURGE_BATCH = 1000
 SHOWN = 10  # users or tenants that an error names
@@ -44,14 +44,14 @@ def create(
     """
     if ttl > max_ttl:
         raise InvalidDuration(
-            f"a token may live for {spell(max_ttl)} at most",
+            f"a token may live for {_days(max_ttl)} at most",
             hint=["give a smaller --ttl", "or raise enrollment.max_ttl in the configuration"],
         )
     if label is not None:
         names.label(label)
     tenant = place.tenant
     if tenant.url is None:
-        raise _without_url(tenant.tenant)
+        raise _without_url(tenant.tenant, place.session.groups)
     if tenant.state is not State.ACTIVE:
         raise Conflict(f"tenant {tenant.tenant} is {tenant.state}", why="a token would be of no use")
     creator = _creator(place.session, by, place.record.desk if place.record else None)
@@ -66,12 +66,17 @@ def create(
     return IssuedToken(details, secret, enrollment_url=f"{tenant.url}/api/enrollment/{secret}")
 
 
-def _without_url(tenant: str) -> UrlMissing:
+def _days(span: timedelta) -> str:
+    return counted(span.days, "day") if span.days and not span % timedelta(days=1) else spell(span)
+
+
+def _without_url(tenant: str, groups: Sequence[str] = ()) -> UrlMissing:
+    lead = "an administrator types" if groups else ""
     return UrlMissing(
         f"tenant {tenant} has no url",
         why="a phone must know where its sync engine answers",
         hint=[
-            Run("tenant", "set", tenant, "--url", f"https://{tenant}.example.com"),
+            Run("tenant", "set", tenant, "--url", f"https://{tenant}.example.com", lead=lead),
             "or set servers.NAME.url in the configuration",
         ],
     )
@@ -170,7 +175,7 @@ def again(place: Place, *, token: str) -> IssuedToken:
             hint=Run("token", "create", conn.database, lead="a new one"),
         )
     if place.tenant.url is None:
-        raise _without_url(place.tenant.tenant)
+        raise _without_url(place.tenant.tenant, conn.groups)
     return IssuedToken(found, secret[0], f"{place.tenant.url}/api/enrollment/{secret[0]}")
 
 
