@@ -71,17 +71,15 @@ DEFAULTS: dict[str, Any] = {
 WORDS = re.compile(r"\s*(?:\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?(?:\s+|$))*", re.DOTALL)
 KEYS = re.compile(r"(\w+)\s*=")
 # libpq's words, up to PostgreSQL 18: what another word holds may be the rest of a password with a blank in it.
-LIBPQ = frozenset((
-    *("application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname"),
-    *("fallback_application_name", "gssdelegation", "gssencmode", "gsslib", "host", "hostaddr", "keepalives"),
-    *("keepalives_count", "keepalives_idle", "keepalives_interval", "krbsrvname", "load_balance_hosts"),
-    *("max_protocol_version", "min_protocol_version", "oauth_client_id", "oauth_client_secret", "oauth_issuer"),
-    *("oauth_scope", "options", "passfile", "password", "port", "replication", "require_auth", "requirepeer"),
-    *("scram_client_key", "scram_server_key", "service", "servicefile", "ssl_max_protocol_version"),
-    *("ssl_min_protocol_version", "sslcert", "sslcertmode", "sslcompression", "sslcrl", "sslcrldir", "sslkey"),
-    *("sslkeylogfile", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert", "sslsni"),
-    *("target_session_attrs", "tcp_user_timeout", "user"),
-))  # fmt: skip
+_LIBPQ = """
+    application_name channel_binding client_encoding connect_timeout dbname fallback_application_name gssdelegation
+    gssencmode gsslib host hostaddr keepalives keepalives_count keepalives_idle keepalives_interval krbsrvname
+    load_balance_hosts max_protocol_version min_protocol_version oauth_client_id oauth_client_secret oauth_issuer
+    oauth_scope options passfile password port replication require_auth requirepeer scram_client_key scram_server_key
+    service servicefile ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode sslcompression sslcrl
+    sslcrldir sslkey sslkeylogfile sslmode sslnegotiation sslpassword sslrootcert sslsni target_session_attrs
+    tcp_user_timeout user
+"""
 SECRET_KEYS = ("password", "jwt_secret")
 MALFORMED = "malformed, and not shown: it may hold a password"
 
@@ -359,7 +357,7 @@ def _settings(values: Mapping[str, Any], lines: Mapping[str, str], path: Path | 
             return ", ".join(map(str, value))
         if key.endswith("dsn") and "://" not in value and not WORDS.fullmatch(value):
             return MALFORMED
-        if key.endswith("dsn") and "://" not in value and not set(KEYS.findall(value)) <= LIBPQ:
+        if key.endswith("dsn") and "://" not in value and not set(KEYS.findall(value)) <= set(_LIBPQ.split()):
             return MALFORMED
         return scrub(str(value))
 
