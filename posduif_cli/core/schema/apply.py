@@ -154,7 +154,7 @@ def _perform(
         assert section is not None
         done = done - {file.version} if taking_back else done | {file.version}
         kind = Runner if section.transactional else Stepwise
-        kind(conn, file, section, folders, hooks, current, done, complete, taking_back).apply()
+        kind(conn, file, section, folders, hooks, current, done, complete, taking_back, first=not number).apply()
         complete, current = True, reached(current, done)
     conn.bundled = newest_bundled(done)
     return Applied(before, max(done, default=None), tuple(file.version for file in chosen))

@@ -65,7 +65,7 @@ class Runner:
     """One section of one file on one tenant; a transactional section is run as a whole.
 
     *current* is the record as it was read under the tenant's lock, *done* the set of versions once the section is
-    through; *complete* says that the version table has our columns.
+    through; *complete* says that the version table has our columns, *first* that it is the session's first file.
     """
 
     conn: Session
@@ -77,6 +77,7 @@ class Runner:
     done: set[str]
     complete: bool
     taking_back: bool
+    first: bool
 
     @property
     def key(self) -> str:
@@ -106,7 +107,8 @@ class Runner:
     def _whole(self) -> None:
         count = queries.load("schema/history")["count_changes"]
         with self.transaction() as pipeline:
-            before = pipeline.execute(count)
+            # A session that has run no file yet has changed no catalog either.
+            before = None if self.first else pipeline.execute(count)
             ran = {pipeline.script(statement.text)[0]: statement for statement in self.section.statements}
             after = pipeline.execute(count)
             self.finish(pipeline, ran)
