@@ -117,7 +117,7 @@ class Setup:
         return self.is_superuser or self.is_owner
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Applied:
     """What is applied to a tenant.
 

@@ -11,7 +11,7 @@ from posduif_cli.core.checks import registry
 from posduif_cli.core.checks.check import Verdict, failure
 from posduif_cli.core.checks.facts import ServerFacts, TenantFacts
 from posduif_cli.core.checks.tenant import VISITED
-from posduif_cli.core.checks.visits import visit
+from posduif_cli.core.checks.verify import visit
 from posduif_cli.core.fleet import run
 from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split
 from posduif_cli.core.schema import history
@@ -20,7 +20,7 @@ from posduif_cli.db.admin import HEALTH_GROUP
 from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.quoting import quoted
 from posduif_cli.errors import AccessDenied, Busy, Hint, Interrupted, PosduifError, QueryFailed, Run, TenantNotFound
-from posduif_cli.models.checks import Finding, Health, IndexUse, Level, ServerHealth, TableSize
+from posduif_cli.models.checks import Health, IndexUse, Level, ServerHealth, TableSize
 from posduif_cli.models.tenants import Tenant
 
 T = TypeVar("T")
@@ -71,12 +71,9 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         affected = tuple(tenant.tenant for tenant in chosen if results.get(tenant) is error)
         servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
 
-    findings: list[Finding] = []
-    for scope, facts, server in (
-        *(("tenant", each, each.tenant.server) for each in examined),
-        *(("server", each, each.subject) for each in servers),
-    ):
-        findings += [fleet.locate(finding, server) for finding in registry.judge("health", scope, facts)]
+    judged = [(each.tenant.server, registry.judge("health", "tenant", each)) for each in examined]
+    judged += [(each.subject, registry.judge("health", "server", each)) for each in servers]
+    findings = [fleet.locate(finding, server) for server, found in judged for finding in found]
     order = list(Level)
     covered = [name for name in asked if name in told and name not in gone and not told[name].unanswered]
     visited = [tenant for tenant, result in answers if isinstance(result, TenantFacts) and not result.unanswered]

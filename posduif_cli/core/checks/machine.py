@@ -39,12 +39,10 @@ def terminal(facts: Machine) -> Iterator[Verdict]:
     if facts.columns is None:
         yield Verdict(Level.INFO, "stdout is no terminal: results come as TSV, and no QR code is shown")
     elif facts.term in ("", "dumb"):
-        text = f'TERM is "{facts.term}": a QR code may not scan from it'
-        yield Verdict(Level.WARNING, text, fix=Run(*to_file))
+        yield Verdict(Level.WARNING, f'TERM is "{facts.term}": a QR code may not scan from it', fix=Run(*to_file))
     elif facts.columns < QR_COLUMNS:
         text = f"{facts.columns} columns are too few for the QR code of a long URL"
-        fix = Run(*to_file, lead=f"widen the window to {QR_COLUMNS} columns, or")
-        yield Verdict(Level.WARNING, text, fix=fix)
+        yield Verdict(Level.WARNING, text, fix=Run(*to_file, lead=f"widen the window to {QR_COLUMNS} columns, or"))
     else:
         yield Verdict(Level.OK, f"{facts.term}, {facts.columns} columns")
 
@@ -70,8 +68,7 @@ def completion(facts: Machine) -> Iterator[Verdict]:
     elif facts.completion.exists():
         yield Verdict(Level.OK, f"installed for {facts.shell}: {facts.completion}")
     else:
-        fix = Run("completion", "install", facts.shell)
-        yield Verdict(Level.INFO, f"not installed for {facts.shell}", fix=fix)
+        yield Verdict(Level.INFO, f"not installed for {facts.shell}", fix=Run("completion", "install", facts.shell))
 
 
 @machine("machine.pg_dump", "pg_dump fits the servers",
@@ -126,8 +123,7 @@ def migrations(facts: Configuration) -> Iterator[Verdict]:
     """Judge the migration files of the configuration."""
     if facts.folders is not None:
         try:
-            found = f"{len(files.of(facts.folders).all)} files, the newest {facts.folders.latest}"
-            yield Verdict(Level.OK, found)
+            yield Verdict(Level.OK, f"{len(files.of(facts.folders).all)} files, the newest {facts.folders.latest}")
         except PosduifError as error:
             yield failure(error, fix="repair that file")
 

@@ -129,28 +129,23 @@ public = rule("database.public", "PUBLIC has no rights on the database",
     "With them every role of the server could connect to the tenant's database.",
     lambda facts: facts.outside.public, "PUBLIC has rights on database {facts.subject}",
     repair=sql("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))  # fmt: skip
-
 others = rule("database.rights", "Only the engine and posduif's groups have rights on the database",
     "posduif did not give these rights and does not take them away.",
     lambda facts: facts.outside.others, "role {thing} has rights on database {facts.subject}",
     level=Level.WARNING, fix="REVOKE ALL ON DATABASE {facts.subject} FROM {word};")  # fmt: skip
-
 database_limit = rule("database.limit", "The database has no connection limit",
     "The engine's role has the limit. One of the database would shut out backups and administrators, too.",
     lambda facts: facts.outside.database_limit != -1,
     "database {facts.subject} has a connection limit of {facts.outside.database_limit}",
     repair=sql("ALTER DATABASE {name} CONNECTION LIMIT -1"))  # fmt: skip
-
 database_timezone = rule("database.timezone", "The database is pinned to UTC",
     "The tables hold times without a zone, and the engine takes them for UTC.",
     lambda facts: not facts.outside.database_utc, "database {facts.subject} is not pinned to UTC",
     repair=sql("ALTER DATABASE {name} SET timezone = 'UTC'"))  # fmt: skip
-
 steering = rule("database.settings", "The database does not steer sessions",
     "Such a setting gives every session another role, or other tables and functions under known names.",
     lambda facts: facts.outside.steering, "database {facts.subject} sets {thing} for every session in it",
     repair=sql("ALTER DATABASE {name} RESET {word}"))  # fmt: skip
-
 creates = rule("engine.creates", "The engine's role creates no objects",
     "An engine needs no objects of its own, and its functions could pass for PostgreSQL's.",
     lambda facts: facts.may_create, "{facts.role} may create objects in schema public",
@@ -198,7 +193,6 @@ powers = rule("engine.powers", "The engine's role has no powers over the server"
     lambda facts: facts.outside.powers, "{facts.role} has {thing}",
     fix="a superuser types: ALTER ROLE {facts.role} NO{word};",
     repair=sql("ALTER ROLE {role} NO{word}"))  # fmt: skip
-
 groups = rule("engine.groups", "The engine's role is tied to posduif's groups",
     "posduif_engine gives it the rights on the tables. "
     "posduif_admin has to be able to alter it and end its sessions.",
@@ -206,7 +200,6 @@ groups = rule("engine.groups", "The engine's role is tied to posduif's groups",
     and not (admin.ENGINE_GROUP in found.memberships and found.administered),
     "{facts.role} is not tied to posduif's groups",
     repair=lambda conn, facts, _: admin.join_groups(conn, facts.subject))  # fmt: skip
-
 memberships = rule("engine.member", "The engine's role is in no other group",
     "A further group gives the engine rights that posduif did not.",
     lambda facts: [group for group in facts.outside.memberships if group != admin.ENGINE_GROUP],
@@ -250,7 +243,6 @@ noted_pool = rule("record.pool", "The record says which pool the engine was give
     lambda facts: facts.record.pool is None,
     "the record does not say how many connections {facts.role} was given",
     level=Level.WARNING, repair=_note_pool)  # fmt: skip
-
 creators = rule("objects.creators", "Only posduif creates objects in the schema public",
     "A function in it could pass for one of PostgreSQL's in an administrator's session.",
     lambda facts: facts.creators,
@@ -269,8 +261,7 @@ def code(facts: Inspection) -> Iterator[Verdict]:
             who = f"a member of {ADMIN_ROLE}" if found.owner == ADMIN_ROLE else "a superuser"
             ddl = next((inventory.flat(_functions()[run]) for run in found.runs if run in _functions()), found.fix)
             fix = f"{who} types, in {facts.subject}: {ddl};" if ddl else f"look at {found.name} in {facts.subject}"
-            text = f"{found.name} {found.why}, with the rights of the role that writes there"
-            yield critical(text, fix, found.name)
+            yield critical(f"{found.name} {found.why}, with the rights of the role that writes there", fix, found.name)
 
 
 @cache

@@ -43,8 +43,7 @@ def half(facts: Applied) -> Iterator[Verdict]:
         version = key.removesuffix(history.DOWN)
         text = f"migration {version} is {'taken back' if key != version else 'applied'} by half, "
         text += f"with {done} of its statements" + ("" if version in facts.folders.paths else "; its file is gone")
-        fix = ways_out(facts.subject, key, facts.folders)[0]
-        yield Verdict(Level.WARNING, text, version, fix=fix, thing=key)
+        yield Verdict(Level.WARNING, text, version, fix=ways_out(facts.subject, key, facts.folders)[0], thing=key)
 
 
 @check("tenant", ("migrate verify",), "files.differ", "Applied migrations are those of the files",
@@ -89,12 +88,11 @@ def drift(facts: Clusters) -> Iterator[Verdict]:
     majority, reference = ordered[0], facts.reference
     made = majority if reference is None else inventory.digest(reference)
     meant = "the same schema" if reference is None else "the schema that the migrations make"
+    total = sum(map(len, facts.clusters.values()))
     for mark in ordered:
         names = tuple(sorted(facts.clusters[mark]))
         if mark == made:
-            text = (
-                f"server {facts.subject}: {meant} in {len(names)} of {sum(map(len, facts.clusters.values()))} tenants"
-            )
+            text = f"server {facts.subject}: {meant} in {len(names)} of {total} tenants"
             yield Verdict(Level.OK, text, len(names), "tenants", affected=names)
             continue
         parts = []

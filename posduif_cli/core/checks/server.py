@@ -222,8 +222,7 @@ def monitoring(facts: Setup) -> Iterator[Verdict]:
     """Tell which roles lack pg_monitor."""
     if facts.unmonitored:
         text = f"{' and '.join(facts.unmonitored)} cannot see what other roles' sessions do"
-        fix = f"a superuser types: GRANT pg_monitor TO {', '.join(facts.unmonitored)};"
-        yield Verdict(Level.INFO, text, fix=fix)
+        yield Verdict(Level.INFO, text, fix=f"a superuser types: GRANT pg_monitor TO {', '.join(facts.unmonitored)};")
 
 
 @init("server.connections", "There are connections for all engines",

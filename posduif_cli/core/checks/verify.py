@@ -8,23 +8,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import TypeVar
 
 from posduif_cli.core.checks import registry, rights, tenant
 from posduif_cli.core.checks.check import Check, Verdict
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Recorded, TenantFacts
-from posduif_cli.core.checks.visits import T, visit
 from posduif_cli.core.fleet.fleet import Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import files, history, inventory
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.db import queries, record
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import PosduifError, ServerFull, ServerUnreachable
 from posduif_cli.models.checks import Finding, Level, Repaired
-from posduif_cli.models.schema import Migration
+from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 LOCK_TIMEOUT = timedelta(seconds=10)  # of a repair
+T = TypeVar("T")
 Errors = dict[str, PosduifError]
 Outside = Mapping[tuple[str, str], SimpleNamespace]  # by server and name
 _OID = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{4,9}(?![0-9A-Za-z])")  # also within a name, as of a constraint's trigger
@@ -44,7 +45,7 @@ def records(fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None =
         facts = Recorded(subject=conn.database, folders=fleet.folders, record=noted, applied=done)
         return registry.judge("migrate status", "tenant", facts)
 
-    return _visit(fleet, chosen, errors, look, named=tenants is not None)
+    return _located(fleet, _results(fleet, chosen, errors, look, named=tenants is not None)), errors
 
 
 def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
@@ -64,7 +65,7 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
         chosen, unasked = fleet.choose(tenants)
     live, errors = _live(chosen, unasked, tenants)
     inspector = Inspector(fleet.folders, outside, repair=repair)
-    findings, errors = _visit(fleet, live, errors, inspector.visit, named=tenants is not None)
+    findings = _located(fleet, _results(fleet, live, errors, inspector.visit, named=tenants is not None))
     for half in chosen:
         if half.state not in (*tenant.VISITED, State.MOVED):
             found = (replace(each, level=Level.CRITICAL, value=None) for each in tenant.state(TenantFacts(half)))
@@ -211,20 +212,20 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     chosen, errors = _live(*fleet.choose(tenants), tenants)
     folders, faults = fleet.folders, files.of(fleet.folders).faults
 
-    def look(conn: Session) -> tuple[tuple[Migration, ...], dict[str, int], tuple[Thing, ...]]:
+    def look(conn: Session) -> tuple[Applied, tuple[Thing, ...]]:
         with conn.transaction(read_only=True, lock_timeout=folders.lock_timeout):
-            return history.read(conn, folders=folders), history.half_done(conn), inventory.inventory(conn)
+            found, half = history.read(conn, folders=folders), history.half_done(conn)
+            return Applied(conn.database, folders, half, found), inventory.inventory(conn)
 
     findings = registry.judge("migrate verify", "file", Files(faults))
     clusters: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[str, tuple[Thing, ...]] = {}
-    for each, (migrations, half, things) in _each(fleet, chosen, errors, look, named=tenants is not None):
-        facts = Applied(subject=each.tenant, folders=folders, half=half, migrations=migrations)
+    for each, (facts, things) in _results(fleet, chosen, errors, look, named=tenants is not None):
         found = registry.judge("migrate verify", "tenant", facts)
         findings += [fleet.locate(finding, each.server) for finding in found]
         mark = inventory.digest(things)
         kept.setdefault(mark, things)
-        applied = digest([m.version for m in migrations if m.state not in ("pending", "half")])
+        applied = digest([m.version for m in facts.migrations if m.state not in ("pending", "half")])
         clusters[each.server, applied][mark].append(each.tenant)
     for (server, applied), alike in sorted(clusters.items()):
         whole = applied == digest(folders.paths) and not faults
@@ -233,14 +234,33 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     return findings, errors
 
 
-def _visit(
-    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]], *, named: bool
-) -> tuple[list[Finding], Errors]:
-    visited = _each(fleet, chosen, errors, look, named=named)
-    return [fleet.locate(finding, each.server) for each, found in visited for finding in found], errors
+def visit(
+    fleet: Fleet, tenants: Sequence[Tenant], work: Callable[[Session], T]
+) -> tuple[list[tuple[Tenant, T | PosduifError]], dict[str, ServerUnreachable]]:
+    """Do *work* in each tenant's database, several at once.
+
+    Returns each tenant with the result or error, and the errors of the servers that went away, by name. A server that
+    went away is not asked again: all its tenants that were not visited have that same error.
+    """
+    away: dict[str, ServerUnreachable] = {}
+
+    def enter(server: Server, name: str) -> Session:
+        if server.name in away:
+            raise away[server.name]
+        try:
+            return fleet.enter(server, name)
+        except ServerUnreachable:
+            try:
+                fleet.maintenance(server).close()
+            except ServerUnreachable as error:
+                if not isinstance(error, ServerFull):
+                    raise away.setdefault(server.name, error) from None
+            raise
+
+    return fleet.each(tenants, work, enter=enter), away
 
 
-def _each(
+def _results(
     fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], T], *, named: bool
 ) -> Iterator[tuple[Tenant, T]]:
     """Yield each tenant that was visited with the result, and add the others' errors to *errors*.
@@ -255,6 +275,10 @@ def _each(
             errors[f"server {each.server}"] = away[each.server]
         else:
             errors[label(each, errors)] = result
+
+
+def _located(fleet: Fleet, visited: Iterator[tuple[Tenant, list[Finding]]]) -> list[Finding]:
+    return [fleet.locate(finding, each.server) for each, found in visited for finding in found]
 
 
 def _live(chosen: Sequence[Tenant], errors: Errors, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
