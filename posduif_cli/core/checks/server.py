@@ -99,13 +99,9 @@ def slots(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how much WAL each replication slot keeps from being recycled."""
     for slot in facts.slots:
         kept = slot["retained_bytes"] or 0
-        yield Verdict(
-            RETAINED.level(kept),
-            f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL",
-            kept,
-            subject=f"{facts.subject}/{slot['slot']}",
-            fix=f"SELECT pg_drop_replication_slot('{slot['slot']}');",
-        )
+        text = f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL"
+        fix = f"SELECT pg_drop_replication_slot('{slot['slot']}');"
+        yield Verdict(RETAINED.level(kept), text, kept, subject=f"{facts.subject}/{slot['slot']}", fix=fix)
 
 
 @health("replication.lag", "Replicas keep up",
