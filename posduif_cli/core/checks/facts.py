@@ -26,8 +26,7 @@ from posduif_cli.models.tenants import State, Tenant
 class ServerFacts:
     """The figures of one server; *affected* names the tenants that an *error* keeps from being asked for.
 
-    *tenants* is None where it did not list them. *login* is the role that asked, *member* whether it is that of an
-    administrator.
+    *tenants* is None where it did not list them. *login* is the role that asked, *member* that it is an administrator.
     """
 
     figures: ServerHealth

@@ -59,12 +59,12 @@ def examine(session: Session, engines: int | None = None) -> Setup:
 
 def prove(fleet: Fleet, session: Session) -> Setup:
     """Return how a server is set up and whether it does what posduif relies on, as far as nothing has to be written."""
-    setup = examine(session) if session.member else describe(session)
+    lack = None
     try:
         proof.require_locks(fleet, session)
-    except NotEnough as lack:
-        return replace(setup, unproved=lack)
-    return setup
+    except NotEnough as error:
+        lack = error
+    return replace(examine(session) if session.member else describe(session), unproved=lack)
 
 
 @check("server", ("health", "doctor"), "server.reach", "The server answers",
