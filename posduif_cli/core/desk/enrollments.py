@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from posduif_cli.core import names
+from posduif_cli.core.desk.users import UNIQUE_VIOLATION
 from posduif_cli.db import queries
 from posduif_cli.db.session import DESK_CLASS, Session
 from posduif_cli.errors import (
@@ -19,8 +20,6 @@ from posduif_cli.errors import (
 from posduif_cli.models.desk import Enrollment
 from posduif_cli.models.values import Instant
 from posduif_cli.notation import moment
-
-UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(frozen=True)

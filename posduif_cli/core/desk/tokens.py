@@ -63,12 +63,9 @@ def create(
     if tenant.state is not State.ACTIVE:
         raise Conflict(f"tenant {tenant.tenant} is {tenant.state}", why="a token would be of no use")
     creator = _creator(place.session, by)
-    made = place.session.dicts(
-        queries.load("desk/tokens")["add_token"],
-        created_by=creator.id,
-        label=label or None,
-        seconds=ttl.total_seconds(),
-    )[0]
+    add = queries.load("desk/tokens")["add_token"]
+    values = {"created_by": creator.id, "label": label or None, "seconds": ttl.total_seconds()}
+    made = place.session.dicts(add, **values)[0]
     secret = made.pop("token")
     details = Token(**made, created_by=creator.username)
     return IssuedToken(details, secret, enrollment_url=f"{tenant.url}/api/enrollment/{secret}")
@@ -103,10 +100,7 @@ def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> Iterator[T
 
 
 def find(conn: Session, *, token: str) -> Token:
-    """Return a token by its id, or by the secret or the enrollment URL that a phone's owner has.
-
-    Raises InvalidId for text that is neither, TokenNotFound otherwise.
-    """
+    """Return a token by its id, its secret or its enrollment URL; raises InvalidId for other text, TokenNotFound."""
     wanted = names.secret(token)
     found = _get(conn, id=wanted) or _get(conn, token=wanted)
     if found is None:
@@ -123,10 +117,7 @@ def _get(conn: Session, *, id: UUID | None = None, token: UUID | None = None) ->
 
 
 def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
-    """End a token at once; return it and whether that changed anything.
-
-    Raises TokenNotFound, and TokenUsed when a phone enrolled with it already.
-    """
+    """End a token at once; return it and whether that changed it; raises TokenNotFound, TokenUsed."""
     found = find(conn, token=token)
     changed = conn.execute(queries.load("desk/tokens")["revoke_token"], id=found.id) > 0
     found = _get(conn, id=found.id) or found
@@ -169,10 +160,8 @@ def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int
     """
     if dry_run:
         return int(conn.value(queries.load("desk/tokens")["count_purgeable"], seconds=older_than.total_seconds()))
-    total = 0
-    while deleted := conn.execute(
-        queries.load("desk/tokens")["purge_tokens"], seconds=older_than.total_seconds(), batch=PURGE_BATCH
-    ):
+    total, question = 0, queries.load("desk/tokens")["purge_tokens"]
+    while deleted := conn.execute(question, seconds=older_than.total_seconds(), batch=PURGE_BATCH):
         total += deleted
     return total
 
@@ -180,10 +169,7 @@ def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int
 def purge_fleet(
     fleet: Fleet, *, tenants: Sequence[str] | None, older_than: timedelta, dry_run: bool = False
 ) -> tuple[list[Purged], dict[str, PosduifError]]:
-    """Purge the named tenants, or all that are active or suspended.
-
-    Returns the tenants where there was something to delete, and the tenants and servers that failed.
-    """
+    """Purge active and suspended tenants, the named ones or all; return those that had something, and the errors."""
     chosen, errors = fleet.choose(tenants)
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
     results = fleet.each(live, lambda conn: purge(conn, older_than=older_than, dry_run=dry_run))

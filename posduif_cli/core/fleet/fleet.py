@@ -43,9 +43,9 @@ EMPTIEST = "emptiest"  # as default_server: the server with the fewest tenants
 NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
     State.PROVISIONING: lambda name: (Run("tenant", "create", name),),
     State.SUSPENDED: lambda name: (Run("tenant", "resume", name),),
-    State.MOVING: lambda name: (Run("tenant", "show", name),),
-    State.MOVED: lambda name: (Run("tenant", "show", name),),
-    State.RESTORING: lambda name: (Run("tenant", "show", name),),
+    **dict.fromkeys(
+        (State.ACTIVE, State.MOVING, State.MOVED, State.RESTORING), lambda name: (Run("tenant", "show", name),)
+    ),
     State.DROPPING: lambda name: (Run("tenant", "drop", name, "--confirm", name),),
     State.LOST: lambda name: (
         Run("tenant", "adopt", name, lead=f"restore its database {name}, then"),
@@ -143,14 +143,10 @@ class Fleet:
             with self.maintenance(server, limit=limit) as session, crew.watch(session):
                 return question(session)
 
-        answers = crew.map(self.servers, one, jobs=16)
-        return {server.name: answer for server, answer in zip(self.servers, answers, strict=True)}
+        return crew.ask(self.servers, one)
 
     def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], dict[str, PosduifError]]:
-        """Return all tenants, by name, and the servers that could not be asked.
-
-        Raises what the servers said when none of them answered.
-        """
+        """Return all tenants, by name, and the errors of servers; raises what these said when none answered."""
         limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
         told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes), limit=limit))
         if errors and not told:
@@ -305,10 +301,8 @@ class Fleet:
             results[id(tenant)] = found
             done(tenant, found, seconds)
 
-        def at_once(name: str) -> int:
-            return min(jobs, servers[name].max_connections) if isinstance(jobs, int) else jobs[name]
-
-        team.run([(at_once(name), queue) for name, queue in queues.items()], visit, note)
+        limits = {s.name: min(jobs, s.max_connections) for s in servers.values()} if isinstance(jobs, int) else jobs
+        team.run([(limits[name], queue) for name, queue in queues.items()], visit, note)
         return [(tenant, results[id(tenant)]) for tenant in tenants if id(tenant) in results]
 
     def locate(self, finding: Finding, server: str) -> Finding:
@@ -339,10 +333,7 @@ class Fleet:
 
     @contextmanager
     def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Place]:
-        """Open a session in a tenant's database; yield it with what was found of the tenant.
-
-        Raises as `find`, and WrongState unless the tenant is in one of *states*.
-        """
+        """Yield a tenant with a session in its database; raises as `find`, and WrongState unless in *states*."""
         found = self.find(name)
         found.require(*states)
         with self.enter(found.server, name) as session:
@@ -419,22 +410,17 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
 
 def wrong_state(tenant: Tenant) -> WrongState:
     """Return the error that a tenant's state forbids what was asked, with the command that changes the state."""
-    name, state = tenant.tenant, tenant.state
-    if state is State.LOST and tenant.has_database:
-        return WrongState(
-            f"tenant {name} is {state}",
-            why=f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}",
-            hint=Run("tenant", "adopt", name),
-        )
-    return WrongState(
-        f"tenant {name} is {state}",
-        why={
-            State.PROVISIONING: "its creation was interrupted",
-            State.DROPPING: "its removal was interrupted",
-            State.LOST: "its engine's role exists, but its database does not",
-        }.get(state),
-        hint=NEXT_STEP[state](name) if state in NEXT_STEP else Run("tenant", "show", name),
-    )
+    hints, why = NEXT_STEP[tenant.state](tenant.tenant), None
+    if tenant.state is State.PROVISIONING:
+        why = "its creation was interrupted"
+    elif tenant.state is State.DROPPING:
+        why = "its removal was interrupted"
+    elif tenant.state is State.LOST and tenant.has_database:
+        why = f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}"
+        hints = [Run("tenant", "adopt", tenant.tenant)]
+    elif tenant.state is State.LOST:
+        why = "its engine's role exists, but its database does not"
+    return WrongState(f"tenant {tenant.tenant} is {tenant.state}", why=why, hint=hints)
 
 
 def origin(server: Server, name: str) -> str | None:

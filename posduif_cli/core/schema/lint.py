@@ -58,15 +58,15 @@ _is_utf8 = _contains(r"utf_?-?8|unicode|\bdefault\b")
 _CONCURRENTLY = "say CONCURRENTLY, in a migration of its own with transaction:false"
 _LATER = "drop it in a later migration, when nothing in use reads it any more"
 
-UNCLOSED = Rule(
-    "unclosed", "", "a {what} begins here and never ends", None, "SELECT 'a", "SELECT 'a', $$ ' $$"
-)  # fmt: skip
-PSQL_COMMAND = Rule(
-    "psql-command", "", "a backslash command is psql's own; the server does not know it", "write it in SQL",
-    "\\i other.sql", "SELECT '\\i other.sql'",
-)  # fmt: skip
-
 # fmt: off
+UNCLOSED = Rule("unclosed", "",
+    "a {what} begins here and never ends",
+    None,
+    "SELECT 'a", "SELECT 'a', $$ ' $$")
+PSQL_COMMAND = Rule("psql-command", "",
+    "a backslash command is psql's own; the server does not know it",
+    "write it in SQL",
+    "\\i other.sql", "SELECT '\\i other.sql'")
 # Of single statements, in both sections of a file.
 ERRORS = (
     Rule("transaction-nesting",
@@ -203,30 +203,17 @@ def errors(section: Section, kind: Literal["up", "down"]) -> Iterator[Found]:
     for found, start, _ in section.odd:
         rule = UNCLOSED if found == "open" else PSQL_COMMAND
         kinds = {"/": "comment", "$": "dollar quote", '"': "quoted name", "u": "quoted name", "U": "quoted name"}
-        yield (
-            section.line_at(start),
-            rule.name,
-            _filled(rule.message, what=kinds.get(section.text[start], "string")),
-            rule.fix,
-        )
+        message = rule.message.format(what=kinds.get(section.text[start], "string"))
+        yield section.line_at(start), rule.name, message, rule.fix
     for statement in section.statements:
         for rule in ERRORS:
-            if rule.transactional in (None, section.transactional) and _matches(rule, statement):
+            if rule.transactional not in (None, section.transactional):
+                continue
+            if re.match(rule.pattern, statement.shape) and rule.also(statement):
                 words = statement.shape.upper().split(" ")
                 texts = {"first": words[0], "words": " ".join(words[:3]), "kind": kind}
-                fix = rule.fix and _filled(rule.fix, **texts)
-                yield statement.line, rule.name, _filled(rule.message, **texts), fix
-
-
-def _matches(rule: Rule, statement: Statement) -> bool:
-    return re.match(rule.pattern, statement.shape) is not None and rule.also(statement)
-
-
-def _filled(text: str, **values: str) -> str:
-    """Put *values* into the places of a rule's text. Other braces stay."""
-    for name, value in values.items():
-        text = text.replace(f"{{{name}}}", value)
-    return text
+                fix = rule.fix and rule.fix.format(**texts)
+                yield statement.line, rule.name, rule.message.format(**texts), fix
 
 
 def warnings(section: Section) -> Iterator[Found]:

@@ -1,12 +1,13 @@
 """Rollouts: migrations over many tenants, and what they would do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+from posduif_cli.core.fleet.crew import FIRST_PAUSE, LAST_PAUSE
 from posduif_cli.core.fleet.fleet import Fleet
-from posduif_cli.core.fleet.run import Errors, Lookout, Run, label
+from posduif_cli.core.fleet.run import Errors, Lookout, Run, label, untouched
 from posduif_cli.core.schema import apply, grants, history
 from posduif_cli.core.schema.apply import Applied
 from posduif_cli.core.schema.files import File
@@ -20,7 +21,6 @@ from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
 Key = tuple[str, str]  # server and tenant
-FIRST_PAUSE, LAST_PAUSE = timedelta(milliseconds=250), timedelta(seconds=5)  # between two tries to ask a full server
 
 
 def up(
@@ -40,17 +40,17 @@ def up(
     chosen, errors = _choose(run, tenants)
     chosen = [tenant for tenant in chosen if tenant.error or not failed]
     targets = [tenant for tenant in chosen if tenants is not None or behind(tenant)]
-    run.leave([tenant for tenant in chosen if tenants is None and not behind(tenant)])
+    run.outcomes += [untouched(tenant, "unchanged") for tenant in chosen if tenants is None and not behind(tenant)]
     waiting = [tenant.schema_version or "" for tenant in targets if tenant.state is State.ACTIVE and tenant.pending]
     if waiting:
         on_pending({version for version in folders.paths if version > min(waiting)})
 
-    harmless: set[grants.Effect] = set()  # of all tenants: what leaves grants.sql nothing to do
-
-    def work(conn: Session, lookout: Lookout) -> tuple[str | None, str | None, bool]:
-        return _result(apply.up(conn, folders=folders, hooks=_hooks(run, lookout, harmless)))
-
-    run.work_on(targets, work, lambda conn: history.problem(conn, folders))
+    hooks = _hooks(run)
+    run.work_on(
+        targets,
+        lambda conn, lookout: apply.up(conn, folders=folders, hooks=hooks(lookout)),
+        lambda conn: history.problem(conn, folders),
+    )
     return errors
 
 
@@ -68,28 +68,20 @@ def down(
     Nothing but the versions that are *planned* is taken back: another command may have done so meanwhile. Return the
     servers that could not be asked; *run* gets an outcome per tenant.
     """
-    folders = run.fleet.folders
     chosen, errors = _choose(run, tenants)
+    hooks, take_back = _hooks(run), partial(apply.down, folders=run.fleet.folders, to=to, steps=steps, bundled=bundled)
 
-    harmless: set[grants.Effect] = set()  # of all tenants: what leaves grants.sql nothing to do
-
-    def work(conn: Session, lookout: Lookout) -> tuple[str | None, str | None, bool]:
-        expected = planned.get((conn.server.name, conn.database), ())
-        hooks = _hooks(run, lookout, harmless)
-        return _result(
-            apply.down(conn, folders=folders, to=to, steps=steps, bundled=bundled, planned=expected, hooks=hooks)
-        )
+    def work(conn: Session, lookout: Lookout) -> Applied:
+        return take_back(conn, planned=planned.get((conn.server.name, conn.database), ()), hooks=hooks(lookout))
 
     run.work_on(chosen, work, lambda conn: None)
     return errors
 
 
-def _hooks(run: Run, lookout: Lookout, harmless: set[grants.Effect]) -> Hooks:
-    return Hooks(lookout.blockers, run.tell, lookout.recall, harmless)
-
-
-def _result(done: Applied) -> tuple[str | None, str | None, bool]:
-    return done.before, done.after, bool(done.versions)
+def _hooks(run: Run) -> Callable[[Lookout], Hooks]:
+    """Return what makes the hooks of each tenant. All share what leaves `grants.sql` nothing to do."""
+    harmless: set[grants.Effect] = set()
+    return lambda lookout: Hooks(lookout.blockers, run.tell, lookout.recall, harmless)
 
 
 def _choose(run: Run, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
@@ -124,7 +116,7 @@ class Planned:
 
     plan: Plan
     versions: Mapping[Key, Sequence[str]]
-    lost: Mapping[str, int | None] = field(default_factory=dict)
+    lost: Mapping[str, int | None]
 
 
 def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False) -> tuple[Planned, Errors]:
@@ -136,7 +128,7 @@ def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False
     chosen, errors = choose(fleet, tenants)
     targets = [t for t in chosen if (tenants is not None or behind(t)) and (t.error or not failed)]
     found = _ask(fleet, targets, errors, lambda conn: apply.to_apply(conn, folders=fleet.folders))
-    return Planned(_plan(found, "migrate up", lambda file: file.up.text), _versions(found)), errors
+    return _planned(found, "migrate up", lambda file: file.up.text, {}), errors
 
 
 def plan_down(
@@ -155,18 +147,13 @@ def plan_down(
     told = _ask(fleet, chosen, errors, newest)
     if (refused := next((error for error in errors.values() if type(error) is Refused), None)) is not None:
         raise refused
-    found = [(tenant, files) for tenant, (files, _) in told]
     lost: dict[str, int | None] = {}
     for _, (_, counts) in told:
         for what, count in counts.items():
             before = lost.get(what, 0)
             lost[what] = None if count is None or before is None else before + count
-    plan = _plan(found, "migrate down", lambda file: file.down.text if file.down else "")
-    return Planned(plan, _versions(found), lost), errors
-
-
-def _versions(found: Sequence[tuple[Tenant, Sequence[File]]]) -> dict[Key, Sequence[str]]:
-    return {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, files in found}
+    found = [(tenant, files) for tenant, (files, _) in told]
+    return _planned(found, "migrate down", lambda file: file.down.text if file.down else "", lost), errors
 
 
 def _ask(
@@ -187,7 +174,12 @@ def _ask(
     return found
 
 
-def _plan(found: Sequence[tuple[Tenant, Sequence[File]]], action: str, text: Callable[[File], str]) -> Plan:
+def _planned(
+    found: Sequence[tuple[Tenant, Sequence[File]]],
+    action: str,
+    text: Callable[[File], str],
+    lost: Mapping[str, int | None],
+) -> Planned:
     """Make a step for each migration and group of tenants with the same files."""
     groups: dict[tuple[File, ...], list[str]] = {}
     for tenant, files in found:
@@ -198,4 +190,5 @@ def _plan(found: Sequence[tuple[Tenant, Sequence[File]]], action: str, text: Cal
         for files, names in sorted(groups.items(), key=lambda group: -len(group[1]))
         for file in files
     ]
-    return Plan(tuple(steps))
+    versions = {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, files in found}
+    return Planned(Plan(tuple(steps)), versions, lost)

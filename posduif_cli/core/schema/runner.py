@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from posduif_cli.core.fleet.crew import FIRST_PAUSE, LAST_PAUSE
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import grants, half, history, parse
 from posduif_cli.core.schema.files import File
@@ -46,8 +47,7 @@ class Hooks:
 
 def patience(conn: Session) -> Patience:
     """Return the patience of a session with locks that other sessions hold on its tenant's tables."""
-    pause, longest = timedelta(seconds=0.25), timedelta(seconds=5)
-    return Patience("blocked", pause=pause, longest=longest, interrupted=lambda: conn.cancelled)
+    return Patience("blocked", pause=FIRST_PAUSE, longest=LAST_PAUSE, interrupted=lambda: conn.cancelled)
 
 
 def wait_for(who: str, error: Blocked) -> str:

@@ -153,20 +153,17 @@ def find(conn: Session, tables: Sequence[str], trust: Trust) -> tuple[Stranger, 
         judge = _Judge(conn, trust, {oid for carrier in carriers for oid in carrier.types})
         found: dict[str, Stranger] = {}
         for carrier in carriers:
-            if (stranger := judge.judge(carrier)) is None:
-                continue
-            # `--accept` takes a column's default and its type by one name.
-            earlier = found.get(stranger.name)
-            found[stranger.name] = stranger if earlier is None else _joined(earlier, stranger)
+            if stranger := judge.judge(carrier):
+                # `--accept` takes a column's default and its type by one name.
+                found[stranger.name] = _joined(found.get(stranger.name, stranger), stranger)
     return tuple(found[name] for name in sorted(found))
 
 
 def _joined(one: Stranger, other: Stranger) -> Stranger:
-    fix = "; ".join(dict.fromkeys(fix for fix in (one.fix, other.fix) if fix))
     return replace(
         one,
         why=" and ".join(dict.fromkeys([one.why, other.why])),
-        fix=fix or None,
+        fix="; ".join(dict.fromkeys(fix for fix in (one.fix, other.fix) if fix)) or None,
         runs=tuple(dict.fromkeys([*one.runs, *other.runs])),
         takeable=tuple(dict.fromkeys([*one.takeable, *other.takeable])),
     )
@@ -210,11 +207,9 @@ class _Judge:
     def _code(self, tree: str, functions: Sequence[int], operators: Sequence[int], *, whole: bool = True) -> _Code:
         """Take an expression apart; with *whole* each node in it must be one that can be judged."""
         code = _Code()
-        called = {int(oid) for oid in _CALLED.findall(tree)}
-        wanted = {*functions, *called, *(int(oid) for oid in _FUNCTION.findall(tree))}
-        for operator in self._described(
-            _Operator, "list_operators", self._operators, [*operators, *_ids(_OPERATOR, tree)]
-        ):
+        called, used = _ids(_CALLED, tree), {*operators, *_ids(_OPERATOR, tree)}
+        wanted = {*functions, *called, *_ids(_FUNCTION, tree)}
+        for operator in self._described(_Operator, "list_operators", self._operators, used):
             wanted.add(operator.function)
             if operator.oid >= BUILTIN:
                 code.foreign.append(f"uses operator {operator.name}")
@@ -248,9 +243,7 @@ class _Judge:
         return self._types[oid]
 
     def _look_up(self, oid: int) -> _Type:
-        if oid not in self._found:
-            (self._found[oid],) = self._conn.rows(_Type, self._queries["list_types"], oids=[oid])
-        return self._found[oid]
+        return self._described(_Type, "list_types", self._found, [oid])[0]
 
     def _alterable(self, oid: int) -> str | None:
         """Return why a type is refused that is, or holds, a domain which an adoption leaves to its owner.
@@ -262,13 +255,15 @@ class _Judge:
         found = self._look_up(oid)
         if found.element:
             return self._alterable(found.element)
-        known = self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner)
-        if found.kind != "d" or found.owner == ADMIN_ROLE or known:
+        if found.kind != "d" or found.owner == ADMIN_ROLE or self._trusted(found):
             return None
         return f"{found.name}, to which {found.owner} may give constraints"
 
+    def _trusted(self, found: _Type) -> bool:
+        return self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner)
+
     def _type_of(self, found: _Type) -> tuple[str | None, str | None]:
-        if self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner):
+        if self._trusted(found):
             return None, None
         if found.element:
             reason, castable = self._type(found.element)
@@ -287,8 +282,7 @@ class _Judge:
         """Return what the catalog says of some OIDs, asked once for each; 0 means none."""
         oids = {*wanted} - {0}
         if missing := sorted(oids - known.keys()):
-            rows = self._conn.rows(model, self._queries[query], oids=missing)
-            known |= {row.oid: row for row in rows}
+            known |= {row.oid: row for row in self._conn.rows(model, self._queries[query], oids=missing)}
         return [known[oid] for oid in sorted(oids)]
 
 

@@ -1,7 +1,7 @@
 """Bulk creation: a list of tenants as they should be, and what it takes to have them; a second run changes nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -88,8 +88,9 @@ def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str
         raise UsageError("the name is missing")
     wanted = Wanted(name, check_url(url), web_user)
     wanted.check()
-    if server is not None and server not in {known.name for known in fleet.servers}:
-        raise UsageError(f'server "{server}" is not among {", ".join(known.name for known in fleet.servers)}')
+    configured = [known.name for known in fleet.servers]
+    if server is not None and server not in configured:
+        raise UsageError(f'server "{server}" is not among {", ".join(configured)}')
     return Entry(wanted, server)
 
 
@@ -113,7 +114,10 @@ class Bench:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Lend a maintenance session; after an error all idle ones are ended, so that another connection is free."""
-        session = self._take() or self._connect()
+        try:
+            session = self.idle.pop()
+        except IndexError:  # also where another thread took the last one
+            session = self._connect()
         try:
             yield session
         except BaseException:
@@ -135,14 +139,9 @@ class Bench:
 
     def close(self) -> None:
         """End the idle sessions."""
-        while (session := self._take()) is not None:
-            session.close()
-
-    def _take(self) -> Session | None:
-        try:
-            return self.idle.pop()
-        except IndexError:  # also where another thread took the last one
-            return None
+        with suppress(IndexError):
+            while True:
+                self.idle.pop().close()
 
 
 class Creation(Run):

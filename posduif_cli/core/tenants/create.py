@@ -29,6 +29,7 @@ from posduif_cli.models.tenants import State, Tenant
 
 DUPLICATE_DATABASE = ("42P04", "23505")
 MAKING = f"CREATE DATABASE {{name}} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'"
+CLOSING = "REVOKE ALL ON DATABASE {name} FROM PUBLIC"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class _Creation:
         while (before := progress(there)) is not Progress.WHOLE:
             there = ROAD[before][0](self, there)
             if progress(there) <= before:
-                raise proof.missing(self.session, [proof.TOGETHER])
+                break
         if there.tenant is None or there.tenant.state is not State.ACTIVE:
             raise proof.missing(self.session, [proof.TOGETHER])
         return there.tenant
@@ -209,10 +210,7 @@ class _Creation:
         return made
 
     def open(self, there: Traces) -> Traces:
-        """Equip the role, open the database and write its record, in one transaction.
-
-        A copy that lacks nothing is active by that.
-        """
+        """In one transaction equip the role, open the database and write its record: a whole copy is active by that."""
         session, name, copy = self.session, there.name, self.copy
         pool = admin.configured_pool(session.server)
         url = self.wanted.url or origin(session.server, name)
@@ -254,23 +252,18 @@ class _Creation:
 ROAD: Mapping[Progress, tuple[Callable[[_Creation, Traces], Traces], Callable[[Fleet, Wanted], Iterable[Step]]]] = {
     Progress.NOTHING: (
         _Creation.announce,
-        lambda fleet, wanted: [Step("create role", wanted.role, f"CREATE ROLE {wanted.role} LOGIN")],
+        lambda _, new: [Step("create role", new.role, f"CREATE ROLE {new.role} LOGIN")],
     ),
     Progress.ANNOUNCED: (
         _Creation.make,
-        lambda fleet, wanted: [Step("create database", wanted.name, MAKING.format(name=wanted.name))],
+        lambda _, new: [Step("create database", new.name, MAKING.format(name=new.name))],
     ),
-    Progress.MADE: (
-        _Creation.open,
-        lambda fleet, wanted: [
-            Step("close to public", wanted.name, f"REVOKE ALL ON DATABASE {wanted.name} FROM PUBLIC")
-        ],
-    ),
+    Progress.MADE: (_Creation.open, lambda _, new: [Step("close to public", new.name, CLOSING.format(name=new.name))]),
     Progress.RECORDED: (
         _Creation.fill,
-        lambda fleet, wanted: [
+        lambda fleet, new: [
             *migrating(files.of(fleet.folders).all),
-            *([Step("create web user", wanted.web_user)] if wanted.web_user else ()),
+            *([Step("create web user", new.web_user)] if new.web_user else ()),
         ],
     ),
 }

@@ -51,10 +51,7 @@ def _shut_out(fleet: Fleet, found: Found, session: Session) -> bool:
 
 
 def _end(name: str, session: Session) -> None:
-    """End the sessions of a suspended tenant's engine.
-
-    Raises Busy while a login that is in none of posduif's groups is connected to its database.
-    """
+    """End the engine's sessions; raises Busy while a login in none of posduif's groups is in the database."""
     engine.end_sessions(session, name)
     found = session.tuples(
         queries.load("tenants/tenants")["find_strangers"], database=name, groups=list(admin.ROLE_COMMENTS)
