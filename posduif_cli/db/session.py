@@ -273,7 +273,7 @@ class Session:
             grant = f"GRANT {ADMIN_ROLE} TO {login} WITH INHERIT TRUE;"
             raise AccessDenied(
                 f"{self.login} does not inherit the rights of {ADMIN_ROLE} on server {self.server.name}",
-                why="PostgreSQL lets nobody into a database by a role that is only taken on afterwards",
+                why="PostgreSQL lets no login into a database by a role that is only taken on afterwards",
                 hint=f"a superuser types: {grant if self.version >= 160000 else f'ALTER ROLE {login} INHERIT;'}",
             )
 

@@ -80,7 +80,7 @@ def faulty(facts: Files) -> Iterator[Verdict]:
 
 
 @check("server", ("migrate verify",), "schema.drift", "Tenants with the same migrations have the same schema",
-    "Somebody changed a schema by hand, or a migration worked differently. "
+    "A schema was changed by hand, or a migration worked differently. "
     "The next migration may fail there.")  # fmt: skip
 def drift(facts: Clusters) -> Iterator[Verdict]:
     """Compare the tenants of one set of migrations with what the migrations make, or else with the majority."""
