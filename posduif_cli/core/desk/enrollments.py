@@ -53,9 +53,8 @@ def complete(conn: Session, *, token: str, device: str, username: str) -> Enroll
                 hint=Run("device", "show", conn.database, device),
             )
         try:
-            user_id, enrolled_at = conn.tuples(
-                named["add_mobile_user"], username=username, device=device, token=spendable.id
-            )[0]
+            made = conn.tuples(named["add_mobile_user"], username=username, device=device, token=spendable.id)
+            user_id, enrolled_at = made[0]
         except QueryFailed as error:
             if error.sqlstate != UNIQUE_VIOLATION:
                 raise

@@ -1,7 +1,5 @@
 """Messages: send, list and mark them, as the sync engine and the phones would."""
 
-from uuid import UUID
-
 from posduif_cli.core import names
 from posduif_cli.core.desk import devices, users
 from posduif_cli.db import queries
@@ -34,14 +32,6 @@ def send(conn: Session, *, sender: str, recipient: str, text: str) -> Message:
     )
 
 
-def find(conn: Session, *, message: UUID) -> Message:
-    """Return one message; raises MessageNotFound."""
-    found = conn.row(Message, queries.load("desk/messages")["get_message"], id=message)
-    if found is None:
-        raise MessageNotFound(f"message {message} not found in tenant {conn.database}")
-    return found
-
-
 def inbox(conn: Session, *, user: str, limit: int, offset: int) -> list[Message]:
     """Return what a user received, the newest first; raises UserNotFound."""
     found = users.find(conn, user)
@@ -57,9 +47,8 @@ def unread(conn: Session, *, user: str) -> Unread:
 def pending(conn: Session, *, device: str, limit: int, offset: int) -> list[Message]:
     """Return what waits for a device, the oldest first; raises DeviceNotFound."""
     found = devices.find(conn, device=device)
-    return conn.rows(
-        Message, queries.load("desk/messages")["list_pending"], device=found.device_id, limit=limit, offset=offset
-    )
+    question = queries.load("desk/messages")["list_pending"]
+    return conn.rows(Message, question, device=found.device_id, limit=limit, offset=offset)
 
 
 def mark(conn: Session, *, message: str, status: str) -> tuple[Message, bool]:
@@ -68,8 +57,11 @@ def mark(conn: Session, *, message: str, status: str) -> tuple[Message, bool]:
     Raises InvalidId, MessageNotFound, and Conflict for a message that is further already.
     """
     wanted = names.uuid(message, kind="message")
-    changed = conn.execute(queries.load("desk/messages")["mark_message"], id=wanted, status=status) > 0
-    found = find(conn, message=wanted)
+    named = queries.load("desk/messages")
+    changed = conn.execute(named["mark_message"], id=wanted, status=status) > 0
+    found = conn.row(Message, named["get_message"], id=wanted)
+    if found is None:
+        raise MessageNotFound(f"message {wanted} not found in tenant {conn.database}")
     if not changed and found.status != status:
         raise Conflict(f"message {wanted} is {found.status}", why=f"a message does not go back to {status}")
     return found, changed

@@ -25,7 +25,7 @@ from posduif_cli.models.desk import IssuedToken, Purged, Token, User
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import moment
 
-PURGE_BATCH = 1000
+PURGE_BATCH = 1000  # rows per transaction: other sessions never wait long
 SHOWN = 10  # users or tenants that an error names
 
 
@@ -94,9 +94,8 @@ def _creator(conn: Session, by: str | None) -> User:
 
 def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> Iterator[Token]:
     """Yield tokens, the newest first, without their secrets, as they are fetched."""
-    return conn.stream(
-        Token, queries.load("desk/tokens")["list_tokens"], id=None, token=None, limit=limit, offset=offset
-    )
+    question = queries.load("desk/tokens")["list_tokens"]
+    return conn.stream(Token, question, id=None, token=None, limit=limit, offset=offset)
 
 
 def find(conn: Session, *, token: str) -> Token:
@@ -154,10 +153,7 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
 
 
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:
-    """Delete unused tokens that expired or were revoked at least *older_than* ago; return how many.
-
-    In batches of 1,000 rows, each a transaction of its own, so that other sessions never wait long.
-    """
+    """Delete unused tokens that expired or were revoked at least *older_than* ago; return how many."""
     if dry_run:
         return int(conn.value(queries.load("desk/tokens")["count_purgeable"], seconds=older_than.total_seconds()))
     total, question = 0, queries.load("desk/tokens")["purge_tokens"]

@@ -32,6 +32,7 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
+Errors = dict[str, PosduifError]  # by the name of a server or a tenant
 Survey = tuple[Mapping[str, Tenant], AccessDenied | None]  # a server's tenants by name, why none may be entered
 SURVEYED = 2.0  # seconds for which an answer about a server's tenants explains why they cannot be entered
 UNNAMED = ("dsn", "libpq", "embedded")  # what servers are called that no configuration names
@@ -145,7 +146,7 @@ class Fleet:
 
         return crew.ask(self.servers, one)
 
-    def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], dict[str, PosduifError]]:
+    def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], Errors]:
         """Return all tenants, by name, and the errors of servers; raises what these said when none answered."""
         limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
         told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes), limit=limit))
@@ -238,7 +239,7 @@ class Fleet:
             hint=Run("tenant", "show", near) if near else Run("tenant", "list"),
         )
 
-    def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
+    def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
         """Return the tenants of the given names, or all, from one query per server, with what went wrong.
 
         For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
@@ -252,7 +253,7 @@ class Fleet:
             names.tenant(name)
         known, unasked = self.tenants()
         chosen: list[Tenant] = []
-        errors: dict[str, PosduifError] = {}
+        errors: Errors = {}
         for name in wanted:
             found = live([t for t in known if t.tenant == name])
             if len(found) == 1:
@@ -364,21 +365,20 @@ class Fleet:
         A run may be refused by hundreds of tenants one after the other: they share an answer for SURVEYED seconds.
         """
         with self._surveying:
-            moment, answer = self._surveys.get(server.name, (-inf, None))
-            if answer is None or time.monotonic() > moment + SURVEYED:
-                moment = time.monotonic()
+            until, answer = self._surveys.get(server.name, (-inf, ({}, None)))
+            if time.monotonic() > until:
+                until, refusal = time.monotonic() + SURVEYED, None
                 with self.maintenance(server) as session:
-                    known, refusal = {tenant.tenant: tenant for tenant in self.list_on(session)}, None
+                    known = {tenant.tenant: tenant for tenant in self.list_on(session)}
                     try:
                         session.require_member()
                     except AccessDenied as error:
                         refusal = error
-                answer = known, refusal
-                self._surveys[server.name] = moment, answer
+                self._surveys[server.name] = until, (answer := (known, refusal))
             return answer
 
 
-def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[str, PosduifError]]:
+def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], Errors]:
     """Split what servers said into answers and errors, by name."""
     errors = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
     return {name: answer for name, answer in answers.items() if not isinstance(answer, PosduifError)}, errors

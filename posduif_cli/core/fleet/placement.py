@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from posduif_cli.core.fleet.crew import Crew
-from posduif_cli.core.fleet.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live, split
+from posduif_cli.core.fleet.fleet import EMPTIEST, Errors, Fleet, Session, all_unreachable, ambiguous, live, split
 from posduif_cli.db import queries
 from posduif_cli.db.session import QUESTION_TIMEOUT
 from posduif_cli.errors import PosduifError, Run, ServerUnreachable, TenantExists
@@ -27,7 +27,7 @@ class Placements(ExitStack):
         self.fleet = fleet
         self.ignore_unreachable = ignore_unreachable
         self._sessions: dict[str, Session] = {}
-        self._away: dict[str, PosduifError] = {}
+        self._away: Errors = {}
         self._locks = {server.name: threading.Lock() for server in fleet.everyone}
 
     def place(self, name: str) -> Server:
@@ -81,9 +81,7 @@ class Placements(ExitStack):
         if errors and not self.ignore_unreachable:
             raise self._unasked(name, errors)
 
-    def _ask(
-        self, servers: Sequence[Server], question: Callable[[Session], T]
-    ) -> tuple[dict[str, T], dict[str, PosduifError]]:
+    def _ask(self, servers: Sequence[Server], question: Callable[[Session], T]) -> tuple[dict[str, T], Errors]:
         """Run *question* on some servers in parallel; return the answers and the errors, by server."""
         crew = Crew()
 

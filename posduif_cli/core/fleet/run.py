@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from posduif_cli.core.fleet.crew import INTERRUPTED, Crew, Share
-from posduif_cli.core.fleet.fleet import Fleet
+from posduif_cli.core.fleet.fleet import Errors, Fleet
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.session import Session
@@ -30,7 +30,6 @@ from posduif_cli.models.tenants import State, Tenant
 from posduif_cli.notation import counted
 
 T = TypeVar("T")
-Errors = dict[str, PosduifError]
 DEFAULT_JOBS = 4
 SPARE_CONNECTIONS = 3  # of a server, which a run leaves to others
 OWN_TIMEOUTS = "SET ROLE none; SET lock_timeout = '2s'; SET statement_timeout = '5s'"
@@ -306,22 +305,16 @@ class Run:
             else:
                 self.record(replace(outcome, seconds=seconds))
 
-        self._visit(tenants, one, note)
+        self.fleet.each(tenants, one, jobs=self._renew(tenants), enter=self._enter, crew=self.crew, done=note)
 
-    def _visit(
-        self,
-        tenants: Sequence[Tenant],
-        work: Callable[[Session], T],
-        done: Callable[[Tenant, T | PosduifError, float], None] = lambda tenant, found, seconds: None,
-    ) -> list[tuple[Tenant, T | PosduifError]]:
-        """Do something in tenants as `Fleet.each`, within what each server has free now."""
+    def _renew(self, tenants: Sequence[Tenant]) -> dict[str, int]:
+        """Let servers be tried again that were given up; return how many tenants to work on at once on each."""
         for share in self._shares.values():
             share.renew()
-        jobs = {
+        return {
             name: 1 if name in self._refused else self._lookouts[name].workers(self.pace.jobs)
             for name in dict.fromkeys(tenant.server for tenant in tenants)
         }
-        return self.fleet.each(tenants, work, jobs=jobs, enter=self._enter, crew=self.crew, done=done)
 
     def _enter(self, server: Server, name: str) -> Session:
         if server.name in self._refused:
@@ -345,7 +338,8 @@ class Run:
             return self._stop(f"{self._failures} failed in wave {number}")
         if self._failed_here and not changed:
             return self._stop(f"every tenant of wave {number} that had work failed")
-        for tenant, found in self._visit(changed, check):
+        jobs = self._renew(changed)
+        for tenant, found in self.fleet.each(changed, check, jobs=jobs, enter=self._enter, crew=self.crew):
             if wrong := found.message if isinstance(found, PosduifError) else found:
                 return self._stop(f"wave {number} did not verify: {tenant.tenant}: {wrong}")
         self.crew.stop.wait(self.pace.pause.total_seconds())

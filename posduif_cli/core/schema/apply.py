@@ -44,11 +44,7 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a tenant under its lock.
-
-    *rows* are those of its version table, which is *complete* when it has all of our columns; *half* is what
-    `half_done` returns.
-    """
+    """What is known of a tenant under its lock; its version table is *complete* when it has all of our columns."""
 
     current: record.Record
     rows: dict[str, history.Row]

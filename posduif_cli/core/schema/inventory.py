@@ -176,13 +176,14 @@ def _run(conn: Session, section: Section) -> None:
 def _scratch(session: Session) -> Iterator[str]:
     """Make an empty database, closed to PUBLIC, for as long as the block runs."""
     name = f"{SCRATCH}{secrets.token_hex(6)}"
+    quoted = identifier(name)
     with session.lock(name):
         try:
             admin.create_database(session, Intent(name, State.PROVISIONING, admin.new_nonce()))
             with session.transaction():
-                session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=identifier(name)))
+                session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=quoted))
                 session.execute(
-                    compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=identifier(name))
+                    compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=quoted)
                 )
             yield name
         finally:

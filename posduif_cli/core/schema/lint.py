@@ -11,18 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from posduif_cli.core.schema.parse import (
-    CREATE_INDEX,
-    Name,
-    Section,
-    Statement,
-    alone,
-    lex,
-    name_at,
-    names_at,
-    target,
-    token_text,
-)
+from posduif_cli.core.schema import parse
+from posduif_cli.core.schema.parse import Name, Section, Statement
 
 Found = tuple[int, str, str, str | None]  # line, rule, message, fix
 
@@ -46,7 +36,7 @@ class Rule:
     counter_example: str
     transactional: bool | None = None
     also: Callable[[Statement], bool] = lambda statement: True
-    on: Callable[[Statement, int], Iterable[Name | None]] = lambda statement, at: names_at(statement.tokens, at)
+    on: Callable[[Statement, int], Iterable[Name | None]] = lambda statement, at: parse.names_at(statement.tokens, at)
     deep: bool = False
 
 
@@ -102,12 +92,12 @@ ERRORS = (
         "write `-- migrate:{kind} transaction:false`",
         "CREATE INDEX CONCURRENTLY i ON t (a)", "REFRESH MATERIALIZED VIEW CONCURRENTLY v",
         transactional=True,
-        also=lambda statement: alone(statement) or target(statement).kind == "reindex_concurrently"),
+        also=lambda statement: parse.alone(statement) or parse.target(statement).kind == "reindex_concurrently"),
     Rule("unnamed-index", "create (?:unique )?index concurrently ",
         "name it: after an interruption it could not be told whether an unnamed index was built",
         "CREATE INDEX CONCURRENTLY name ON ...",
         "CREATE INDEX CONCURRENTLY ON t (a)", "CREATE INDEX CONCURRENTLY i ON t (a)",
-        transactional=False, also=lambda statement: not target(statement).names),
+        transactional=False, also=lambda statement: not parse.target(statement).names),
 )
 
 # Of single statements on relations that the same file has not made, in the up section.
@@ -129,7 +119,7 @@ RISKS = (
         "building an index makes writers wait",
         _CONCURRENTLY,
         "CREATE INDEX i ON t (a)", "CREATE INDEX i ON ONLY partitioned (a)",
-        on=lambda statement, at: [target(statement).table]),
+        on=lambda statement, at: [parse.target(statement).table]),
     Rule("require-concurrent-index-deletion", r"drop index (?!concurrently )(?:if exists )?",
         "dropping an index makes readers and writers wait",
         _CONCURRENTLY,
@@ -244,12 +234,12 @@ def _public(names: Iterable[Name | None]) -> set[Name]:
 def _makes(statement: Statement, made: set[Name]) -> set[Name]:
     """Return the tables and indexes that are new after a statement."""
     if match := _CREATE_TABLE.match(statement.shape):
-        return _public(names_at(statement.tokens, match[0].count(" ")))
-    if CREATE_INDEX.match(statement.shape):
-        return _public(target(statement).names)
+        return _public(parse.names_at(statement.tokens, match[0].count(" ")))
+    if parse.CREATE_INDEX.match(statement.shape):
+        return _public(parse.target(statement).names)
     if (match := _ALTER_TABLE.match(statement.shape)) and statement.tokens[-3:-1] == ("rename", "to"):
-        old = _public(names_at(statement.tokens, match[0].count(" ")))
-        return _public([name_at(statement.tokens, len(statement.tokens) - 1)[0]]) if old <= made else set()
+        old = _public(parse.names_at(statement.tokens, match[0].count(" ")))
+        return _public([parse.name_at(statement.tokens, len(statement.tokens) - 1)[0]]) if old <= made else set()
     return set()
 
 
@@ -260,7 +250,7 @@ def _risks(statement: Statement, made: set[Name]) -> Iterator[tuple[int, Rule]]:
         if match and not _public(rule.on(statement, match[0].count(" "))) <= made:
             yield statement.line, rule
     if match := _ALTER_TABLE.match(statement.shape):
-        table, at = name_at(statement.tokens, match[0].count(" "))
+        table, at = parse.name_at(statement.tokens, match[0].count(" "))
         if not _public([table]) <= made:
             for line, shallow, deep in _actions(statement, at + (statement.tokens[at : at + 1] == ("*",))):
                 for rule in ACTIONS:
@@ -271,8 +261,8 @@ def _risks(statement: Statement, made: set[Name]) -> Iterator[tuple[int, Rule]]:
 def _actions(statement: Statement, skipped: int) -> Iterator[tuple[int, str, str]]:
     """Yield the actions of ALTER TABLE: line, words outside parentheses, all words; *skipped* tokens lead."""
     text, depth, shallow, deep, begun = statement.text, 0, list[str](), list[str](), 0
-    for token in (*lex(text + ","),):
-        word = token_text(text + ",", token)
+    for token in (*parse.lex(text + ","),):
+        word = parse.token_text(text + ",", token)
         word = '""' if word[0] == '"' else word
         depth -= word == ")"
         if not depth and skipped:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from posduif_cli.core.fleet.crew import FIRST_PAUSE, LAST_PAUSE
-from posduif_cli.core.fleet.fleet import Fleet
-from posduif_cli.core.fleet.run import Errors, Lookout, Run, label, untouched
+from posduif_cli.core.fleet.fleet import Errors, Fleet
+from posduif_cli.core.fleet.run import Lookout, Run, label, untouched
 from posduif_cli.core.schema import apply, grants, history
 from posduif_cli.core.schema.apply import Applied
 from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.history import behind
+from posduif_cli.core.schema.parse import Section
 from posduif_cli.core.schema.runner import Hooks
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
@@ -19,8 +19,8 @@ from posduif_cli.errors import PosduifError, Refused, ServerFull
 from posduif_cli.models.runs import Outcome, Plan, Step
 from posduif_cli.models.tenants import State, Tenant
 
-T = TypeVar("T")
 Key = tuple[str, str]  # server and tenant
+Going = tuple[Sequence[File], Mapping[str, int | None]]  # the files that would be run, and how much is lost with them
 
 
 def up(
@@ -120,15 +120,11 @@ class Planned:
 
 
 def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False) -> tuple[Planned, Errors]:
-    """Return what `up` would run where, and the errors of tenants and servers.
-
-    There is a step for each migration and group of tenants with the same plan. The tenants are visited in read-only
-    transactions.
-    """
+    """Return what `up` would run where, and the errors of tenants and servers."""
     chosen, errors = choose(fleet, tenants)
     targets = [t for t in chosen if (tenants is not None or behind(t)) and (t.error or not failed)]
-    found = _ask(fleet, targets, errors, lambda conn: apply.to_apply(conn, folders=fleet.folders))
-    return _planned(found, "migrate up", lambda file: file.up.text, {}), errors
+    found = _ask(fleet, targets, errors, lambda conn: (apply.to_apply(conn, folders=fleet.folders), {}))
+    return _planned(found, "migrate up", lambda file: file.up), errors
 
 
 def plan_down(
@@ -139,29 +135,23 @@ def plan_down(
     Raises Refused where one of the tenants would lose a bundled migration and *bundled* does not allow it.
     """
 
-    def newest(conn: Session) -> tuple[list[File], dict[str, int | None]]:
+    def newest(conn: Session) -> Going:
         files = apply.to_take_back(conn, folders=fleet.folders, to=to, steps=steps, bundled=bundled)
         return files, apply.count_rows(conn, files, folders=fleet.folders)
 
     chosen, errors = choose(fleet, tenants)
-    told = _ask(fleet, chosen, errors, newest)
+    found = _ask(fleet, chosen, errors, newest)
     if (refused := next((error for error in errors.values() if type(error) is Refused), None)) is not None:
         raise refused
-    lost: dict[str, int | None] = {}
-    for _, (_, counts) in told:
-        for what, count in counts.items():
-            before = lost.get(what, 0)
-            lost[what] = None if count is None or before is None else before + count
-    found = [(tenant, files) for tenant, (files, _) in told]
-    return _planned(found, "migrate down", lambda file: file.down.text if file.down else "", lost), errors
+    return _planned(found, "migrate down", lambda file: file.down), errors
 
 
 def _ask(
-    fleet: Fleet, targets: Sequence[Tenant], errors: Errors, question: Callable[[Session], T]
-) -> list[tuple[Tenant, T]]:
+    fleet: Fleet, targets: Sequence[Tenant], errors: Errors, question: Callable[[Session], Going]
+) -> list[tuple[Tenant, Going]]:
     """Put a question to each active tenant in a read-only transaction; what fails goes into *errors*."""
 
-    def ask(conn: Session) -> T:
+    def ask(conn: Session) -> Going:
         with conn.transaction(read_only=True, lock_timeout=fleet.folders.lock_timeout):
             return question(conn)
 
@@ -174,21 +164,21 @@ def _ask(
     return found
 
 
-def _planned(
-    found: Sequence[tuple[Tenant, Sequence[File]]],
-    action: str,
-    text: Callable[[File], str],
-    lost: Mapping[str, int | None],
-) -> Planned:
-    """Make a step for each migration and group of tenants with the same files."""
+def _planned(found: Sequence[tuple[Tenant, Going]], action: str, section: Callable[[File], Section | None]) -> Planned:
+    """Make a step for each migration and group of tenants with the same files, and add up what is lost."""
     groups: dict[tuple[File, ...], list[str]] = {}
-    for tenant, files in found:
+    lost: dict[str, int | None] = {}
+    for tenant, (files, counts) in found:
         if files:
             groups.setdefault(tuple(files), []).append(tenant.tenant)
+        for what, count in counts.items():
+            before = lost.get(what, 0)
+            lost[what] = None if count is None or before is None else before + count
     steps = [
-        Step(action, f"{file.version}_{file.name}", text(file).strip(), tuple(sorted(names)))
+        Step(action, f"{file.version}_{file.name}", part.text.strip() if part else "", tuple(sorted(names)))
         for files, names in sorted(groups.items(), key=lambda group: -len(group[1]))
         for file in files
+        for part in [section(file)]
     ]
-    versions = {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, files in found}
+    versions = {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, (files, _) in found}
     return Planned(Plan(tuple(steps)), versions, lost)

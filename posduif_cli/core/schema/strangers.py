@@ -9,7 +9,7 @@ relations that an argument names. An expression that cannot be judged is refused
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.db import queries
@@ -176,9 +176,7 @@ class _Judge:
         self._conn = conn
         self._trust = trust
         self._taken = taken
-        self._found: dict[int, _Type] = {}
-        self._functions: dict[int, _Function] = {}
-        self._operators: dict[int, _Operator] = {}
+        self._known: dict[str, dict[int, Any]] = {}
         self._types: dict[int, tuple[str | None, str | None]] = {}
         self._queries = queries.load("schema/strangers")
 
@@ -209,11 +207,11 @@ class _Judge:
         code = _Code()
         called, used = _ids(_CALLED, tree), {*operators, *_ids(_OPERATOR, tree)}
         wanted = {*functions, *called, *_ids(_FUNCTION, tree)}
-        for operator in self._described(_Operator, "list_operators", self._operators, used):
+        for operator in self._described(_Operator, "list_operators", used):
             wanted.add(operator.function)
             if operator.oid >= BUILTIN:
                 code.foreign.append(f"uses operator {operator.name}")
-        code.functions = self._described(_Function, "list_functions", self._functions, wanted)
+        code.functions = self._described(_Function, "list_functions", wanted)
         for found in code.functions:
             if not found.builtin and not self._trust.has("function", found.name, found.bare, found.owner):
                 code.foreign.append(f"runs {found.name} of {found.owner}")
@@ -243,7 +241,7 @@ class _Judge:
         return self._types[oid]
 
     def _look_up(self, oid: int) -> _Type:
-        return self._described(_Type, "list_types", self._found, [oid])[0]
+        return self._described(_Type, "list_types", [oid])[0]
 
     def _alterable(self, oid: int) -> str | None:
         """Return why a type is refused that is, or holds, a domain which an adoption leaves to its owner.
@@ -278,9 +276,9 @@ class _Judge:
         reason, castable = self._type(found.base)
         return reason or self._alterable(found.base), castable
 
-    def _described(self, model: type[D], query: str, known: dict[int, D], wanted: Iterable[int]) -> list[D]:
+    def _described(self, model: type[D], query: str, wanted: Iterable[int]) -> list[D]:
         """Return what the catalog says of some OIDs, asked once for each; 0 means none."""
-        oids = {*wanted} - {0}
+        oids, known = {*wanted} - {0}, self._known.setdefault(query, {})
         if missing := sorted(oids - known.keys()):
             known |= {row.oid: row for row in self._conn.rows(model, self._queries[query], oids=missing)}
         return [known[oid] for oid in sorted(oids)]

@@ -42,7 +42,6 @@ from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.tenants import Adoption, State, Tenant
 
 VERSIONS = BOOKKEEPING[0]
-SUPERUSER = "a superuser"
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
 CONFLICTS = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
@@ -85,10 +84,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class Adopting:
-    """A database that is taken in as a tenant, on the server for new ones.
-
-    *accept* names other people's code to take in all the same, as the refusal prints it.
-    """
+    """A database to take in as a tenant; *accept* names other people's code to take in too, as the refusal does."""
 
     fleet: Fleet
     database: str
@@ -452,7 +448,7 @@ def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[St
     """Return what is against an adoption: only the relations that go aside, if any, as what is on them goes along."""
     named = queries.load("tenants/adopt")
     objections = [
-        *(Objection(what, fix, owner=SUPERUSER) for what, fix in conn.tuples(named["list_event_triggers"])),
+        *(Objection(what, fix, owner="a superuser") for what, fix in conn.tuples(named["list_event_triggers"])),
         *(Objection(what, fix, VERSIONS) for what, fix in conn.tuples(named["list_obstacles"])),
         *judged,
         *(

@@ -9,18 +9,8 @@ from posduif_cli.models.runs import Step
 
 # The order in which missing things are made, so that each finds what it needs.
 MADE = (
-    "schema",
-    "extension",
-    "type",
-    "sequence",
-    "function",
-    "table",
-    "column",
-    "constraint",
-    "index",
-    "view",
-    "trigger",
-)
+    "schema", "extension", "type", "sequence", "function", "table", "column", "constraint", "index", "view", "trigger"
+)  # fmt: skip
 ASIDE = "SET SCHEMA before_posduif"  # where relations are moved to: nothing that may hold rows is ever dropped
 SHOWN = 80
 

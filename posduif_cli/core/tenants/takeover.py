@@ -53,12 +53,8 @@ def plan(
     *functions*. Raises AccessDenied, with what would help, when the login may not act for every owner.
     """
     name_of, owner = conn.database, owned.get(("database", conn.database), ADMIN_ROLE)
-    roles = conn.rows(
-        _Role,
-        queries.load("tenants/adopt")["list_roles"],
-        ours=[ADMIN_ROLE, ENGINE_GROUP, engine_role(name_of)],
-        owners=list(owned.values()),
-    )
+    question, ours = queries.load("tenants/adopt")["list_roles"], [ADMIN_ROLE, ENGINE_GROUP, engine_role(name_of)]
+    roles = conn.rows(_Role, question, ours=ours, owners=list(owned.values()))
     wanted = {thing.name for thing in expected if thing.kind in ("table", "view", "sequence", "function", "type")}
     wanted |= {*functions, *_types(expected, present)}
     always = {("database", name_of), ("schema", "public"), *(("table", table) for table in BOOKKEEPING)}
@@ -124,12 +120,10 @@ def _take(
 
 def _owner(thing: Thing, owned: Mapping[Subject, str], taken: Mapping[Subject, str]) -> str | None:
     """Return the owner of a relation, or of the table that a sequence belongs to; None where it is posduif_admin."""
-    for subject, role in owned.items():
-        word, bare = subject
-        if word in ("database", "schema", "function", "procedure", "type"):
-            continue
-        if bare == thing.name or f"OWNED BY {bare}." in thing.definition:
-            return None if subject in taken else role
+    for (word, bare), role in owned.items():
+        relation = word not in ("database", "schema", "function", "procedure", "type")
+        if relation and (bare == thing.name or f"OWNED BY {bare}." in thing.definition):
+            return None if (word, bare) in taken else role
     return None
 
 
