@@ -19,7 +19,7 @@ def entry() -> NoReturn:
     except SystemExit as end:
         code = end.code
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it any more
+        with suppress(AttributeError, OSError, ValueError):  # closed, or its reader is gone
             stream.flush()
     os._exit(code if isinstance(code, int) else 0)
 

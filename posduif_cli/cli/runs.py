@@ -1,5 +1,6 @@
 """What commands over many tenants share: progress while they run, then outcomes, summary and exit code."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -39,14 +40,14 @@ def conclude(
     *errors* are of servers that could not be asked. What failed or was skipped is told by its cause: a table has no
     row for it unless *list_all*.
     """
-    from posduif_cli.core.fleet.run import causes, kept_files, tally
+    from posduif_cli.core.fleet.run import causes, kept_files
     from posduif_cli.models.runs import STATUSES, Outcome
 
     order = {name: number for number, name in enumerate(names or ())}
     shown = sorted(run.outcomes, key=lambda outcome: (order.get(outcome.tenant, 0), outcome.tenant, outcome.server))
     by_cause = app.out.format == "table" and not list_all
     app.out.list([o for o in shown if (every or o.status != "unchanged") and not (by_cause and o.error)], Outcome)
-    counts = tally(run.outcomes)
+    counts = Counter(outcome.status for outcome in run.outcomes)
     summary = ", ".join(f"{counts[word]} {word}" for word in STATUSES if counts[word])
     covered = ", ".join(server.name for server in app.fleet.servers if server.name not in errors)
     app.out.say(f"{summary or 'nothing to do'}; servers: {covered}")

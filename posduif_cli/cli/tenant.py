@@ -325,20 +325,16 @@ def adopt(
     Code of theirs that would run when posduif writes to its tables is refused: it could use an administrator's rights.
     A superuser's session takes in no database that posduif did not make.
     """
-    from posduif_cli.core.tenants import adopt
+    from posduif_cli.core.tenants.adopt import Adopting
     from posduif_cli.models.tenants import Adoption
 
     app = app_of(ctx)
-    origin = options.url(url)
+    adopting = Adopting(app.fleet, name, options.url(url), accept or (), ignore_unreachable)
     if dry_run:
-        app.show_plan(
-            adopt.adopting(
-                app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable
-            )
-        )
+        app.show_plan(adopting.plan())
         return
     app.out.expect(Adoption)
-    done = adopt.adopt(app.fleet, database=name, url=origin, accept=accept or (), ignore_unreachable=ignore_unreachable)
+    done = adopting.run()
     for change in done.changes:
         app.out.say(change)
     for thing in done.own:

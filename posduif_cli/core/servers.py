@@ -29,9 +29,7 @@ def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]
 
     Raises EmbeddedServerFailed.
     """
-    if not starter.exists(data_dir):
-        return None, False
-    return start(data_dir, bin_dir)
+    return start(data_dir, bin_dir) if starter.exists(data_dir) else (None, False)
 
 
 def start(data_dir: Path, bin_dir: Path | None, listen: tuple[str, int] | None = None) -> tuple[Server, bool]:
@@ -52,15 +50,8 @@ def start(data_dir: Path, bin_dir: Path | None, listen: tuple[str, int] | None =
 def status(data_dir: Path, *, changed: bool | None = None) -> EmbeddedStatus:
     """Return whether the embedded server runs, and where."""
     found = starter.status(data_dir)
-    return EmbeddedStatus(
-        running=found.running,
-        pid=found.pid,
-        version=found.version,
-        data_dir=data_dir,
-        dsn=starter.dsn(data_dir) if found.running else None,
-        listen=found.listen,
-        changed=changed,
-    )
+    dsn = starter.dsn(data_dir) if found.running else None
+    return EmbeddedStatus(found.running, found.pid, found.version, data_dir, dsn, found.listen, changed)
 
 
 def list_all(fleet: Fleet) -> list[ServerInfo]:
@@ -79,24 +70,14 @@ def list_all(fleet: Fleet) -> list[ServerInfo]:
 def _info(server: Server, found: Setup | PosduifError) -> ServerInfo:
     if isinstance(found, PosduifError):
         return ServerInfo(server.name, False, server.origin, error=found.sentence)
-    same = (
-        "version",
-        "version_number",
-        "role",
-        "record_owner",
-        "tenants",
-        "size_bytes",
-        "connections",
-        "max_connections",
-    )
+    warnings: list[Hint] = []
+    for finding in registry.judge("server list", "server", found):
+        fix = finding.fix
+        warnings.append(Run(*fix.words, lead=finding.message) if isinstance(fix, Run) else finding.message)
     return ServerInfo(
-        server.name, True, server.origin, **{name: getattr(found, name) for name in same},
-        warnings=tuple(_warning(finding) for finding in registry.judge("server list", "server", found)),
+        server.name, True, server.origin, found.version, found.tenants, found.size_bytes, found.connections,
+        found.max_connections, found.role, found.record_owner, tuple(warnings), version_number=found.version_number,
     )  # fmt: skip
-
-
-def _warning(finding: Finding) -> Hint:
-    return Run(*finding.fix.words, lead=finding.message) if isinstance(finding.fix, Run) else finding.message
 
 
 def prepare(fleet: Fleet, *, engines: int | None = None, close: bool = False) -> tuple[list[Finding], bool]:
@@ -135,21 +116,13 @@ def make_login(fleet: Fleet, *, name: str, keep: Callable[[list[str]], None]) ->
 
 def _make_login(session: Session, name: str, keep: Callable[[list[str]], None]) -> bool:
     rows = session.dicts(queries.load("checks/server")["find_login"], name=name)
+    if rows == [{"comment": admin.LOGIN_COMMENT, "may_log_in": True, "super": False, "member": True}]:
+        return False
     if rows:
-        if (rows[0]["comment"], rows[0]["may_log_in"], rows[0]["super"], rows[0]["member"]) == (
-            admin.LOGIN_COMMENT,
-            True,
-            False,
-            True,
-        ):
-            return False
         raise NotOurs(
             f"role {name} exists on server {session.server.name} and is no login that posduif made",
             why="it was not touched",
-            hint=[
-                "choose another name",
-                f"or a superuser types: GRANT {ADMIN_ROLE} TO {quoting.quoted(name)};",
-            ],
+            hint=["choose another name", f"or a superuser types: GRANT {ADMIN_ROLE} TO {quoting.quoted(name)};"],
         )
     password = admin.new_password() if session.raw.pgconn.used_password else None
     if password:

@@ -285,7 +285,7 @@ class Session:
             grant = f"GRANT {ADMIN_ROLE} TO {login} WITH INHERIT TRUE;"
             raise AccessDenied(
                 f"{self.login} does not inherit the rights of {ADMIN_ROLE} on server {self.server.name}",
-                why="PostgreSQL lets nobody into a database by a role that is only taken on afterwards",
+                why="PostgreSQL lets no login into a database by a role that is only taken on afterwards",
                 hint=f"a superuser types: {grant if self.version >= 160000 else f'ALTER ROLE {login} INHERIT;'}",
             )
 
@@ -305,10 +305,9 @@ class Session:
         With *first* the transaction begins with this pipeline: its beginning is queued there, and the block adds what
         it wants and sends it before anything else.
         """
-        limits = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
-        settings = ["SET TRANSACTION READ ONLY"] if read_only else []
-        settings += [f"SET LOCAL {k} = {round(v.total_seconds() * 1000)}" for k, v in limits.items() if v is not None]
-        settings += prelude
+        limits = _milliseconds({"lock_timeout": lock_timeout, "statement_timeout": statement_timeout})
+        begin = [*(["SET TRANSACTION READ ONLY"] if read_only else []), *prelude]
+        settings = [*begin, *(f"SET LOCAL {key} = {value}" for key, value in limits.items())]
         if self.raw.info.transaction_status is not TransactionStatus.IDLE:
             with self._patient(statement_timeout), translated(self), self.raw.transaction(force_rollback=rollback):
                 if settings:
@@ -320,7 +319,9 @@ class Session:
             if first is None:
                 self.script("; ".join(["BEGIN", *settings]))
             else:
-                first.script("BEGIN", *settings)
+                # One statement for all: each costs its own way through the protocol.
+                chosen = ", ".join(f"pg_catalog.set_config('{k}', '{v}', true)" for k, v in limits.items())
+                first.script("BEGIN", *begin, *([f"SELECT {chosen}"] if chosen else []))
             with self._patient(statement_timeout), translated(self):
                 yield
             self.script("ROLLBACK" if rollback else "COMMIT")
@@ -332,8 +333,8 @@ class Session:
 
     def limit(self, *, lock_timeout: timedelta, statement_timeout: timedelta) -> None:
         """Give the session, which is in no transaction, other time limits for the rest of its life."""
-        chosen = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
-        self._settings = {**self._settings, **{k: str(round(v.total_seconds() * 1000)) for k, v in chosen.items()}}
+        chosen = _milliseconds({"lock_timeout": lock_timeout, "statement_timeout": statement_timeout})
+        self._settings = {**self._settings, **chosen}
         self.script(_set_all({key: self._settings[key] for key in chosen}))
         self._limit = statement_timeout
         self.raw.limit = self.silence(1)
@@ -347,7 +348,7 @@ class Session:
         RESET would go back to what the login or its environment says, not to the session's own limits.
         """
         limits = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
-        chosen = {k: str(round(v.total_seconds() * 1000)) for k, v in limits.items() if v is not None}
+        chosen = _milliseconds(limits)
         self.script(_set_all(chosen))
         try:
             with self._patient(statement_timeout):
@@ -515,6 +516,11 @@ class Session:
             why=f"the lock is held by {', '.join(who)}" if who else "the lock was held until a moment ago",
             hint=["try again when that is done", *ends],
         )
+
+
+def _milliseconds(limits: Mapping[str, timedelta | None]) -> dict[str, str]:
+    """Return the settings of those limits that are given."""
+    return {key: str(round(limit.total_seconds() * 1000)) for key, limit in limits.items() if limit is not None}
 
 
 def _set_all(settings: Mapping[str, str]) -> str:

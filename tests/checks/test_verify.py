@@ -350,5 +350,6 @@ def test_a_half_made_tenant_by_name_has_the_finding_that_all_has(
     [named] = posduif("tenant", "verify", tenant, "-o", "json", code=5).json
     [among] = [f for f in posduif("tenant", "verify", "--all", "-o", "json", code=None).json if f["subject"] == tenant]
     assert named == among
+    assert named["value"] is None
     assert named["fix"] == str(fleet_module.NEXT_STEP[State(state)](tenant)[0])
     assert ("drop" in named["fix"]) is (state == "dropping")

@@ -120,13 +120,13 @@ def test_dbmate_goes_all_the_way_down_and_up(server: PgServer, plain: str) -> No
 
 
 def test_our_shape_of_the_table_is_one_that_dbmate_writes_to(server: PgServer, plain: str, extra: Path) -> None:
-    """dbmate's own table gains our columns as `create_table` gives them; then dbmate goes on with it."""
+    """dbmate's own table gains our columns as `complete_table` gives them; then dbmate goes on with it."""
     from posduif_cli.db import queries
 
     dbmate = Dbmate(server, plain)
     dbmate("migrate")
-    server.sql(queries.load("schema/history")["create_table"], database=plain)
-    server.sql(queries.load("schema/history")["create_table"], database=plain)
+    for name in ("create_table", "complete_table") * 2:
+        server.sql(queries.load("schema/history")[name], database=plain)
     assert server.sql(queries.load("schema/history")["list_applied"], database=plain)[0][0] == "0001"
     dbmate("migrate", folders=(FOLDER, extra))
     [row] = server.sql(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posduif_cli.db.session import Session
-from posduif_cli.errors import Hint, Run
+from posduif_cli.errors import Hint, PosduifError, Run
 from posduif_cli.models.checks import Finding, Level
 
 SIZES = {"TiB": 1024**4, "GiB": 1024**3, "MiB": 1024**2}
@@ -56,6 +56,11 @@ class Verdict:
     then: Hint | None = None
 
 
+def failure(error: PosduifError, level: Level = Level.CRITICAL, *, fix: Hint | None = None) -> Verdict:
+    """Return the verdict that an error amounts to; *fix* is for one without a hint."""
+    return Verdict(level, error.sentence, fix=next(iter(error.hints), fix))
+
+
 Judge = Callable[[Any], Iterator[Verdict]]
 Repair = Callable[[Session, Any, str], object]
 
@@ -67,11 +72,11 @@ class Check:
     *repair* is called in a transaction under the tenant's lock with the session, the facts and the verdict's thing.
     """
 
-    id: str
     scope: str
+    commands: tuple[str, ...]
+    id: str
     title: str
     explanation: str
-    commands: tuple[str, ...]
     judge: Judge
     threshold: Threshold | None = None
     repair: Repair | None = None
@@ -90,27 +95,14 @@ class Check:
         if fix is None and self.repairs(verdict):
             fix = Run("tenant", "verify", subject, "--repair")
         return Finding(
-            check=self.id,
-            scope=self.scope,
-            subject=subject if verdict.subject is None else verdict.subject,
-            level=verdict.level,
-            message=verdict.message,
-            value=verdict.value,
-            unit=verdict.unit or (limit.unit if limit else None),
-            threshold=str(limit) if limit else None,
-            fix=None if verdict.level is Level.OK else fix,
-            affected=verdict.affected,
-        )
+            self.id, self.scope, verdict.subject or subject, verdict.level, verdict.message, verdict.value,
+            unit=verdict.unit or (limit.unit if limit else None), threshold=str(limit) if limit else None,
+            fix=None if verdict.level is Level.OK else fix, affected=verdict.affected,
+        )  # fmt: skip
 
 
 def check(
-    id: str,
-    scope: str,
-    title: str,
-    explanation: str,
-    *commands: str,
-    threshold: Threshold | None = None,
-    repair: Repair | None = None,
+    scope: str, commands: tuple[str, ...], id: str, title: str, explanation: str, **more: Any
 ) -> Callable[[Judge], Check]:
-    """Make a check of the function that judges its facts."""
-    return lambda judge: Check(id, scope, title, explanation, commands, judge, threshold, repair)
+    """Make a check of the function that judges its facts; *more* is its threshold and its repair."""
+    return lambda judge: Check(scope, commands, id, title, explanation, judge, **more)

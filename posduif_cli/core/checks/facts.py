@@ -6,6 +6,7 @@ Each is gathered once, by one session where a server is asked. What was not aske
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from posduif_cli.core.checks.check import Verdict
@@ -23,13 +24,19 @@ from posduif_cli.models.tenants import State, Tenant
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """The figures of one server; *affected* names the tenants that an *error* keeps from being asked for."""
+    """The figures of one server; *affected* names the tenants that an *error* keeps from being asked for.
+
+    *tenants* is None where it did not list them. *login* is the role that asked, *member* that it is an administrator.
+    """
 
     figures: ServerHealth
     slots: Sequence[dict[str, Any]] = ()
     unanswered: Sequence[Verdict] = ()
     error: PosduifError | None = None
     affected: tuple[str, ...] = ()
+    tenants: Sequence[Tenant] | None = None
+    login: str = ""
+    member: bool = False
 
     @property
     def subject(self) -> str:
@@ -37,17 +44,12 @@ class ServerFacts:
         return self.figures.server
 
 
-def known(tenant: Tenant) -> TenantHealth:
-    """Return the figures of a tenant without those that its own database has."""
-    return TenantHealth(tenant.tenant, tenant.server, tenant.state, tenant.schema_version, tenant.pending)
-
-
 @dataclass(frozen=True)
 class TenantFacts:
-    """What the fleet knows of a tenant, and the figures of its database."""
+    """What the fleet knows of a tenant; *measured* are the figures of its database."""
 
     tenant: Tenant
-    figures: TenantHealth
+    measured: Mapping[str, Any] = field(default_factory=dict)
     invalid_indexes: Sequence[str] = ()
     stuck: Sequence[dict[str, Any]] = ()
     unanswered: Sequence[Verdict] = ()
@@ -56,6 +58,12 @@ class TenantFacts:
     def subject(self) -> str:
         """The tenant's name."""
         return self.tenant.tenant
+
+    @property
+    def figures(self) -> TenantHealth:
+        """The figures of a health report."""
+        t = self.tenant
+        return TenantHealth(t.tenant, t.server, t.state, t.schema_version, t.pending, **self.measured)
 
 
 @dataclass(frozen=True)
@@ -109,50 +117,6 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Outside:
-    """A tenant's database and its engine's role, as the server's shared catalogs have them.
-
-    *others* are the roles that have rights on the database and should have none, as SQL writes them. *steering* are
-    settings of the database that change who a session is or what it finds. *shut_out* are posduif's groups of people
-    that may not connect. *comment* is the one on the database, which holds the record.
-    """
-
-    tenant: str
-    database_limit: int
-    public: bool
-    others: list[str] | None
-    database_utc: bool
-    role_utc: bool
-    steering: list[str] | None
-    has_role: bool
-    may_log_in: bool | None
-    role_limit: int | None
-    powers: list[str] | None
-    intent: str | None
-    memberships: list[str]
-    administered: bool
-    may_connect: bool
-    shut_out: list[str] | None
-    comment: str | None
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What a tenant's own catalogs say beside its schema; the default is what they should say.
-
-    *creators* may create objects in the schema public. *readers* holds group, table and column of texts that people may
-    read; *foreign* kind, name and owner of objects; *missing* the commands that grants.sql would run.
-    """
-
-    may_create: bool = False
-    creators: Sequence[str] = ()
-    readers: Sequence[tuple[str, str, str]] = ()
-    foreign: Sequence[tuple[str, str, str]] = ()
-    missing: Sequence[str] = ()
-    strangers: Sequence[Stranger] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Applied:
     """What is applied to a tenant.
 
@@ -176,11 +140,22 @@ class Recorded(Applied):
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(Recorded):
-    """All that `tenant verify` judges of one tenant."""
+    """All that `tenant verify` judges of one tenant: its record, its database and role, and its own catalogs.
+
+    *outside* is the row of `describe_tenants`: its database and its engine's role, as the shared catalogs have them.
+    What follows is from its own catalogs; the default is what they should say. *creators* may create objects in the
+    schema public. *readers* holds group, table and column of texts that people may read; *foreign* kind, name and owner
+    of objects; *missing* the commands that grants.sql would run.
+    """
 
     server: Server
-    outside: Outside
-    inside: Inside = Inside()
+    outside: SimpleNamespace
+    may_create: bool = False
+    creators: Sequence[str] = ()
+    readers: Sequence[tuple[str, str, str]] = ()
+    foreign: Sequence[tuple[str, str, str]] = ()
+    missing: Sequence[str] = ()
+    strangers: Sequence[Stranger] = ()
 
     @property
     def role(self) -> str:

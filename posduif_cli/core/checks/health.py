@@ -1,17 +1,17 @@
 """The health report: what is wrong with servers and tenants, by one session per server and one per tenant."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, LiteralString, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.checks import registry
-from posduif_cli.core.checks.check import Verdict
-from posduif_cli.core.checks.facts import ServerFacts, TenantFacts, known
+from posduif_cli.core.checks.check import Verdict, failure
+from posduif_cli.core.checks.facts import ServerFacts, TenantFacts
 from posduif_cli.core.checks.tenant import VISITED
-from posduif_cli.core.checks.visits import visit
+from posduif_cli.core.checks.verify import visit
 from posduif_cli.core.fleet import run
 from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split
 from posduif_cli.core.schema import history
@@ -19,36 +19,14 @@ from posduif_cli.db import queries
 from posduif_cli.db.admin import HEALTH_GROUP
 from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.quoting import quoted
-from posduif_cli.errors import (
-    AccessDenied,
-    Busy,
-    Hint,
-    Interrupted,
-    PosduifError,
-    QueryFailed,
-    Run,
-    TenantNotFound,
-)
-from posduif_cli.models.checks import Finding, Health, IndexUse, Level, ServerHealth, TableSize, TenantHealth
+from posduif_cli.errors import AccessDenied, Busy, Hint, Interrupted, PosduifError, QueryFailed, Run, TenantNotFound
+from posduif_cli.models.checks import Health, IndexUse, Level, ServerHealth, TableSize
 from posduif_cli.models.tenants import Tenant
 
 T = TypeVar("T")
 LOCK_TIMEOUT = timedelta(seconds=2)  # a report that waits for a stuck ALTER TABLE reports nothing
 LIMIT = timedelta(seconds=10)  # of one question; what a phone or an engine wrote must not keep monitoring busy
 QUERY_CANCELED = "57014"
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What one server said; *tenants* is None where it did not list them.
-
-    *login* is the role that asked, *member* says whether it is an administrator's.
-    """
-
-    tenants: Sequence[Tenant] | None
-    facts: ServerFacts
-    login: str
-    member: bool
 
 
 def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
@@ -70,47 +48,41 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         chosen, missing = _choose(fleet, wanted, chosen, complete=not silent)
         asked = {tenant.server for tenant in chosen} | (silent if missing else set())
 
-    findings: list[Finding] = []
-    servers: list[ServerFacts] = []
-    for name in (server.name for server in fleet.servers if server.name in asked):
-        away = ServerFacts(ServerHealth(name, False), error=lost.get(name), affected=tuple(missing))
-        servers.append(away if name in lost else told[name].facts)
-
+    servers = [
+        told.get(name) or ServerFacts(ServerHealth(name, False), error=lost[name], affected=tuple(missing))
+        for name in (server.name for server in fleet.servers)
+        if name in asked
+    ]
     here = [tenant for tenant in chosen if tenant.state in VISITED and tenant.schema_version is not None]
     by_place = {(tenant.server, tenant.tenant): tenant for tenant in here}
     answers, gone = visit(fleet, here, partial(_look, by_place))
     results = dict(answers)
-    dropped = {tenant for tenant, result in results.items() if isinstance(result, TenantNotFound)}
+    dropped = {tenant: result for tenant, result in answers if isinstance(result, TenantNotFound)}
     if wanted and dropped:
-        raise next(result for result in results.values() if isinstance(result, TenantNotFound))
-    visited = 0
-    examined: list[TenantHealth] = []
+        raise next(iter(dropped.values()))
+    examined: list[TenantFacts] = []
     for tenant in (tenant for tenant in chosen if tenant not in dropped):
-        result = results.get(tenant, TenantFacts(tenant, known(tenant)))
+        result = results.get(tenant, TenantFacts(tenant))
         if isinstance(result, PosduifError):
             closed = () if result is gone.get(tenant.server) else (_closed(tenant, result, told[tenant.server]),)
-            result = TenantFacts(tenant, known(tenant), unanswered=closed)
-        else:
-            visited += tenant in results and not result.unanswered
-        examined.append(result.figures)
-        found = registry.judge("health", "tenant", result)
-        findings += [fleet.locate(finding, tenant.server) for finding in found]
+            result = TenantFacts(tenant, unanswered=closed)
+        examined.append(result)
     for name, error in gone.items():
         affected = tuple(tenant.tenant for tenant in chosen if results.get(tenant) is error)
         servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
-    for facts in servers:
-        found = registry.judge("health", "server", facts)
-        findings += [fleet.locate(finding, facts.subject) for finding in found]
 
+    judged = [(each.tenant.server, registry.judge("health", "tenant", each)) for each in examined]
+    judged += [(each.subject, registry.judge("health", "server", each)) for each in servers]
+    findings = [fleet.locate(finding, server) for server, found in judged for finding in found]
     order = list(Level)
-    worst = max((finding.level for finding in findings), key=order.index, default=Level.OK)
-    covered = [name for name in asked if name in told and name not in gone and not told[name].facts.unanswered]
+    covered = [name for name in asked if name in told and name not in gone and not told[name].unanswered]
+    visited = [tenant for tenant, result in answers if isinstance(result, TenantFacts) and not result.unanswered]
     return Health(
-        status=worst.value,
+        status=max((finding.level for finding in findings), key=order.index, default=Level.OK).value,
         checked_at=datetime.now(UTC),
         servers=tuple(facts.figures for facts in servers if facts.error is None or facts.subject in lost),
-        tenants=tuple(examined),
-        coverage={"servers": len(covered), "tenants": len(chosen) - len(dropped) + len(missing), "visited": visited},
+        tenants=tuple(facts.figures for facts in examined),
+        coverage={"servers": len(covered), "tenants": len(examined) + len(missing), "visited": len(visited)},
         findings=tuple(sorted(findings, key=lambda finding: -order.index(finding.level))),
     )
 
@@ -195,7 +167,7 @@ def _grant(login: str) -> str:
     return f"a superuser or an administrator types: GRANT {HEALTH_GROUP} TO {quoted(login)};"
 
 
-def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> _Answer:
+def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> ServerFacts:
     """Ask a server for its tenants, those *wanted* or all, and for its figures."""
     named, questions = queries.load("checks/health"), _Questions(session)
     tenants = questions.ask(
@@ -203,48 +175,34 @@ def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> _Answe
     )
     limits = questions.figures("connections", queries.load("fleet/fleet")["measure_connections"])
     described = questions.figures("version, replication", named["describe_server"])
-    found = questions.ask("slots", lambda: session.dicts(named["list_slots"]))
+    slots = questions.ask("slots", lambda: session.dicts(named["list_slots"])) or ()
     figures = ServerHealth(
-        server=session.server.name,
-        reachable=True,
-        connections=limits.get("used"),
-        max_connections=limits.get("allowed"),
-        **described,
+        session.server.name, True, connections=limits.get("used"), max_connections=limits.get("allowed"), **described
     )
-    return _Answer(
-        tenants=tenants,
-        facts=ServerFacts(figures, found or (), questions.unanswered()),
-        login=session.login,
-        member=bool(session.member),
-    )
+    facts = ServerFacts(figures, slots, questions.unanswered(), tenants=tenants)
+    return replace(facts, login=session.login, member=bool(session.member))
 
 
 def _look(tenants: Mapping[tuple[str, str], Tenant], session: Session) -> TenantFacts:
     """Ask the one of the *tenants*, by server and name, that the session is in."""
-    tenant = tenants[session.server.name, session.database]
     named, questions = queries.load("checks/health"), _Questions(session)
-    figures: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for subject, query in (
         ("size, connections", "measure_tenant"),
         ("users", "count_users"),
         ("messages", "count_messages"),
         ("synchronisation errors", "count_errors"),
     ):
-        figures |= questions.figures(subject, named[query])
-    tables = questions.ask("tables", lambda: session.rows(TableSize, named["list_tables"]))
-    indexes = questions.ask("indexes", lambda: session.rows(IndexUse, named["list_indexes"]))
-    invalid = questions.ask("invalid indexes", lambda: session.tuples(named["find_invalid_indexes"]))
-    stuck = questions.ask("stuck devices", lambda: session.dicts(named["find_stuck_devices"]))
-    return TenantFacts(
-        tenant,
-        replace(known(tenant), tables=tuple(tables or ()), indexes=tuple(indexes or ()), **figures),
-        [name for (name,) in invalid or ()],
-        stuck or (),
-        questions.unanswered(),
-    )
+        measured |= questions.figures(subject, named[query])
+    measured["tables"] = tuple(questions.ask("tables", lambda: session.rows(TableSize, named["list_tables"])) or ())
+    measured["indexes"] = tuple(questions.ask("indexes", lambda: session.rows(IndexUse, named["list_indexes"])) or ())
+    invalid = questions.ask("invalid indexes", lambda: session.tuples(named["find_invalid_indexes"])) or ()
+    stuck = questions.ask("stuck devices", lambda: session.dicts(named["find_stuck_devices"])) or ()
+    tenant = tenants[session.server.name, session.database]
+    return TenantFacts(tenant, measured, [name for (name,) in invalid], stuck, questions.unanswered())
 
 
-def _closed(tenant: Tenant, error: PosduifError, server: _Answer) -> Verdict:
+def _closed(tenant: Tenant, error: PosduifError, server: ServerFacts) -> Verdict:
     """Say why a tenant could not be looked into.
 
     It is unknown where another command is at work there, or where the login has no right to look.
@@ -253,4 +211,4 @@ def _closed(tenant: Tenant, error: PosduifError, server: _Answer) -> Verdict:
         text = f"{server.login} may not connect to database {tenant.tenant}"
         return Verdict(Level.UNKNOWN, text, fix=_grant(server.login))
     level = Level.UNKNOWN if isinstance(error, Busy) else Level.CRITICAL
-    return Verdict(level, error.sentence, fix=next(iter(error.hints), Run("server", "list")))
+    return failure(error, level, fix=Run("server", "list"))

@@ -3,9 +3,10 @@
 import stat
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from posduif_cli.core.checks.check import Verdict, check
+from posduif_cli.core.checks.check import Verdict, check, failure
 from posduif_cli.core.checks.facts import Configuration, Machine
 from posduif_cli.core.checks.server import SUPPORTED
 from posduif_cli.core.schema import files
@@ -15,11 +16,12 @@ from posduif_cli.models.checks import Level
 OLDEST, NEWEST = (3, 11), (3, 14)  # of Python
 QR_COLUMNS = 41  # what the QR code of an enrollment URL of up to 106 characters takes, with its margin
 
+machine = partial(check, "machine", ("doctor",))
+config = partial(check, "configuration", ("doctor",))
 
-@check(
-    "machine.python", "machine", "The Python version is supported", "posduif is tested with Python 3.11 to 3.14.",
-    "doctor",
-)  # fmt: skip
+
+@machine("machine.python", "The Python version is supported",
+    "posduif is tested with Python 3.11 to 3.14.")  # fmt: skip
 def python(_: Machine) -> Iterator[Verdict]:
     """Judge the version of the running Python."""
     spelled = ".".join(map(str, sys.version_info[:3]))
@@ -29,32 +31,24 @@ def python(_: Machine) -> Iterator[Verdict]:
         yield Verdict(Level.WARNING, f"Python {spelled} was not tried", fix="use Python 3.11 to 3.14")
 
 
-@check(
-    "machine.terminal", "machine", "The terminal shows QR codes",
-    "The QR code of a long enrollment URL needs 41 columns and a terminal that can show it.",
-    "doctor",
-)  # fmt: skip
+@machine("machine.terminal", "The terminal shows QR codes",
+    "The QR code of a long enrollment URL needs 41 columns and a terminal that can show it.")  # fmt: skip
 def terminal(facts: Machine) -> Iterator[Verdict]:
     """Judge the terminal's kind and width."""
     to_file = ("token", "create", "TENANT", "--qr-file", "code.png")
     if facts.columns is None:
         yield Verdict(Level.INFO, "stdout is no terminal: results come as TSV, and no QR code is shown")
     elif facts.term in ("", "dumb"):
-        text = f'TERM is "{facts.term}": a QR code may not scan from it'
-        yield Verdict(Level.WARNING, text, fix=Run(*to_file))
+        yield Verdict(Level.WARNING, f'TERM is "{facts.term}": a QR code may not scan from it', fix=Run(*to_file))
     elif facts.columns < QR_COLUMNS:
         text = f"{facts.columns} columns are too few for the QR code of a long URL"
-        fix = Run(*to_file, lead=f"widen the window to {QR_COLUMNS} columns, or")
-        yield Verdict(Level.WARNING, text, fix=fix)
+        yield Verdict(Level.WARNING, text, fix=Run(*to_file, lead=f"widen the window to {QR_COLUMNS} columns, or"))
     else:
         yield Verdict(Level.OK, f"{facts.term}, {facts.columns} columns")
 
 
-@check(
-    "machine.utf8", "machine", "The locale is UTF-8",
-    "QR codes are drawn with half blocks, which only a UTF-8 terminal shows.",
-    "doctor",
-)  # fmt: skip
+@machine("machine.utf8", "The locale is UTF-8",
+    "QR codes are drawn with half blocks, which only a UTF-8 terminal shows.")  # fmt: skip
 def utf8(facts: Machine) -> Iterator[Verdict]:
     """Judge the locale; into a pipe all is ASCII anyway, so it matters on a terminal only."""
     if facts.utf8:
@@ -65,11 +59,8 @@ def utf8(facts: Machine) -> Iterator[Verdict]:
         yield Verdict(level, text, fix="export LC_ALL=C.UTF-8")
 
 
-@check(
-    "machine.completion", "machine", "Completion is installed",
-    "With it the shell completes commands and options of posduif.",
-    "doctor",
-)  # fmt: skip
+@machine("machine.completion", "Completion is installed",
+    "With it the shell completes commands and options of posduif.")  # fmt: skip
 def completion(facts: Machine) -> Iterator[Verdict]:
     """Tell whether the shell's completion is installed."""
     if facts.completion is None:
@@ -77,15 +68,11 @@ def completion(facts: Machine) -> Iterator[Verdict]:
     elif facts.completion.exists():
         yield Verdict(Level.OK, f"installed for {facts.shell}: {facts.completion}")
     else:
-        fix = Run("completion", "install", facts.shell)
-        yield Verdict(Level.INFO, f"not installed for {facts.shell}", fix=fix)
+        yield Verdict(Level.INFO, f"not installed for {facts.shell}", fix=Run("completion", "install", facts.shell))
 
 
-@check(
-    "machine.pg_dump", "machine", "pg_dump fits the servers",
-    "pg_dump refuses a server that is newer than itself.",
-    "doctor",
-)  # fmt: skip
+@machine("machine.pg_dump", "pg_dump fits the servers",
+    "pg_dump refuses a server that is newer than itself.")  # fmt: skip
 def pg_dump(facts: Machine) -> Iterator[Verdict]:
     """Judge the newest pg_dump that was found."""
     want = f"install PostgreSQL {facts.newest or SUPPORTED[-1]}'s client programs"
@@ -101,25 +88,20 @@ def pg_dump(facts: Machine) -> Iterator[Verdict]:
         yield Verdict(Level.OK, f"{best} is of PostgreSQL {major}")
 
 
-@check(
-    "config.passfile", "configuration", "Only its owner can read the passfile",
-    "libpq ignores a passfile that others can read.",
-    "doctor",
-)  # fmt: skip
+@config("config.passfile", "Only its owner can read the passfile",
+    "libpq ignores a passfile that others can read.")  # fmt: skip
 def passfile(facts: Configuration) -> Iterator[Verdict]:
     """Judge the mode of libpq's passfile."""
     return _secret(facts.passfile, "libpq ignores it")
 
 
-@check(
-    "config.file", "configuration", "The configuration can be read",
-    "A mistake in the file fails every command. Without a file the environment, libpq or the embedded server decide.",
-    "doctor",
-)  # fmt: skip
+@config("config.file", "The configuration can be read",
+    "A mistake in the file fails every command. "
+    "Without a file the environment, libpq or the embedded server decide.")  # fmt: skip
 def file(facts: Configuration) -> Iterator[Verdict]:
     """Judge the configuration file."""
     if facts.error is not None:
-        yield _broken(facts.error)
+        yield failure(facts.error, fix="repair that file")
     elif facts.path is None:
         text = "no configuration file was found; environment, libpq's variables or the embedded server decide"
         yield Verdict(Level.INFO, text, fix=Run("config", "init"))
@@ -127,45 +109,32 @@ def file(facts: Configuration) -> Iterator[Verdict]:
         yield Verdict(Level.OK, f"{facts.path} is valid")
 
 
-@check(
-    "config.mode", "configuration", "Only its owner can read a configuration with secrets",
-    "A file with a password that other users of this machine can read gives them the password.",
-    "doctor",
-)  # fmt: skip
+@config("config.mode", "Only its owner can read a configuration with secrets",
+    "A file with a password that other users of this machine can read gives them the password.")  # fmt: skip
 def mode(facts: Configuration) -> Iterator[Verdict]:
     """Judge the mode of a configuration file that holds a password."""
     if facts.path is not None and facts.secret:
         yield from _secret(facts.path, "it holds a password")
 
 
-@check(
-    "config.migrations", "configuration", "The configured migrations are sound",
-    "Every file in migrations.paths has to be readable and in the format of a migration.",
-    "doctor",
-)  # fmt: skip
+@config("config.migrations", "The configured migrations are sound",
+    "Every file in migrations.paths has to be readable and in the format of a migration.")  # fmt: skip
 def migrations(facts: Configuration) -> Iterator[Verdict]:
     """Judge the migration files of the configuration."""
     if facts.folders is not None:
         try:
-            found = f"{len(files.of(facts.folders).all)} files, the newest {facts.folders.latest}"
-            yield Verdict(Level.OK, found)
+            yield Verdict(Level.OK, f"{len(files.of(facts.folders).all)} files, the newest {facts.folders.latest}")
         except PosduifError as error:
-            yield _broken(error)
+            yield failure(error, fix="repair that file")
 
 
-@check(
-    "config.servers", "configuration", "A server is named",
-    "Flags, the environment, the configuration or libpq's variables name the servers, unless an embedded one was made.",
-    "doctor",
-)  # fmt: skip
+@config("config.servers", "A server is named",
+    "Flags, the environment, the configuration or libpq's variables name the servers, "
+    "unless an embedded one was made.")  # fmt: skip
 def servers(facts: Configuration) -> Iterator[Verdict]:
     """Tell why no server is named."""
     if facts.unnamed is not None:
-        yield _broken(facts.unnamed)
-
-
-def _broken(error: PosduifError) -> Verdict:
-    return Verdict(Level.CRITICAL, error.sentence, fix=next(iter(error.hints), "repair that file"))
+        yield failure(facts.unnamed, fix="repair that file")
 
 
 def _secret(path: Path, harm: str) -> Iterator[Verdict]:

@@ -1,12 +1,13 @@
 """The checks of a tenant's database, rights and engine role: what posduif made of them, and what repairs that."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from types import SimpleNamespace
 
-from posduif_cli.core.checks.check import Repair, Verdict, check
-from posduif_cli.core.checks.facts import Inside, Inspection, Outside
+from posduif_cli.core.checks.check import Check, Repair, Verdict, check
+from posduif_cli.core.checks.facts import Inspection
 from posduif_cli.core.fleet.fleet import Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.core.schema import grants, history, inventory, strangers
@@ -26,10 +27,12 @@ NOTE = (
 )
 OURS = frozenset({"users", "messages", "sync_metadata", "enrollment_tokens", "schema_migrations"})
 
+verified = partial(check, "tenant", ("tenant verify",))
 
-def outside(session: Session, tenants: Sequence[str]) -> dict[str, Outside]:
+
+def outside(session: Session, tenants: Sequence[str]) -> dict[str, SimpleNamespace]:
     """Return what the shared catalogs say of tenants, by name; *session* may be in any database of their server."""
-    found = session.rows(Outside, queries.load("checks/rights")["describe_tenants"], tenants=[*tenants])
+    found = session.rows(SimpleNamespace, queries.load("checks/rights")["describe_tenants"], tenants=[*tenants])
     return {each.tenant: each for each in found}
 
 
@@ -37,18 +40,14 @@ def inspect(conn: Session, folders: Folders) -> Inspection:
     """Return all that `tenant verify` judges of the tenant that *conn* is in; nothing is written."""
     noted, done = history.look(conn)
     name, named = conn.database, queries.load("checks/rights")
-    inside = Inside(
+    return Inspection(
+        subject=name, folders=folders, record=noted, applied=done, half=history.half_done(conn), server=conn.server,
+        outside=outside(conn, [name])[name],
         **conn.dicts(named["find_creators"], role=admin.engine_role(name))[0],
         readers=conn.tuples(named["find_readers"]),
         foreign=conn.tuples(named["find_foreign_objects"]),
         missing=_missing(conn),
         strangers=_strangers(conn, folders, done),
-    )
-    shared = outside(conn, [name])[name]
-    half = history.half_done(conn)
-    return Inspection(
-        subject=name, folders=folders, record=noted, applied=done, half=half,
-        server=conn.server, outside=shared, inside=inside,
     )  # fmt: skip
 
 
@@ -95,76 +94,62 @@ def sql(template: str) -> Repair:
     return repair
 
 
-def critical(message: str, fix: str | None = None, thing: str = "", *, repairable: bool = True) -> Verdict:
+def critical(message: str, fix: str | None = None, thing: str = "") -> Verdict:
     """Return a critical verdict."""
-    return Verdict(Level.CRITICAL, message, fix=fix, thing=thing, repairable=repairable)
+    return Verdict(Level.CRITICAL, message, fix=fix, thing=thing)
 
 
-@check(
-    "database.public", "tenant", "PUBLIC has no rights on the database",
+def rule(
+    id: str,
+    title: str,
+    explanation: str,
+    wrong: Callable[[Inspection], bool | Sequence[str] | None],
+    message: str,
+    *,
+    level: Level = Level.CRITICAL,
+    fix: str | None = None,
+    repair: Repair | None = None,
+) -> Check:
+    """Make a check of a condition that is wrong, or of things that are: each is {thing} in *message*.
+
+    *message* and *fix* may use {facts}. In *fix*, as in `sql`, {thing} is an SQL identifier and {word} is as it is.
+    """
+
+    def judge(facts: Inspection) -> Iterator[Verdict]:
+        """Tell what is wrong."""
+        found = wrong(facts)
+        for thing in ("",) if found is True else found or ():
+            by_hand = fix and fix.format(facts=facts, thing=quoted(thing), word=thing)
+            yield Verdict(level, message.format(facts=facts, thing=thing), fix=by_hand, thing=thing)
+
+    return verified(id, title, explanation, repair=repair)(judge)
+
+
+public = rule("database.public", "PUBLIC has no rights on the database",
     "With them every role of the server could connect to the tenant's database.",
-    "tenant verify", repair=sql("REVOKE ALL ON DATABASE {name} FROM PUBLIC"),
-)  # fmt: skip
-def public(facts: Inspection) -> Iterator[Verdict]:
-    """Judge what PUBLIC may."""
-    if facts.outside.public:
-        yield critical(f"PUBLIC has rights on database {facts.subject}")
-
-
-@check(
-    "database.rights", "tenant", "Only the engine and posduif's groups have rights on the database",
+    lambda facts: facts.outside.public, "PUBLIC has rights on database {facts.subject}",
+    repair=sql("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))  # fmt: skip
+others = rule("database.rights", "Only the engine and posduif's groups have rights on the database",
     "posduif did not give these rights and does not take them away.",
-    "tenant verify",
-)  # fmt: skip
-def others(facts: Inspection) -> Iterator[Verdict]:
-    """Tell each other role with rights on the database."""
-    for role in facts.outside.others or ():
-        revoke = f"REVOKE ALL ON DATABASE {facts.subject} FROM {role};"
-        yield Verdict(Level.WARNING, f"role {role} has rights on database {facts.subject}", fix=revoke, thing=role)
-
-
-@check(
-    "database.limit", "tenant", "The database has no connection limit",
+    lambda facts: facts.outside.others, "role {thing} has rights on database {facts.subject}",
+    level=Level.WARNING, fix="REVOKE ALL ON DATABASE {facts.subject} FROM {word};")  # fmt: skip
+database_limit = rule("database.limit", "The database has no connection limit",
     "The engine's role has the limit. One of the database would shut out backups and administrators, too.",
-    "tenant verify", repair=sql("ALTER DATABASE {name} CONNECTION LIMIT -1"),
-)  # fmt: skip
-def database_limit(facts: Inspection) -> Iterator[Verdict]:
-    """Judge the database's connection limit."""
-    if facts.outside.database_limit != -1:
-        yield critical(f"database {facts.subject} has a connection limit of {facts.outside.database_limit}")
-
-
-@check(
-    "database.timezone", "tenant", "The database is pinned to UTC",
+    lambda facts: facts.outside.database_limit != -1,
+    "database {facts.subject} has a connection limit of {facts.outside.database_limit}",
+    repair=sql("ALTER DATABASE {name} CONNECTION LIMIT -1"))  # fmt: skip
+database_timezone = rule("database.timezone", "The database is pinned to UTC",
     "The tables hold times without a zone, and the engine takes them for UTC.",
-    "tenant verify", repair=sql("ALTER DATABASE {name} SET timezone = 'UTC'"),
-)  # fmt: skip
-def database_timezone(facts: Inspection) -> Iterator[Verdict]:
-    """Judge the database's time zone."""
-    if not facts.outside.database_utc:
-        yield critical(f"database {facts.subject} is not pinned to UTC")
-
-
-@check(
-    "database.settings", "tenant", "The database does not steer sessions",
+    lambda facts: not facts.outside.database_utc, "database {facts.subject} is not pinned to UTC",
+    repair=sql("ALTER DATABASE {name} SET timezone = 'UTC'"))  # fmt: skip
+steering = rule("database.settings", "The database does not steer sessions",
     "Such a setting gives every session another role, or other tables and functions under known names.",
-    "tenant verify", repair=sql("ALTER DATABASE {name} RESET {word}"),
-)  # fmt: skip
-def steering(facts: Inspection) -> Iterator[Verdict]:
-    """Tell each setting of the database that steers sessions."""
-    for setting in facts.outside.steering or ():
-        yield critical(f"database {facts.subject} sets {setting} for every session in it", thing=setting)
-
-
-@check(
-    "engine.creates", "tenant", "The engine's role creates no objects",
+    lambda facts: facts.outside.steering, "database {facts.subject} sets {thing} for every session in it",
+    repair=sql("ALTER DATABASE {name} RESET {word}"))  # fmt: skip
+creates = rule("engine.creates", "The engine's role creates no objects",
     "An engine needs no objects of its own, and its functions could pass for PostgreSQL's.",
-    "tenant verify", repair=sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {role}"),
-)  # fmt: skip
-def creates(facts: Inspection) -> Iterator[Verdict]:
-    """Judge whether the engine's role may create objects."""
-    if facts.inside.may_create:
-        yield critical(f"{facts.role} may create objects in schema public")
+    lambda facts: facts.may_create, "{facts.role} may create objects in schema public",
+    repair=sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {role}"))  # fmt: skip
 
 
 def _make_role(conn: Session, facts: Inspection, _: str) -> None:
@@ -174,36 +159,24 @@ def _make_role(conn: Session, facts: Inspection, _: str) -> None:
     (admin.let_in if state is State.ACTIVE else admin.shut_out)(conn, name)
 
 
-@check(
-    "engine.missing", "tenant", "The engine's role exists",
-    "The engine logs in as this role. A new one has no password.",
-    "tenant verify", repair=_make_role,
-)  # fmt: skip
+@verified("engine.missing", "The engine's role exists",
+    "The engine logs in as this role. A new one has no password.", repair=_make_role)  # fmt: skip
 def missing_role(facts: Inspection) -> Iterator[Verdict]:
     """Judge whether the engine's role exists."""
     if not facts.outside.has_role:
-        text = f"role {facts.role} is missing, and with it the engine's password"
         then = Run("tenant", "rotate-password", facts.subject, "--engine-config", "FILE")
-        yield replace(critical(text), then=then)
+        yield replace(critical(f"role {facts.role} is missing, and with it the engine's password"), then=then)
 
 
-@check(
-    "engine.timezone", "tenant", "The engine's role is pinned to UTC",
+role_timezone = rule("engine.timezone", "The engine's role is pinned to UTC",
     "The tables hold times without a zone, and the engine takes them for UTC.",
-    "tenant verify", repair=sql("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'"),
-)  # fmt: skip
-def role_timezone(facts: Inspection) -> Iterator[Verdict]:
-    """Judge the role's time zone in this database."""
-    if facts.outside.has_role and not facts.outside.role_utc:
-        yield critical(f"{facts.role} is not pinned to UTC")
+    lambda facts: facts.outside.has_role and not facts.outside.role_utc, "{facts.role} is not pinned to UTC",
+    repair=sql("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'"))  # fmt: skip
 
 
-@check(
-    "engine.login", "tenant", "The engine can connect exactly while the tenant is active",
+@verified("engine.login", "The engine can connect exactly while the tenant is active",
     "An active tenant's engine has to log in. A suspended tenant's engine must not.",
-    "tenant verify",
-    repair=lambda conn, facts, _: (admin.let_in if facts.active else admin.shut_out)(conn, facts.subject),
-)  # fmt: skip
+    repair=lambda conn, facts, _: (admin.let_in if facts.active else admin.shut_out)(conn, facts.subject))  # fmt: skip
 def login(facts: Inspection) -> Iterator[Verdict]:
     """Judge whether the engine's role may log in and connect."""
     found, name = facts.outside, facts.subject
@@ -215,48 +188,28 @@ def login(facts: Inspection) -> Iterator[Verdict]:
         yield critical(f"{name} is {facts.record.state}, but {facts.role} can connect")
 
 
-@check(
-    "engine.powers", "tenant", "The engine's role has no powers over the server",
+powers = rule("engine.powers", "The engine's role has no powers over the server",
     "With such an attribute an engine reaches beyond its own tenant.",
-    "tenant verify", repair=sql("ALTER ROLE {role} NO{word}"),
-)  # fmt: skip
-def powers(facts: Inspection) -> Iterator[Verdict]:
-    """Tell each attribute that the role should not have."""
-    for power in facts.outside.powers or ():
-        by_hand = f"a superuser types: ALTER ROLE {facts.role} NO{power};"
-        yield critical(f"{facts.role} has {power}", by_hand, power)
-
-
-@check(
-    "engine.groups", "tenant", "The engine's role is tied to posduif's groups",
-    "posduif_engine gives it the rights on the tables. posduif_admin has to be able to alter it and end its sessions.",
-    "tenant verify", repair=lambda conn, facts, _: admin.join_groups(conn, facts.subject),
-)  # fmt: skip
-def groups(facts: Inspection) -> Iterator[Verdict]:
-    """Judge the role's ties to posduif_engine and posduif_admin."""
-    found = facts.outside
-    if found.has_role and not (admin.ENGINE_GROUP in found.memberships and found.administered):
-        yield critical(f"{facts.role} is not tied to posduif's groups")
-
-
-@check(
-    "engine.member", "tenant", "The engine's role is in no other group",
+    lambda facts: facts.outside.powers, "{facts.role} has {thing}",
+    fix="a superuser types: ALTER ROLE {facts.role} NO{word};",
+    repair=sql("ALTER ROLE {role} NO{word}"))  # fmt: skip
+groups = rule("engine.groups", "The engine's role is tied to posduif's groups",
+    "posduif_engine gives it the rights on the tables. "
+    "posduif_admin has to be able to alter it and end its sessions.",
+    lambda facts: (found := facts.outside).has_role
+    and not (admin.ENGINE_GROUP in found.memberships and found.administered),
+    "{facts.role} is not tied to posduif's groups",
+    repair=lambda conn, facts, _: admin.join_groups(conn, facts.subject))  # fmt: skip
+memberships = rule("engine.member", "The engine's role is in no other group",
     "A further group gives the engine rights that posduif did not.",
-    "tenant verify", repair=sql("REVOKE {thing} FROM {role}"),
-)  # fmt: skip
-def memberships(facts: Inspection) -> Iterator[Verdict]:
-    """Tell each other role that the engine's role is a member of."""
-    for group in facts.outside.memberships:
-        if group != admin.ENGINE_GROUP:
-            by_hand = f"a superuser types: REVOKE {quoted(group)} FROM {facts.role};"
-            yield critical(f"{facts.role} is a member of {group}", by_hand, group)
+    lambda facts: [group for group in facts.outside.memberships if group != admin.ENGINE_GROUP],
+    "{facts.role} is a member of {thing}", fix="a superuser types: REVOKE {thing} FROM {facts.role};",
+    repair=sql("REVOKE {thing} FROM {role}"))  # fmt: skip
 
 
-@check(
-    "engine.limit", "tenant", "The engine's role may have the connections of its pool",
+@verified("engine.limit", "The engine's role may have the connections of its pool",
     "The limit keeps one engine from taking all connections. The record says which pool was decided for this engine.",
-    "tenant verify", repair=lambda conn, facts, _: admin.limit_connections(conn, facts.subject, facts.pool),
-)  # fmt: skip
+    repair=lambda conn, facts, _: admin.limit_connections(conn, facts.subject, facts.pool))  # fmt: skip
 def limit(facts: Inspection) -> Iterator[Verdict]:
     """Judge the role's connection limit; more than was decided is told only, for an engine may live on it by now."""
     found, wanted = facts.outside.role_limit, admin.engine_limit(facts.pool)
@@ -267,14 +220,11 @@ def limit(facts: Inspection) -> Iterator[Verdict]:
         yield Verdict(Level.WARNING, text, fix=by_hand, repairable=less)
 
 
-@check(
-    "engine.intent", "tenant", "The comment on the engine's role names the tenant and its state",
+@verified("engine.intent", "The comment on the engine's role names the tenant and its state",
     "The comment outlives the database: it tells what an interrupted command was about.",
-    "tenant verify",
     repair=lambda conn, facts, _: record.put_intent(
         conn, facts.role, record.Intent(facts.subject, facts.record.state, admin.new_nonce())
-    ),
-)  # fmt: skip
+    ))  # fmt: skip
 def intent(facts: Inspection) -> Iterator[Verdict]:
     """Compare the comment on the role with the record."""
     found = record.parse_intent(facts.outside.intent)
@@ -288,45 +238,30 @@ def _note_pool(conn: Session, facts: Inspection, _: str) -> None:
     record.write(conn, replace(current, engine={**current.engine, "pool": facts.pool}))
 
 
-@check(
-    "record.pool", "tenant", "The record says which pool the engine was given",
+noted_pool = rule("record.pool", "The record says which pool the engine was given",
     "Otherwise the limit of the engine's role is taken for what was decided.",
-    "tenant verify", repair=_note_pool,
-)  # fmt: skip
-def noted_pool(facts: Inspection) -> Iterator[Verdict]:
-    """Judge whether the record has the pool."""
-    if facts.record.pool is None:
-        text = f"the record does not say how many connections {facts.role} was given"
-        yield Verdict(Level.WARNING, text)
-
-
-@check(
-    "objects.creators", "tenant", "Only posduif creates objects in the schema public",
+    lambda facts: facts.record.pool is None,
+    "the record does not say how many connections {facts.role} was given",
+    level=Level.WARNING, repair=_note_pool)  # fmt: skip
+creators = rule("objects.creators", "Only posduif creates objects in the schema public",
     "A function in it could pass for one of PostgreSQL's in an administrator's session.",
-    "tenant verify", repair=sql("REVOKE CREATE ON SCHEMA public FROM {thing}"),
-)  # fmt: skip
-def creators(facts: Inspection) -> Iterator[Verdict]:
-    """Tell each other role that may create objects there."""
-    for role in facts.inside.creators:
-        text = f"role {role} may create objects in schema public, which would pass for PostgreSQL's"
-        yield critical(text, thing=role)
+    lambda facts: facts.creators,
+    "role {thing} may create objects in schema public, which would pass for PostgreSQL's",
+    repair=sql("REVOKE CREATE ON SCHEMA public FROM {thing}"))  # fmt: skip
 
 
-@check(
-    "code.foreign", "tenant", "Tables run no code that a migration did not make",
-    "A trigger, constraint, default or index runs with the rights of the role that writes, administrators included.",
-    "tenant verify",
-)  # fmt: skip
+@verified("code.foreign", "Tables run no code that a migration did not make",
+    "A trigger, constraint, default or index runs with the rights of the role that writes, "
+    "administrators included.")  # fmt: skip
 def code(facts: Inspection) -> Iterator[Verdict]:
     """Tell what may run foreign code and was not accepted at the adoption."""
     accepted = strangers.accepted(facts.record.extra)
-    for found in facts.inside.strangers:
+    for found in facts.strangers:
         if found.name not in accepted:
             who = f"a member of {ADMIN_ROLE}" if found.owner == ADMIN_ROLE else "a superuser"
             ddl = next((inventory.flat(_functions()[run]) for run in found.runs if run in _functions()), found.fix)
             fix = f"{who} types, in {facts.subject}: {ddl};" if ddl else f"look at {found.name} in {facts.subject}"
-            text = f"{found.name} {found.why}, with the rights of the role that writes there"
-            yield critical(text, fix, found.name)
+            yield critical(f"{found.name} {found.why}, with the rights of the role that writes there", fix, found.name)
 
 
 @cache
@@ -335,42 +270,34 @@ def _functions() -> dict[str, str]:
     return {thing.name: thing.ddl for thing in inventory.snapshot() if thing.kind == "function" and thing.ddl}
 
 
-@check(
-    "grants.differ", "tenant", "Rights inside the tenant are those of grants.sql",
+@verified("grants.differ", "Rights inside the tenant are those of grants.sql",
     "grants.sql says what engines, people and nightly jobs may do with which table and column.",
-    "tenant verify", repair=lambda conn, facts, _: grants.run(conn),
-)  # fmt: skip
+    repair=lambda conn, facts, _: grants.run(conn))  # fmt: skip
 def granted(facts: Inspection) -> Iterator[Verdict]:
     """Tell what grants.sql would give or take away."""
-    if facts.inside.missing:
+    if facts.missing:
         words = [
             f"what {command} takes away is too much" if command.startswith("REVOKE") else f"{command} is missing"
-            for command in facts.inside.missing
+            for command in facts.missing
         ]
         yield critical(f"the grants differ from grants.sql: {listed(words, SHOWN, '; ')}")
 
 
-@check(
-    "texts.readable", "tenant", "People's groups cannot read what customers write",
-    "Support, monitoring and nightly jobs work without the texts of messages.",
-    "tenant verify",
-)  # fmt: skip
+@verified("texts.readable", "People's groups cannot read what customers write",
+    "Support, monitoring and nightly jobs work without the texts of messages.")  # fmt: skip
 def readers(facts: Inspection) -> Iterator[Verdict]:
     """Tell each group that may read texts."""
-    for group, table, column in facts.inside.readers:
+    for group, table, column in facts.readers:
         revoke = f"REVOKE SELECT ({column}) ON {table} FROM {group};"  # noqa: S608 -- shown, not run
         by_hand = f"a superuser types, in {facts.subject}: {revoke} and takes it out of other roles that may"
         yield critical(f"{group} may read texts: {table}.{column}", by_hand, f"{group} {table}.{column}")
 
 
-@check(
-    "objects.foreign", "tenant", "All objects in the database are posduif's",
-    "posduif touches no objects of other roles, and a migration may conflict with them.",
-    "tenant verify",
-)  # fmt: skip
+@verified("objects.foreign", "All objects in the database are posduif's",
+    "posduif touches no objects of other roles, and a migration may conflict with them.")  # fmt: skip
 def foreign(facts: Inspection) -> Iterator[Verdict]:
     """Tell each object of another owner."""
-    for kind, thing, owner in facts.inside.foreign:
+    for kind, thing, owner in facts.foreign:
         text, fix = f"{kind} {thing} of {owner} is not posduif's; it was not touched", "move it elsewhere"
         if kind == "relation" and thing in OURS:
             text = f"table {thing} belongs to {owner}, not to {ADMIN_ROLE}"

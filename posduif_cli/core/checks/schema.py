@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from posduif_cli.core.checks.check import Verdict, check
+from posduif_cli.core.checks.check import Verdict, check, failure
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Recorded
 from posduif_cli.core.folders import digest
 from posduif_cli.core.schema import history, inventory
@@ -24,11 +24,8 @@ def _correct(conn: Session, _: Recorded, __: str) -> None:
     record.write(conn, replace(current, schema=max(done, default=None), applied=digest(done)))
 
 
-@check(
-    "record.differs", "tenant", "The record says what is applied",
-    "The record is a copy of the tenant's own version table, and the table wins.",
-    "tenant verify", "migrate status", repair=_correct,
-)  # fmt: skip
+@check("tenant", ("tenant verify", "migrate status"), "record.differs", "The record says what is applied",
+    "The record is a copy of the tenant's own version table, and the table wins.", repair=_correct)  # fmt: skip
 def differs(facts: Recorded) -> Iterator[Verdict]:
     """Compare the record with the version table."""
     found, what = max(facts.applied, default=None), history.disagreement(facts.record, facts.applied)
@@ -38,26 +35,19 @@ def differs(facts: Recorded) -> Iterator[Verdict]:
         yield Verdict(Level.CRITICAL, what, found)
 
 
-@check(
-    "migration.half", "tenant", "No migration is half applied",
-    "A file with transaction:false is applied statement by statement and can stop in between.",
-    "tenant verify", "migrate verify",
-)  # fmt: skip
+@check("tenant", ("tenant verify", "migrate verify"), "migration.half", "No migration is half applied",
+    "A file with transaction:false is applied statement by statement and can stop in between.")  # fmt: skip
 def half(facts: Applied) -> Iterator[Verdict]:
     """Tell each half-applied file, with the command that finishes or abandons it."""
     for key, done in facts.half.items():
         version = key.removesuffix(history.DOWN)
         text = f"migration {version} is {'taken back' if key != version else 'applied'} by half, "
         text += f"with {done} of its statements" + ("" if version in facts.folders.paths else "; its file is gone")
-        fix = ways_out(facts.subject, key, facts.folders)[0]
-        yield Verdict(Level.WARNING, text, version, fix=fix, thing=key)
+        yield Verdict(Level.WARNING, text, version, fix=ways_out(facts.subject, key, facts.folders)[0], thing=key)
 
 
-@check(
-    "files.differ", "tenant", "Applied migrations are those of the files",
-    "A file that was changed, removed or added out of order after it was applied makes tenants differ.",
-    "migrate verify",
-)  # fmt: skip
+@check("tenant", ("migrate verify",), "files.differ", "Applied migrations are those of the files",
+    "A file that was changed, removed or added out of order after it was applied makes tenants differ.")  # fmt: skip
 def files_differ(facts: Applied) -> Iterator[Verdict]:
     """Compare the version table with the files; a half-applied file is told by a check of its own."""
     if facts.half:
@@ -81,34 +71,28 @@ def files_differ(facts: Applied) -> Iterator[Verdict]:
         yield Verdict(Level.OK, text + f", {pending} pending" * bool(pending))
 
 
-@check(
-    "files.faulty", "file", "Every migration file can be run",
-    "A file that cannot be read or is not in the format of a migration stops what would run it.",
-    "migrate verify",
-)  # fmt: skip
+@check("file", ("migrate verify",), "files.faulty", "Every migration file can be run",
+    "A file that cannot be read or is not in the format of a migration stops what would run it.")  # fmt: skip
 def faulty(facts: Files) -> Iterator[Verdict]:
     """Tell each faulty file."""
     for name, fault in facts.faults.items():
-        yield Verdict(Level.CRITICAL, fault.sentence, subject=name, fix=next(iter(fault.hints), None))
+        yield replace(failure(fault), subject=name)
 
 
-@check(
-    "schema.drift", "server", "Tenants with the same migrations have the same schema",
-    "Somebody changed a schema by hand, or a migration worked differently. The next migration may fail there.",
-    "migrate verify",
-)  # fmt: skip
+@check("server", ("migrate verify",), "schema.drift", "Tenants with the same migrations have the same schema",
+    "A schema was changed by hand, or a migration worked differently. "
+    "The next migration may fail there.")  # fmt: skip
 def drift(facts: Clusters) -> Iterator[Verdict]:
     """Compare the tenants of one set of migrations with what the migrations make, or else with the majority."""
     ordered = sorted(facts.clusters, key=lambda mark: (-len(facts.clusters[mark]), mark))
     majority, reference = ordered[0], facts.reference
     made = majority if reference is None else inventory.digest(reference)
     meant = "the same schema" if reference is None else "the schema that the migrations make"
+    total = sum(map(len, facts.clusters.values()))
     for mark in ordered:
         names = tuple(sorted(facts.clusters[mark]))
         if mark == made:
-            text = (
-                f"server {facts.subject}: {meant} in {len(names)} of {sum(map(len, facts.clusters.values()))} tenants"
-            )
+            text = f"server {facts.subject}: {meant} in {len(names)} of {total} tenants"
             yield Verdict(Level.OK, text, len(names), "tenants", affected=names)
             continue
         parts = []

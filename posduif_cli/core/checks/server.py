@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
-from posduif_cli.core.checks.check import Threshold, Verdict, check
+from posduif_cli.core.checks.check import Threshold, Verdict, check, failure
 from posduif_cli.core.checks.facts import ServerFacts, Setup
 from posduif_cli.core.fleet import proof
 from posduif_cli.core.fleet.fleet import Fleet, Session, naming
-from posduif_cli.db import admin, queries, quoting
+from posduif_cli.db import admin, queries
+from posduif_cli.db.quoting import quoted
 from posduif_cli.db.session import ADMIN_ROLE
 from posduif_cli.errors import Busy, NotEnough, Run
 from posduif_cli.models.checks import Level
@@ -21,22 +23,22 @@ FULL = Threshold(0.75, 0.9, "ratio")
 RETAINED = Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes")
 LAG = Threshold(64 * MIB, 512 * MIB, "bytes")
 
+health = partial(check, "server", ("health",))
+doctor = partial(check, "server", ("doctor",))
+listing = partial(check, "server", ("server list", "doctor"))
+init = partial(check, "server", ("server init", "doctor"))
+
 
 def describe(session: Session) -> Setup:
     """Return how a server is set up, without its tenants' sizes and without what administrators alone are asked."""
     fleet = queries.load("fleet/fleet")
     limits = session.dicts(fleet["measure_connections"])[0]
     return Setup(
-        server=session.server,
-        database=session.database,
-        member=session.member,
-        heir=session.heir,
-        connections=limits["used"],
-        max_connections=limits["max_connections"],
-        reserved=limits["reserved"],
+        session.server, database=session.database, member=session.member, heir=session.heir,
+        connections=limits["used"], max_connections=limits["max_connections"], reserved=limits["reserved"],
         tenants=session.value(fleet["count_tenants"], sizes=False),
         **session.dicts(queries.load("checks/server")["describe_server"])[0],
-    )
+    )  # fmt: skip
 
 
 def examine(session: Session, engines: int | None = None) -> Setup:
@@ -50,42 +52,36 @@ def examine(session: Session, engines: int | None = None) -> Setup:
         missing=admin.missing_roles(session),
         members=session.tuples(named["list_members"], roles=list(admin.ROLE_COMMENTS)),
         unadministered=[role for (role,) in session.tuples(named["find_unadministered"])],
-        unmonitored=session.tuples(named["find_unmonitored"])[0][0],
+        unmonitored=session.value(named["find_unmonitored"]),
         engines=engines,
     )
 
 
 def prove(fleet: Fleet, session: Session) -> Setup:
     """Return how a server is set up and whether it does what posduif relies on, as far as nothing has to be written."""
-    error = None
+    lack = None
     try:
         proof.require_locks(fleet, session)
-    except NotEnough as lack:
-        error = lack
-    return replace(examine(session) if session.member else describe(session), unproved=error)
+    except NotEnough as error:
+        lack = error
+    return replace(examine(session) if session.member else describe(session), unproved=lack)
 
 
-@check(
-    "server.reach", "server", "The server answers",
-    "A server that cannot be reached serves no tenant. A question may go unanswered for lack of a right, or "
-    "because it takes too long.",
-    "health", "doctor",
-)  # fmt: skip
+@check("server", ("health", "doctor"), "server.reach", "The server answers",
+    "A server that cannot be reached serves no tenant. "
+    "A question may go unanswered for lack of a right, or because it takes too long.")  # fmt: skip
 def reach(facts: ServerFacts | Setup) -> Iterator[Verdict]:
     """Judge a server that could not be asked, and questions without an answer."""
     if facts.error is not None:
         # Another command may hold what was waited for, and then nothing is known.
         level = Level.UNKNOWN if isinstance(facts.error, Busy) else Level.CRITICAL
-        fix = next(iter(facts.error.hints), Run("server", "list"))
-        yield Verdict(level, facts.error.sentence, fix=fix, affected=facts.affected)
+        yield replace(failure(facts.error, level, fix=Run("server", "list")), affected=facts.affected)
     yield from facts.unanswered
 
 
-@check(
-    "connections.full", "server", "Connections are left",
+@health("connections.full", "Connections are left",
     "All roles but superusers share the server's connections. Once none is left, engines and commands are refused.",
-    "health", threshold=FULL,
-)  # fmt: skip
+    threshold=FULL)  # fmt: skip
 def connections(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge the connections in use against what ordinary roles may use."""
     used, limit = facts.figures.connections, facts.figures.max_connections
@@ -95,30 +91,21 @@ def connections(facts: ServerFacts) -> Iterator[Verdict]:
         yield Verdict(FULL.level(share), f"{used} of {limit} connections are in use", round(share, 3), fix=fix)
 
 
-@check(
-    "slots.retained", "server", "Replication slots keep little WAL",
-    "A slot keeps the WAL that its reader has not confirmed, until the disk is full. An engine's slot is active "
-    "only while the engine reads, so inactivity alone says nothing.",
-    "health", threshold=RETAINED,
-)  # fmt: skip
+@health("slots.retained", "Replication slots keep little WAL",
+    "A slot keeps the WAL that its reader has not confirmed, until the disk is full. "
+    "An engine's slot is active only while the engine reads, so inactivity alone says nothing.",
+    threshold=RETAINED)  # fmt: skip
 def slots(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how much WAL each replication slot keeps from being recycled."""
     for slot in facts.slots:
         kept = slot["retained_bytes"] or 0
-        yield Verdict(
-            RETAINED.level(kept),
-            f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL",
-            kept,
-            subject=f"{facts.subject}/{slot['slot']}",
-            fix=f"SELECT pg_drop_replication_slot('{slot['slot']}');",
-        )
+        text = f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL"
+        fix = f"SELECT pg_drop_replication_slot('{slot['slot']}');"
+        yield Verdict(RETAINED.level(kept), text, kept, subject=f"{facts.subject}/{slot['slot']}", fix=fix)
 
 
-@check(
-    "replication.lag", "server", "Replicas keep up",
-    "A replica that is far behind loses that much if it has to take over.",
-    "health", threshold=LAG,
-)  # fmt: skip
+@health("replication.lag", "Replicas keep up",
+    "A replica that is far behind loses that much if it has to take over.", threshold=LAG)  # fmt: skip
 def replication(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how far the slowest replica is behind."""
     lag = facts.figures.replication_lag_bytes
@@ -127,11 +114,8 @@ def replication(facts: ServerFacts) -> Iterator[Verdict]:
         yield Verdict(LAG.level(lag), text, lag, fix="look at the replica's network and disks")
 
 
-@check(
-    "server.version", "server", "The PostgreSQL version is supported",
-    "posduif is tested with PostgreSQL 15 to 18.",
-    "doctor",
-)  # fmt: skip
+@doctor("server.version", "The PostgreSQL version is supported",
+    "posduif is tested with PostgreSQL 15 to 18.")  # fmt: skip
 def version(facts: Setup) -> Iterator[Verdict]:
     """Judge the version by its number; its text need not be one, as "19beta1"."""
     if facts.version_number is not None:
@@ -141,11 +125,9 @@ def version(facts: Setup) -> Iterator[Verdict]:
             yield Verdict(Level.WARNING, f"PostgreSQL {facts.version} was not tried", fix="use PostgreSQL 15 to 18")
 
 
-@check(
-    "server.superuser", "server", "The login is no superuser",
-    "Code in a tenant's database can go back to the login of the session that runs it, and make its author one.",
-    "server list", "server init", "doctor",
-)  # fmt: skip
+@check("server", ("server list", "server init", "doctor"), "server.superuser", "The login is no superuser",
+    "Code in a tenant's database can go back to the login of the session that runs it, "
+    "and make its author one.")  # fmt: skip
 def superuser(facts: Setup) -> Iterator[Verdict]:
     """Warn of a superuser's login."""
     if facts.is_superuser:
@@ -153,11 +135,8 @@ def superuser(facts: Setup) -> Iterator[Verdict]:
         yield Verdict(Level.WARNING, text, fix=Run("server", "init", "--login", "NAME", *naming(facts.server)))
 
 
-@check(
-    "server.public", "server", "Not every role may connect to the maintenance database",
-    "Every role that may connect can read the records of the tenants: names, versions, urls.",
-    "server list", "doctor",
-)  # fmt: skip
+@listing("server.public", "Not every role may connect to the maintenance database",
+    "Every role that may connect can read the records of the tenants: names, versions, urls.")  # fmt: skip
 def public(facts: Setup) -> Iterator[Verdict]:
     """Tell that PUBLIC may connect, and the command that ends it to the login that may run it."""
     if facts.is_open:
@@ -166,22 +145,17 @@ def public(facts: Setup) -> Iterator[Verdict]:
         yield Verdict(Level.INFO, text if may else f"{text}; its owner can end that", fix=close if may else None)
 
 
-@check(
-    "server.standby", "server", "The server takes changes",
-    "A standby repeats what its primary does and takes no changes of its own.",
-    "server list", "doctor",
-)  # fmt: skip
+@listing("server.standby", "The server takes changes",
+    "A standby repeats what its primary does and takes no changes of its own.")  # fmt: skip
 def standby(facts: Setup) -> Iterator[Verdict]:
     """Tell that the server is a standby."""
     if facts.is_standby:
         yield Verdict(Level.INFO, "it is a standby and takes no changes")
 
 
-@check(
-    "server.access", "server", "The login may change tenants",
-    "A login changes tenants as a member of posduif_admin, and enters them if it inherits the rights of that role.",
-    "server list", "doctor",
-)  # fmt: skip
+@listing("server.access", "The login may change tenants",
+    "A login changes tenants as a member of posduif_admin, "
+    "and enters them if it inherits the rights of that role.")  # fmt: skip
 def access(facts: Setup) -> Iterator[Verdict]:
     """Tell what keeps the login from changing tenants, on a server that takes changes."""
     if facts.version is None or facts.is_standby:
@@ -195,22 +169,18 @@ def access(facts: Setup) -> Iterator[Verdict]:
         yield Verdict(Level.INFO, text)
 
 
-@check(
-    "server.proof", "server", "The server behaves as PostgreSQL does",
-    "posduif relies on what PostgreSQL does with locks and transactions. What speaks its protocol may do otherwise.",
-    "doctor",
-)  # fmt: skip
+@doctor("server.proof", "The server behaves as PostgreSQL does",
+    "posduif relies on what PostgreSQL does with locks and transactions. "
+    "What speaks its protocol may do otherwise.")  # fmt: skip
 def proved(facts: Setup) -> Iterator[Verdict]:
     """Judge the proof that was tried."""
-    if (error := facts.unproved) is not None:
-        yield Verdict(Level.CRITICAL, error.sentence, fix=next(iter(error.hints), None))
+    if facts.unproved is not None:
+        yield failure(facts.unproved)
 
 
-@check(
-    "server.roles", "server", "posduif's roles exist",
-    "posduif_admin owns all tenants; the groups have the rights of engines, of people and of nightly jobs.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.roles", "posduif's roles exist",
+    "posduif_admin owns all tenants; "
+    "the groups have the rights of engines, of people and of nightly jobs.")  # fmt: skip
 def roles(facts: Setup) -> Iterator[Verdict]:
     """Judge which roles are missing."""
     if facts.missing:
@@ -220,11 +190,8 @@ def roles(facts: Setup) -> Iterator[Verdict]:
         yield Verdict(Level.OK, f"{', '.join(admin.ROLE_COMMENTS)} are there")
 
 
-@check(
-    "server.members", "server", "Who has the rights of posduif's roles",
-    "A member has the rights of the role. A role with ADMIN OPTION may make others members.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.members", "Who has the rights of posduif's roles",
+    "A member has the rights of the role. A role with ADMIN OPTION may make others members.")  # fmt: skip
 def members(facts: Setup) -> Iterator[Verdict]:
     """Tell the members of each role, and which other roles may add some."""
     for role, holders, names in facts.members:
@@ -234,37 +201,28 @@ def members(facts: Setup) -> Iterator[Verdict]:
             yield Verdict(Level.INFO if odd else Level.OK, text, role)
 
 
-@check(
-    "server.engines", "server", "posduif may alter the engines' roles",
-    "Since PostgreSQL 16 a role is altered by those with ADMIN OPTION on it. A server upgraded from 15 lacks that.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.engines", "posduif may alter the engines' roles",
+    "Since PostgreSQL 16 a role is altered by those with ADMIN OPTION on it. "
+    "A server upgraded from 15 lacks that.")  # fmt: skip
 def engine_roles(facts: Setup) -> Iterator[Verdict]:
     """Warn of each engine's role that posduif_admin may not alter."""
     for role in facts.unadministered:
         text = f"{ADMIN_ROLE} may not alter {role}: the server was upgraded from PostgreSQL 15"
-        grant = f"GRANT {quoting.quoted(role)} TO {ADMIN_ROLE} WITH ADMIN OPTION;"
+        grant = f"GRANT {quoted(role)} TO {ADMIN_ROLE} WITH ADMIN OPTION;"
         yield Verdict(Level.WARNING, text, fix=f"a superuser types: {grant}")
 
 
-@check(
-    "server.monitoring", "server", "posduif sees other roles' sessions",
-    "Without pg_monitor PostgreSQL hides what other roles' sessions do, and a blocker cannot be named.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.monitoring", "posduif sees other roles' sessions",
+    "Without pg_monitor PostgreSQL hides what other roles' sessions do, and a blocker cannot be named.")  # fmt: skip
 def monitoring(facts: Setup) -> Iterator[Verdict]:
     """Tell which roles lack pg_monitor."""
     if facts.unmonitored:
         text = f"{' and '.join(facts.unmonitored)} cannot see what other roles' sessions do"
-        fix = f"a superuser types: GRANT pg_monitor TO {', '.join(facts.unmonitored)};"
-        yield Verdict(Level.INFO, text, fix=fix)
+        yield Verdict(Level.INFO, text, fix=f"a superuser types: GRANT pg_monitor TO {', '.join(facts.unmonitored)};")
 
 
-@check(
-    "server.connections", "server", "There are connections for all engines",
-    "Each engine may open its pool and a few connections beside it; posduif and people need some, too.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.connections", "There are connections for all engines",
+    "Each engine may open its pool and a few connections beside it; posduif and people need some, too.")  # fmt: skip
 def room(facts: Setup) -> Iterator[Verdict]:
     """Judge max_connections by the number of engines."""
     if facts.missing is None:
@@ -282,11 +240,9 @@ def room(facts: Setup) -> Iterator[Verdict]:
     )
 
 
-@check(
-    "server.wal_senders", "server", "There are WAL senders for backups",
-    "pg_basebackup takes two WAL senders and each standby one. Engines take none, for their WAL mode stays off.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.wal_senders", "There are WAL senders for backups",
+    "pg_basebackup takes two WAL senders and each standby one. "
+    "Engines take none, for their WAL mode stays off.")  # fmt: skip
 def wal_senders(facts: Setup) -> Iterator[Verdict]:
     """Judge max_wal_senders."""
     if facts.missing is not None:
@@ -299,11 +255,8 @@ def wal_senders(facts: Setup) -> Iterator[Verdict]:
         )
 
 
-@check(
-    "server.tls", "server", "Connections are encrypted",
-    "Without TLS messages, tokens and passwords' proofs cross the network in clear.",
-    "server init", "doctor",
-)  # fmt: skip
+@init("server.tls", "Connections are encrypted",
+    "Without TLS messages, tokens and passwords' proofs cross the network in clear.")  # fmt: skip
 def tls(facts: Setup) -> Iterator[Verdict]:
     """Judge whether TLS is offered where the server listens on a network."""
     if facts.missing is None:
@@ -318,11 +271,8 @@ def tls(facts: Setup) -> Iterator[Verdict]:
     yield Verdict(level, text, "on" if facts.ssl else "off", fix=fix)
 
 
-@check(
-    "server.open", "server", "The maintenance database is closed to PUBLIC",
-    "Every role that may connect to it can read the records of the tenants: names, versions, urls.",
-    "server init",
-)  # fmt: skip
+@check("server", ("server init",), "server.open", "The maintenance database is closed to PUBLIC",
+    "Every role that may connect to it can read the records of the tenants: names, versions, urls.")  # fmt: skip
 def open_database(facts: Setup) -> Iterator[Verdict]:
     """Judge whether every role may connect, with the command or the SQL that ends it."""
     if not facts.is_open:

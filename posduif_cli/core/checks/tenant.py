@@ -1,8 +1,10 @@
 """The checks of a tenant that its record and its rows answer: state, schema, indexes, synchronisation."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
-from posduif_cli.core.checks.check import Verdict, check
+from posduif_cli.core.checks.check import Verdict, check, failure
 from posduif_cli.core.checks.facts import TenantFacts
 from posduif_cli.core.fleet.fleet import wrong_state
 from posduif_cli.db.quoting import quoted
@@ -13,22 +15,20 @@ from posduif_cli.notation import counted
 
 VISITED = (State.ACTIVE, State.SUSPENDED)
 
+health = partial(check, "tenant", ("health",))
 
-@check(
-    "tenant.reach", "tenant", "The tenant's database answers",
-    "A question may go unanswered because a table is locked, a right or a table is missing, or it took too long.",
-    "health",
-)  # fmt: skip
+
+@health("tenant.reach", "The tenant's database answers",
+    "A question may go unanswered because a table is locked, a right or a table is missing, "
+    "or it took too long.")  # fmt: skip
 def reach(facts: TenantFacts) -> Iterator[Verdict]:
     """Tell what was not answered."""
     yield from facts.unanswered
 
 
-@check(
-    "tenant.state", "tenant", "The tenant is active or suspended",
-    "Any other state is that of a command that is at work or was interrupted, or of a tenant whose database is lost.",
-    "health",  # and `tenant verify`, for the tenants that it does not visit
-)  # fmt: skip
+@health("tenant.state", "The tenant is active or suspended",
+    "Any other state is that of a command that is at work or was interrupted, "
+    "or of a tenant whose database is lost.")  # fmt: skip
 def state(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge the state, and whether the engine of an active tenant may log in."""
     tenant = facts.tenant
@@ -36,16 +36,12 @@ def state(facts: TenantFacts) -> Iterator[Verdict]:
         text = f"tenant {tenant.tenant} is active, but its engine may not log in: a suspend was interrupted"
         yield Verdict(Level.CRITICAL, text, tenant.state.value, fix=Run("tenant", "resume", tenant.tenant))
     if tenant.state not in VISITED:
-        error = wrong_state(tenant)
         level = Level.CRITICAL if tenant.state is State.LOST else Level.WARNING
-        yield Verdict(level, error.sentence, tenant.state.value, fix=error.hints[0])
+        yield replace(failure(wrong_state(tenant), level), value=tenant.state.value)
 
 
-@check(
-    "schema.failed", "tenant", "The last migration succeeded",
-    "The record keeps the last migration that failed, until the next one succeeds.",
-    "health",
-)  # fmt: skip
+@health("schema.failed", "The last migration succeeded",
+    "The record keeps the last migration that failed, until the next one succeeds.")  # fmt: skip
 def failed(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge an active tenant's last migration."""
     tenant, error = facts.tenant, facts.tenant.error
@@ -55,11 +51,8 @@ def failed(facts: TenantFacts) -> Iterator[Verdict]:
         yield Verdict(Level.CRITICAL, text, tenant.schema_version, fix=Run("migrate", "up", tenant.tenant))
 
 
-@check(
-    "schema.ahead", "tenant", "This machine has the files of all applied migrations",
-    "Another machine applied migrations whose files are not here, or files were removed.",
-    "health",
-)  # fmt: skip
+@health("schema.ahead", "This machine has the files of all applied migrations",
+    "Another machine applied migrations whose files are not here, or files were removed.")  # fmt: skip
 def ahead(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge whether an active tenant has migrations that this machine has no file for."""
     tenant = facts.tenant
@@ -69,11 +62,8 @@ def ahead(facts: TenantFacts) -> Iterator[Verdict]:
         yield Verdict(Level.WARNING, text, tenant.ahead, "migrations", fix=Run("migrate", "list", tenant.tenant))
 
 
-@check(
-    "schema.behind", "tenant", "No migration is pending",
-    "A pending migration is one that this machine has a file for and the tenant has not applied.",
-    "health",
-)  # fmt: skip
+@health("schema.behind", "No migration is pending",
+    "A pending migration is one that this machine has a file for and the tenant has not applied.")  # fmt: skip
 def behind(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge what an active tenant lacks, unless its last migration failed or it is ahead."""
     tenant, up = facts.tenant, Run("migrate", "up", facts.subject)
@@ -87,24 +77,18 @@ def behind(facts: TenantFacts) -> Iterator[Verdict]:
     yield Verdict(level, text, tenant.pending, "migrations", fix=up)
 
 
-@check(
-    "index.invalid", "tenant", "Every index is valid",
-    "An invalid index costs on every write and serves no query. CREATE INDEX CONCURRENTLY leaves one when it fails.",
-    "health",
-)  # fmt: skip
+@health("index.invalid", "Every index is valid",
+    "An invalid index costs on every write and serves no query. "
+    "CREATE INDEX CONCURRENTLY leaves one when it fails.")  # fmt: skip
 def indexes(facts: TenantFacts) -> Iterator[Verdict]:
     """Tell each invalid index."""
     for name in facts.invalid_indexes:
-        yield Verdict(
-            Level.CRITICAL, f"index {name} is invalid", name, fix=f"REINDEX INDEX CONCURRENTLY {quoted(name)};"
-        )
+        fix = f"REINDEX INDEX CONCURRENTLY {quoted(name)};"
+        yield Verdict(Level.CRITICAL, f"index {name} is invalid", name, fix=fix)
 
 
-@check(
-    "sync.failed", "tenant", "No device reports a failed synchronisation",
-    "The engine notes for each device whether its last synchronisation failed.",
-    "health",
-)  # fmt: skip
+@health("sync.failed", "No device reports a failed synchronisation",
+    "The engine notes for each device whether its last synchronisation failed.")  # fmt: skip
 def errors(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge the devices whose last synchronisation failed."""
     found = facts.figures.sync_errors
@@ -113,12 +97,9 @@ def errors(facts: TenantFacts) -> Iterator[Verdict]:
         yield Verdict(Level.WARNING if found else Level.OK, text, found, "devices", fix=fix)
 
 
-@check(
-    "sync.stuck", "tenant", "Devices fetch all their messages",
-    "A device that fetched newer messages and left an older one does not synchronise. A message that waits alone is no "
-    "fault: a phone may be off.",
-    "health",
-)  # fmt: skip
+@health("sync.stuck", "Devices fetch all their messages",
+    "A device that fetched newer messages and left an older one does not synchronise. "
+    "A message that waits alone is no fault: a phone may be off.")  # fmt: skip
 def stuck(facts: TenantFacts) -> Iterator[Verdict]:
     """Tell each device that fetched around a message."""
     for row in facts.stuck:

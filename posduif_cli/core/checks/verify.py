@@ -5,26 +5,29 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import TypeVar
 
 from posduif_cli.core.checks import registry, rights, tenant
 from posduif_cli.core.checks.check import Check, Verdict
-from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Outside, Recorded, TenantFacts, known
-from posduif_cli.core.checks.visits import T, visit
+from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Recorded, TenantFacts
 from posduif_cli.core.fleet.fleet import Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import files, history, inventory
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.db import queries, record
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import PosduifError, ServerFull, ServerUnreachable
 from posduif_cli.models.checks import Finding, Level, Repaired
-from posduif_cli.models.schema import Migration
+from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 LOCK_TIMEOUT = timedelta(seconds=10)  # of a repair
+T = TypeVar("T")
 Errors = dict[str, PosduifError]
+Outside = Mapping[tuple[str, str], SimpleNamespace]  # by server and name
 _OID = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{4,9}(?![0-9A-Za-z])")  # also within a name, as of a constraint's trigger
 
 
@@ -42,7 +45,7 @@ def records(fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None =
         facts = Recorded(subject=conn.database, folders=fleet.folders, record=noted, applied=done)
         return registry.judge("migrate status", "tenant", facts)
 
-    return _visit(fleet, chosen, errors, look, named=tenants is not None)
+    return _located(fleet, _results(fleet, chosen, errors, look, named=tenants is not None)), errors
 
 
 def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False) -> tuple[list[Finding], Errors]:
@@ -51,7 +54,7 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
     *repair* repairs what posduif may; each repaired finding is a `Repaired`. Returns the findings, at least one per
     tenant, those on tenants that are not whole last; and the errors of the tenants and servers that failed, by name.
     """
-    outside: dict[tuple[str, str], Outside] = {}
+    outside: Outside = {}
     if tenants is None:
         told, unasked = split(fleet.ask(lambda session: _ask(fleet, session)))
         if unasked and not told:
@@ -62,31 +65,17 @@ def reality(fleet: Fleet, *, tenants: Sequence[str] | None, repair: bool = False
         chosen, unasked = fleet.choose(tenants)
     live, errors = _live(chosen, unasked, tenants)
     inspector = Inspector(fleet.folders, outside, repair=repair)
-    findings, errors = _visit(fleet, live, errors, inspector.visit, named=tenants is not None)
+    findings = _located(fleet, _results(fleet, live, errors, inspector.visit, named=tenants is not None))
     for half in chosen:
         if half.state not in (*tenant.VISITED, State.MOVED):
-            found = tenant.state(TenantFacts(half, known(half)))
-            findings += [fleet.locate(replace(each, level=Level.CRITICAL), half.server) for each in found]
+            found = (replace(each, level=Level.CRITICAL, value=None) for each in tenant.state(TenantFacts(half)))
+            findings += [fleet.locate(each, half.server) for each in found]
     return findings, errors
 
 
-def _ask(fleet: Fleet, session: Session) -> tuple[list[Tenant], dict[str, Outside]]:
+def _ask(fleet: Fleet, session: Session) -> tuple[list[Tenant], dict[str, SimpleNamespace]]:
     found = fleet.list_on(session)
     return found, rights.outside(session, [each.tenant for each in found])
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a tenant's catalogs: the OIDs of its own objects, and all rows as text."""
-
-    oids: Sequence[int]
-    text: str
-
-    @property
-    def even(self) -> str:
-        """The text with the tenant's own OIDs replaced by their ranks: they differ where each ran its migrations."""
-        ranks = {str(oid): f"#{rank}" for rank, oid in enumerate(self.oids)}
-        return _OID.sub(lambda oid: ranks.get(oid[0], oid[0]), self.text)
 
 
 class Inspector:
@@ -97,7 +86,9 @@ class Inspector:
     its version table are judged for every tenant.
     """
 
-    def __init__(self, folders: Folders, outside: Mapping[tuple[str, str], Outside], *, repair: bool = False) -> None:
+    def __init__(
+        self, folders: Folders, outside: Mapping[tuple[str, str], SimpleNamespace], *, repair: bool = False
+    ) -> None:
         self._folders = folders
         self._outside = outside
         self._repair = repair
@@ -108,48 +99,58 @@ class Inspector:
         if self._repair:
             conn.require_admin()
         rows = _catalogs(conn) if self._outside else None
-        if rows and (found := self._glance(conn, rows)):
+        if rows and (found := self._glance(conn, *rows)):
             return found
         facts = rights.inspect(conn, self._folders)
         found = registry.judge("tenant verify", "tenant", facts)
         if self._repair and not _fine(found):
             return _repair(conn, self._folders)
         # What an adoption accepted is no finding, but for its own tenant only.
-        if rows and _fine(found) and not facts.inside.strangers and _catalogs(conn) == rows:
-            self._clean |= {self._mark(conn, rows.text, facts.applied), self._mark(conn, rows.even, facts.applied)}
+        if rows and _fine(found) and not facts.strangers and _catalogs(conn) == rows:
+            self._clean.update(_marks(conn, *rows, facts.applied))
         return found
 
-    def _glance(self, conn: Session, rows: _Rows) -> list[Finding]:
+    def _glance(self, conn: Session, oids: Sequence[int], text: str) -> list[Finding]:
         """Return the findings on a tenant that is fine and like one that was inspected; none where that is not sure."""
         outside = self._outside.get((conn.server.name, conn.database))
         noted = record.parse(outside.comment) if outside else None
-        if not self._clean or outside is None or noted is None or outside.shut_out or history.PROGRESS in rows.text:
+        if not self._clean or outside is None or noted is None or outside.shut_out or history.PROGRESS in text:
             return []
         facts = Inspection(
-            subject=conn.database, folders=self._folders, record=noted, applied=frozenset(history.applied(conn)),
-            server=conn.server, outside=outside,
+            subject=conn.database, folders=self._folders, server=conn.server,
+            record=noted, applied=frozenset(history.applied(conn)), outside=outside,
         )  # fmt: skip
         found = registry.judge("tenant verify", "tenant", facts)
-        mark = self._mark(conn, rows.text, facts.applied)
-        if not _fine(found) or (
-            mark not in self._clean and self._mark(conn, rows.even, facts.applied) not in self._clean
-        ):
+        marks = _marks(conn, oids, text, facts.applied)
+        exact = next(marks)
+        if not _fine(found) or not (exact in self._clean or next(marks) in self._clean):
             return []
-        self._clean.add(mark)
+        self._clean.add(exact)
         return found
 
-    def _mark(self, conn: Session, text: str, applied: frozenset[str]) -> str:
-        """Return a hash of a tenant's catalogs and versions, and of its server, whose roles the rows refer to."""
-        return hashlib.sha256("\n".join([conn.server.name, *sorted(applied), text]).encode()).hexdigest()
 
-
-def _catalogs(conn: Session) -> _Rows:
+def _catalogs(conn: Session) -> tuple[list[int], str]:
+    """Return the rows of a tenant's catalogs: the OIDs of its own objects, and all rows as text."""
     named = queries.load("checks/rights")
     oids, text, more = conn.tuples(named["read_catalogs"])[0]
     if not more:
-        return _Rows(oids, text)
+        return oids, text
     further, rest = conn.tuples(named["read_rare_catalogs"])[0]
-    return _Rows(oids + (further or []), f"{text}\n{rest}")
+    return oids + (further or []), f"{text}\n{rest}"
+
+
+def _marks(conn: Session, oids: Sequence[int], text: str, applied: frozenset[str]) -> Iterator[str]:
+    """Yield two hashes of a tenant's catalogs and versions, and of its server, whose roles the rows refer to.
+
+    The second has the ranks of the tenant's own OIDs in their place: they differ where each ran its migrations.
+    """
+
+    def digest_of(rows: str) -> str:
+        return hashlib.sha256("\n".join([conn.server.name, *sorted(applied), rows]).encode()).hexdigest()
+
+    yield digest_of(text)
+    ranks = {str(oid): f"#{rank}" for rank, oid in enumerate(oids)}
+    yield digest_of(_OID.sub(lambda oid: ranks.get(oid[0], oid[0]), text))
 
 
 def _fine(findings: Sequence[Finding]) -> bool:
@@ -164,33 +165,29 @@ def _repair(conn: Session, folders: Folders) -> list[Finding]:
     name = conn.database
     with conn.lock(name):
         facts = rights.inspect(conn, folders)
-        judged = list(_verdicts(facts))
+        judged = _verdicts(facts)
         tried = {(check.id, verdict.thing): _try(conn, check, facts, verdict) for check, verdict in judged}
         if not any(tried.values()):
             return [check.finding(name, verdict) for check, verdict in judged]
         # What was tried need not have worked: a right may come by another road. And one repair may end two faults.
-        left = {
-            (check.id, verdict.thing): (check, verdict) for check, verdict in _verdicts(rights.inspect(conn, folders))
-        }
+        left = {(check.id, now.thing): (check, now) for check, now in _verdicts(rights.inspect(conn, folders))}
     findings = []
     for check, verdict in judged:
-        now = left.pop((check.id, verdict.thing), None)
-        why = tried[check.id, verdict.thing]
+        _, now = left.pop((check.id, verdict.thing), (check, None))
         if verdict.level is Level.OK:
             findings.append(check.finding(name, verdict))
-        elif now is None or now[1].level is Level.OK:
+        elif now is None or now.level is Level.OK:
             done = replace(check.finding(name, verdict), level=Level.INFO, message=f"repaired: {verdict.message}")
             findings.append(Repaired(**vars(done) | {"fix": verdict.then}))
         else:
-            same = now[1].message == verdict.message
-            findings.append(check.finding(name, replace(now[1], message=now[1].message + why * same)))
+            why = tried[check.id, verdict.thing] if now.message == verdict.message else ""
+            findings.append(check.finding(name, replace(now, message=now.message + why)))
     return findings + [check.finding(name, verdict) for check, verdict in left.values()]
 
 
-def _verdicts(facts: Inspection) -> Iterator[tuple[Check, Verdict]]:
-    for check in registry.select("tenant verify", "tenant"):
-        for verdict in check.judge(facts):
-            yield check, verdict
+def _verdicts(facts: Inspection) -> list[tuple[Check, Verdict]]:
+    checks = registry.select("tenant verify", "tenant")
+    return [(check, verdict) for check in checks for verdict in check.judge(facts)]
 
 
 def _try(conn: Session, check: Check, facts: Inspection, verdict: Verdict) -> str:
@@ -215,20 +212,20 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     chosen, errors = _live(*fleet.choose(tenants), tenants)
     folders, faults = fleet.folders, files.of(fleet.folders).faults
 
-    def look(conn: Session) -> tuple[tuple[Migration, ...], dict[str, int], tuple[Thing, ...]]:
+    def look(conn: Session) -> tuple[Applied, tuple[Thing, ...]]:
         with conn.transaction(read_only=True, lock_timeout=folders.lock_timeout):
-            return history.read(conn, folders=folders), history.half_done(conn), inventory.inventory(conn)
+            found, half = history.read(conn, folders=folders), history.half_done(conn)
+            return Applied(conn.database, folders, half, found), inventory.inventory(conn)
 
     findings = registry.judge("migrate verify", "file", Files(faults))
     clusters: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[str, tuple[Thing, ...]] = {}
-    for each, (migrations, half, things) in _each(fleet, chosen, errors, look, named=tenants is not None):
-        facts = Applied(subject=each.tenant, folders=folders, half=half, migrations=migrations)
+    for each, (facts, things) in _results(fleet, chosen, errors, look, named=tenants is not None):
         found = registry.judge("migrate verify", "tenant", facts)
         findings += [fleet.locate(finding, each.server) for finding in found]
         mark = inventory.digest(things)
         kept.setdefault(mark, things)
-        applied = digest([m.version for m in migrations if m.state not in ("pending", "half")])
+        applied = digest([m.version for m in facts.migrations if m.state not in ("pending", "half")])
         clusters[each.server, applied][mark].append(each.tenant)
     for (server, applied), alike in sorted(clusters.items()):
         whole = applied == digest(folders.paths) and not faults
@@ -237,16 +234,33 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
     return findings, errors
 
 
-def _visit(
-    fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], list[Finding]], *, named: bool
-) -> tuple[list[Finding], Errors]:
-    findings: list[Finding] = []
-    for each, result in _each(fleet, chosen, errors, look, named=named):
-        findings += [fleet.locate(finding, each.server) for finding in result]
-    return findings, errors
+def visit(
+    fleet: Fleet, tenants: Sequence[Tenant], work: Callable[[Session], T]
+) -> tuple[list[tuple[Tenant, T | PosduifError]], dict[str, ServerUnreachable]]:
+    """Do *work* in each tenant's database, several at once.
+
+    Returns each tenant with the result or error, and the errors of the servers that went away, by name. A server that
+    went away is not asked again: all its tenants that were not visited have that same error.
+    """
+    away: dict[str, ServerUnreachable] = {}
+
+    def enter(server: Server, name: str) -> Session:
+        if server.name in away:
+            raise away[server.name]
+        try:
+            return fleet.enter(server, name)
+        except ServerUnreachable:
+            try:
+                fleet.maintenance(server).close()
+            except ServerUnreachable as error:
+                if not isinstance(error, ServerFull):
+                    raise away.setdefault(server.name, error) from None
+            raise
+
+    return fleet.each(tenants, work, enter=enter), away
 
 
-def _each(
+def _results(
     fleet: Fleet, chosen: Sequence[Tenant], errors: Errors, look: Callable[[Session], T], *, named: bool
 ) -> Iterator[tuple[Tenant, T]]:
     """Yield each tenant that was visited with the result, and add the others' errors to *errors*.
@@ -261,6 +275,10 @@ def _each(
             errors[f"server {each.server}"] = away[each.server]
         else:
             errors[label(each, errors)] = result
+
+
+def _located(fleet: Fleet, visited: Iterator[tuple[Tenant, list[Finding]]]) -> list[Finding]:
+    return [fleet.locate(finding, each.server) for each, found in visited for finding in found]
 
 
 def _live(chosen: Sequence[Tenant], errors: Errors, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:

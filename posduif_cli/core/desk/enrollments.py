@@ -25,8 +25,6 @@ from posduif_cli.models.desk import Enrollment, User
 from posduif_cli.models.values import Instant
 from posduif_cli.notation import moment
 
-UNIQUE_VIOLATION = "23505"
-
 
 @dataclass(frozen=True)
 class _LockedToken:
@@ -94,7 +92,7 @@ def _add(conn: Session, username: str, given: Mapping[str, Any]) -> list[tuple[A
     try:
         return conn.tuples(queries.load("desk/enrollments")["add_mobile_user"], username=username, **given)
     except QueryFailed as error:
-        if error.sqlstate != UNIQUE_VIOLATION:
+        if error.sqlstate != users.UNIQUE_VIOLATION:
             raise
         raise UserExists(
             f'user "{username}" exists in tenant {conn.database}',

@@ -11,10 +11,7 @@ from posduif_cli.models.desk import Message, Unread
 
 
 def send(conn: Session, *, sender: str, recipient: str, text: str) -> Message:
-    """Send a message between two users, named by name or id.
-
-    Raises UserNotFound, or UsageError for a text that is empty or that PostgreSQL cannot hold.
-    """
+    """Send a message between two users; raises UserNotFound, UsageError for text that is empty or cannot be stored."""
     if not text.strip():
         raise UsageError("the message is empty", hint="give the text as the last argument, or - to read it from stdin")
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):

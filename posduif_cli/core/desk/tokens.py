@@ -24,7 +24,7 @@ from posduif_cli.models.desk import IssuedToken, Purged, Token, User
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import counted, moment, spell
 
-PURGE_BATCH = 1000
+PURGE_BATCH = 1000  # rows per transaction: other sessions never wait long
 SHOWN = 10  # users or tenants that an error names
 
 
@@ -180,10 +180,7 @@ def again(place: Place, *, token: str) -> IssuedToken:
 
 
 def revoke(conn: Session, *, token: str) -> tuple[Token, bool]:
-    """End a token at once; return it and whether that changed anything.
-
-    Raises TokenNotFound, and TokenUsed when a phone enrolled with it already.
-    """
+    """End a token at once; return it and whether that changed it; raises TokenNotFound, TokenUsed."""
     found = find(conn, token=token)
     changed = conn.execute(queries.load("desk/tokens")["revoke_token"], id=found.id) > 0
     found = next(iter(_get(conn, first=found.id, last=found.id)), found)
@@ -225,16 +222,11 @@ def _host(url: str) -> str:
 
 
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:
-    """Delete unused tokens that expired or were revoked at least *older_than* ago; return how many.
-
-    In batches of 1,000 rows, each a transaction of its own, so that other sessions never wait long.
-    """
+    """Delete unused tokens that expired or were revoked at least *older_than* ago; return how many."""
     if dry_run:
         return int(conn.value(queries.load("desk/tokens")["count_purgeable"], seconds=older_than.total_seconds()))
-    total = 0
-    while deleted := conn.execute(
-        queries.load("desk/tokens")["purge_tokens"], seconds=older_than.total_seconds(), batch=PURGE_BATCH
-    ):
+    total, question = 0, queries.load("desk/tokens")["purge_tokens"]
+    while deleted := conn.execute(question, seconds=older_than.total_seconds(), batch=PURGE_BATCH):
         total += deleted
     return total
 
@@ -242,10 +234,7 @@ def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int
 def purge_fleet(
     fleet: Fleet, *, tenants: Sequence[str] | None, older_than: timedelta, dry_run: bool = False
 ) -> tuple[list[Purged], dict[str, PosduifError]]:
-    """Purge the named tenants, or all that are active or suspended.
-
-    Returns the tenants where there was something to delete, and the tenants and servers that failed.
-    """
+    """Purge active and suspended tenants, the named ones or all; return those that had something, and the errors."""
     chosen, errors = fleet.choose(tenants)
     live = [tenant for tenant in chosen if tenant.state in (State.ACTIVE, State.SUSPENDED)]
     results = fleet.each(live, lambda conn: purge(conn, older_than=older_than, dry_run=dry_run))

@@ -11,11 +11,12 @@ from typing import TypeVar
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
 from posduif_cli.errors import Interrupted, PosduifError, ServerFull, ServerUnreachable, bug
+from posduif_cli.models.servers import Server
 
 T = TypeVar("T")
 R = TypeVar("R")
 INTERRUPTED = "interrupted"
-FIRST_PAUSE, LAST_PAUSE = timedelta(milliseconds=250), timedelta(seconds=5)  # between two tries to connect
+FIRST_PAUSE, LAST_PAUSE = timedelta(milliseconds=250), timedelta(seconds=5)  # between two tries
 
 
 class Crew:
@@ -86,17 +87,13 @@ class Crew:
         except Exception as error:
             return bug(error)
 
-    def map(self, items: Sequence[T], work: Callable[[T], R], *, jobs: int) -> list[R | PosduifError]:
-        """Return what `attempt` returns for each item, in the order of the items; *jobs* are worked on at once."""
-        if len(items) <= 1:
-            return [self.attempt(work, item) for item in items]  # ctrl-C reaches this thread by itself
-        results: dict[int, R | PosduifError] = {}
-        self.run(
-            [(jobs, range(len(items)))],
-            lambda number: work(items[number]),
-            lambda number, found, seconds: results.update({number: found}),
-        )
-        return [results[number] for number in range(len(items))]
+    def ask(self, servers: Sequence[Server], question: Callable[[Server], R]) -> dict[str, R | PosduifError]:
+        """Return what `attempt` returns for each server, by name, in the order of the servers; 16 are asked at once."""
+        if len(servers) <= 1:
+            return {server.name: self.attempt(question, server) for server in servers}  # ctrl-C reaches this thread
+        answers: dict[str, R | PosduifError] = {}
+        self.run([(16, servers)], question, lambda server, answer, seconds: answers.update({server.name: answer}))
+        return {server.name: answers[server.name] for server in servers}
 
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         """Cancel what is under way, more than once: a session may be between two statements, or not be there yet."""

@@ -32,6 +32,7 @@ from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
+Errors = dict[str, PosduifError]  # by the name of a server or a tenant
 Survey = tuple[Mapping[str, Tenant], AccessDenied | None]  # a server's tenants by name, why none may be entered
 SURVEYED = 2.0  # seconds for which an answer about a server's tenants explains why they cannot be entered
 SIZES_TIMEOUT = timedelta(minutes=2)  # a server's file system is walked for them
@@ -42,9 +43,9 @@ EMPTIEST = "emptiest"  # as default_server: the server with the fewest tenants
 NEXT_STEP: Mapping[State, Callable[[str], Sequence[Run]]] = {
     State.PROVISIONING: lambda name: (Run("tenant", "create", name),),
     State.SUSPENDED: lambda name: (Run("tenant", "resume", name),),
-    State.MOVING: lambda name: (Run("tenant", "show", name),),
-    State.MOVED: lambda name: (Run("tenant", "show", name),),
-    State.RESTORING: lambda name: (Run("tenant", "show", name),),
+    **dict.fromkeys(
+        (State.ACTIVE, State.MOVING, State.MOVED, State.RESTORING), lambda name: (Run("tenant", "show", name),)
+    ),
     State.DROPPING: lambda name: (Run("tenant", "drop", name, "--confirm", name),),
     State.LOST: lambda name: (
         Run("tenant", "adopt", name, lead=f"restore its database {name}, then"),
@@ -142,14 +143,10 @@ class Fleet:
             with self.maintenance(server, limit=limit) as session, crew.watch(session):
                 return question(session)
 
-        answers = crew.map(self.servers, one, jobs=16)
-        return {server.name: answer for server, answer in zip(self.servers, answers, strict=True)}
+        return crew.ask(self.servers, one)
 
-    def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], dict[str, PosduifError]]:
-        """Return all tenants, by name, and the servers that could not be asked.
-
-        Raises what the servers said when none of them answered.
-        """
+    def tenants(self, *, sizes: bool = False) -> tuple[list[Tenant], Errors]:
+        """Return all tenants, by name, and the errors of servers; raises what these said when none answered."""
         limit = SIZES_TIMEOUT if sizes else QUESTION_TIMEOUT
         told, errors = split(self.ask(lambda session: self.list_on(session, sizes=sizes), limit=limit))
         if errors and not told:
@@ -241,7 +238,7 @@ class Fleet:
             hint=Run("tenant", "show", near) if near else Run("tenant", "list"),
         )
 
-    def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], dict[str, PosduifError]]:
+    def choose(self, wanted: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
         """Return the tenants of the given names, or all, from one query per server, with what went wrong.
 
         For names the errors are theirs, else those of the servers that could not be asked. Raises InvalidName,
@@ -255,7 +252,7 @@ class Fleet:
             names.tenant(name)
         known, unasked = self.tenants()
         chosen: list[Tenant] = []
-        errors: dict[str, PosduifError] = {}
+        errors: Errors = {}
         for name in wanted:
             found = live([t for t in known if t.tenant == name])
             if len(found) == 1:
@@ -304,10 +301,8 @@ class Fleet:
             results[id(tenant)] = found
             done(tenant, found, seconds)
 
-        def at_once(name: str) -> int:
-            return min(jobs, servers[name].max_connections) if isinstance(jobs, int) else jobs[name]
-
-        team.run([(at_once(name), queue) for name, queue in queues.items()], visit, note)
+        limits = {s.name: min(jobs, s.max_connections) for s in servers.values()} if isinstance(jobs, int) else jobs
+        team.run([(limits[name], queue) for name, queue in queues.items()], visit, note)
         return [(tenant, results[id(tenant)]) for tenant in tenants if id(tenant) in results]
 
     def locate(self, finding: Finding, server: str) -> Finding:
@@ -338,10 +333,7 @@ class Fleet:
 
     @contextmanager
     def open(self, name: str, *, states: Sequence[State] = (State.ACTIVE, State.SUSPENDED)) -> Iterator[Place]:
-        """Open a session in a tenant's database; yield it with what was found of the tenant.
-
-        Raises as `find`, and WrongState unless the tenant is in one of *states*.
-        """
+        """Yield a tenant with a session in its database; raises as `find`, and WrongState unless in *states*."""
         found = self.find(name)
         found.require(*states)
         with self.enter(found.server, name) as session:
@@ -372,21 +364,20 @@ class Fleet:
         A run may be refused by hundreds of tenants one after the other: they share an answer for SURVEYED seconds.
         """
         with self._surveying:
-            moment, answer = self._surveys.get(server.name, (-inf, None))
-            if answer is None or time.monotonic() > moment + SURVEYED:
-                moment = time.monotonic()
+            until, answer = self._surveys.get(server.name, (-inf, ({}, None)))
+            if time.monotonic() > until:
+                until, refusal = time.monotonic() + SURVEYED, None
                 with self.maintenance(server) as session:
-                    known, refusal = {tenant.tenant: tenant for tenant in self.list_on(session)}, None
+                    known = {tenant.tenant: tenant for tenant in self.list_on(session)}
                     try:
                         session.require_member()
                     except AccessDenied as error:
                         refusal = error
-                answer = known, refusal
-                self._surveys[server.name] = moment, answer
+                self._surveys[server.name] = until, (answer := (known, refusal))
             return answer
 
 
-def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], dict[str, PosduifError]]:
+def split(answers: Mapping[str, T | PosduifError]) -> tuple[dict[str, T], Errors]:
     """Split what servers said into answers and errors, by name."""
     errors = {name: answer for name, answer in answers.items() if isinstance(answer, PosduifError)}
     return {name: answer for name, answer in answers.items() if not isinstance(answer, PosduifError)}, errors
@@ -418,22 +409,17 @@ def all_unreachable(errors: Mapping[str, PosduifError]) -> PosduifError:
 
 def wrong_state(tenant: Tenant) -> WrongState:
     """Return the error that a tenant's state forbids what was asked, with the command that changes the state."""
-    name, state = tenant.tenant, tenant.state
-    if state is State.LOST and tenant.has_database:
-        return WrongState(
-            f"tenant {name} is {state}",
-            why=f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}",
-            hint=Run("tenant", "adopt", name),
-        )
-    return WrongState(
-        f"tenant {name} is {state}",
-        why={
-            State.PROVISIONING: "its creation was interrupted",
-            State.DROPPING: "its removal was interrupted",
-            State.LOST: "its engine's role exists, but its database does not",
-        }.get(state),
-        hint=NEXT_STEP[state](name) if state in NEXT_STEP else Run("tenant", "show", name),
-    )
+    hints, why = NEXT_STEP[tenant.state](tenant.tenant), None
+    if tenant.state is State.PROVISIONING:
+        why = "its creation was interrupted"
+    elif tenant.state is State.DROPPING:
+        why = "its removal was interrupted"
+    elif tenant.state is State.LOST and tenant.has_database:
+        why = f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}"
+        hints = [Run("tenant", "adopt", tenant.tenant)]
+    elif tenant.state is State.LOST:
+        why = "its engine's role exists, but its database does not"
+    return WrongState(f"tenant {tenant.tenant} is {tenant.state}", why=why, hint=hints)
 
 
 def origin(server: Server, name: str) -> str | None:

@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from contextlib import ExitStack
 from typing import TypeVar
 
 from posduif_cli.core.fleet.crew import Crew
-from posduif_cli.core.fleet.fleet import EMPTIEST, Fleet, Session, all_unreachable, ambiguous, live, split
+from posduif_cli.core.fleet.fleet import EMPTIEST, Errors, Fleet, Session, all_unreachable, ambiguous, live, split
 from posduif_cli.db import queries
 from posduif_cli.db.session import QUESTION_TIMEOUT
 from posduif_cli.errors import PosduifError, Run, ServerUnreachable, TenantExists
@@ -16,29 +16,19 @@ from posduif_cli.models.tenants import State, Tenant
 T = TypeVar("T")
 
 
-class Placements:
+class Placements(ExitStack):
     """Decides for one command. A session on each server that was asked stays open for the next question.
 
     With *ignore_unreachable* a server that cannot be reached counts as one that has no such tenant.
     """
 
     def __init__(self, fleet: Fleet, *, ignore_unreachable: bool = False) -> None:
+        super().__init__()
         self.fleet = fleet
         self.ignore_unreachable = ignore_unreachable
         self._sessions: dict[str, Session] = {}
-        self._away: dict[str, PosduifError] = {}
+        self._away: Errors = {}
         self._locks = {server.name: threading.Lock() for server in fleet.everyone}
-
-    def __enter__(self) -> "Placements":
-        """Return the placements themselves."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the sessions."""
-        for session in self._sessions.values():
-            session.close()
 
     def place(self, name: str) -> Server:
         """Return the server that has the tenant, whole or half made; otherwise the server to create it on.
@@ -58,10 +48,7 @@ class Placements:
     def choose(
         self, name: str, known: Sequence[Tenant], errors: Mapping[str, PosduifError], counts: Mapping[str, int]
     ) -> Server:
-        """Choose as `place`, from what the servers answered already.
-
-        *known* are the tenants of that name, *counts* how many each server has of all.
-        """
+        """Choose as `place`, by answers: the tenants *known* by that name, and how many each server has in all."""
         found = live([tenant for tenant in known if tenant.state is not State.MOVED])
         if len(found) > 1:
             raise ambiguous(name, found)
@@ -94,27 +81,26 @@ class Placements:
         if errors and not self.ignore_unreachable:
             raise self._unasked(name, errors)
 
-    def _ask(
-        self, servers: Sequence[Server], question: Callable[[Session], T]
-    ) -> tuple[dict[str, T], dict[str, PosduifError]]:
+    def _ask(self, servers: Sequence[Server], question: Callable[[Session], T]) -> tuple[dict[str, T], Errors]:
         """Run *question* on some servers in parallel; return the answers and the errors, by server."""
         crew = Crew()
-        answers = crew.map(servers, lambda server: self._ask_one(crew, server, question), jobs=16)
-        return split({server.name: answer for server, answer in zip(servers, answers, strict=True)})
 
-    def _ask_one(self, crew: Crew, server: Server, question: Callable[[Session], T]) -> T | PosduifError:
-        with self._locks[server.name]:
-            if server.name in self._away:
-                return self._away[server.name]
-            try:
-                if server.name not in self._sessions:
-                    self._sessions[server.name] = self.fleet.maintenance(server, limit=QUESTION_TIMEOUT)
-                with crew.watch(self._sessions[server.name]):
-                    return question(self._sessions[server.name])
-            except PosduifError as error:
-                # Not asked again: a bulk creation would wait for it once per tenant.
-                self._away[server.name] = error
-                return error
+        def one(server: Server) -> T:
+            with self._locks[server.name]:
+                if server.name in self._away:
+                    raise self._away[server.name].with_traceback(None)
+                try:
+                    if server.name not in self._sessions:
+                        self._sessions[server.name] = self.fleet.maintenance(server, limit=QUESTION_TIMEOUT)
+                        self.callback(self._sessions[server.name].close)
+                    with crew.watch(self._sessions[server.name]):
+                        return question(self._sessions[server.name])
+                except PosduifError as error:
+                    # Not asked again: a bulk creation would wait for it once per tenant.
+                    self._away[server.name] = error
+                    raise
+
+        return split(crew.ask(servers, one))
 
     @staticmethod
     def _unasked(name: str, errors: Mapping[str, PosduifError]) -> PosduifError:

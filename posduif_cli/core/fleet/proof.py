@@ -1,7 +1,7 @@
 """Proofs: whether a server behaves as PostgreSQL does where posduif relies on that; its version says too little."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 from posduif_cli.core.fleet.fleet import Fleet, Session
@@ -50,11 +50,11 @@ def _try(fleet: Fleet, session: Session, name: str) -> Iterator[str]:
     named = queries.load("fleet/proof")
     intent = Intent(name, State.PROVISIONING, admin.new_nonce())
     role = identifier(name)
-    if not _works(lambda: session.execute(compose("CREATE ROLE {role}", role=role))) or not _works(
-        lambda: session.execute(
-            compose("ALTER ROLE {role} PASSWORD {verifier}", role=role, verifier=literal(session.scram("proof", name)))
-        )
-    ):
+    verifier = literal(session.scram("proof", name))
+    try:
+        session.execute(compose("CREATE ROLE {role}", role=role))
+        session.execute(compose("ALTER ROLE {role} PASSWORD {verifier}", role=role, verifier=verifier))
+    except PosduifError:
         yield SCRAM
     admin.create_database(session, intent)
     found = session.dicts(named["look_at_scratch"], name=name)[0]
@@ -69,14 +69,6 @@ def _try(fleet: Fleet, session: Session, name: str) -> Iterator[str]:
         left = inside.value("SELECT to_regclass('public.proof') IS NOT NULL")
     if left or session.dicts(named["look_at_scratch"], name=name)[0]["comment"] is not None:
         yield TOGETHER
-
-
-def _works(deed: Callable[[], object]) -> bool:
-    try:
-        deed()
-    except PosduifError:
-        return False
-    return True
 
 
 def _sweep(session: Session) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from posduif_cli.core.fleet.crew import INTERRUPTED, Crew, Share
-from posduif_cli.core.fleet.fleet import Fleet
+from posduif_cli.core.fleet.fleet import Errors, Fleet
 from posduif_cli.core.folders import Folders
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.session import Session
@@ -31,7 +30,6 @@ from posduif_cli.models.tenants import State, Tenant
 from posduif_cli.notation import counted
 
 T = TypeVar("T")
-Errors = dict[str, PosduifError]
 DEFAULT_JOBS = 4
 SPARE_CONNECTIONS = 3  # of a server, which a run leaves to others
 OWN_TIMEOUTS = "SET ROLE none; SET lock_timeout = '2s'; SET statement_timeout = '5s'"
@@ -84,10 +82,7 @@ def size(text: str, total: int, hint: str = "--wave 1,10%,100%", *, down: bool =
 
 
 def cut(targets: Sequence[Tenant], waves: Sequence[str]) -> list[list[Tenant]]:
-    """Return the targets as waves of the given cumulative sizes, without those that no wave reaches.
-
-    Raises UsageError unless the sizes grow.
-    """
+    """Return the targets in waves of cumulative sizes, as far as these reach; raises UsageError where they shrink."""
     if not waves:
         return [list(targets)]
     sizes = [min(size(text, len(targets)), len(targets)) for text in waves]
@@ -107,7 +102,8 @@ class Lookout:
         self._lock = threading.Lock()
         self._session: Session | None = None
 
-    def _ask(self, question: Callable[[Session], T]) -> T:
+    def ask(self, question: Callable[[Session], T]) -> T:
+        """Put a question on the server, by a new session where there is none. Raises what the server says."""
         with self._lock:
             try:
                 if self._session is None:
@@ -134,14 +130,10 @@ class Lookout:
             finally:
                 self._lock.release()
 
-    def measure(self) -> int:
-        """Return how many further connections an ordinary role gets on the server. Raises what the server says."""
-        return self._ask(free_connections)
-
     def workers(self, jobs: int) -> int:
         """Return how many tenants to work on at once: within *jobs*, the configured share and the free connections."""
         try:
-            free = self.measure()
+            free = self.ask(free_connections)
         except ServerUnreachable:
             free = 0
         if self._server.max_connections == 1:
@@ -155,7 +147,7 @@ class Lookout:
 
     def _recall(self, conn: Session) -> record.Record:
         try:
-            found = self._ask(lambda session: session.tuples(record.QUESTION, database=conn.database))
+            found = self.ask(lambda session: session.tuples(record.QUESTION, database=conn.database))
         except PosduifError:
             return record.read(conn)
         return record.judge(conn.database, found)
@@ -165,7 +157,7 @@ class Lookout:
         if self._server.max_connections == 1:
             return ()
         try:
-            rows = self._ask(lambda session: session.tuples(queries.load("fleet/run")["find_blockers"], pid=pid))
+            rows = self.ask(lambda session: session.tuples(queries.load("fleet/run")["find_blockers"], pid=pid))
         except PosduifError:
             return ()
         return tuple(who_is(*row) for row in rows)
@@ -177,7 +169,8 @@ def free_connections(session: Session) -> int:
     return int(found["allowed"] - found["used"])
 
 
-Work = Callable[[Session, Lookout], tuple[str | None, str | None, bool]]  # version before, version after, changed
+# Returns the version before, the version after, and what of the work was done; with nothing done all is unchanged.
+Work = Callable[[Session, Lookout], tuple[str | None, str | None, Sequence[str]]]
 
 
 class Run:
@@ -220,14 +213,7 @@ class Run:
 
     def skip(self, tenant: Tenant, why: str) -> None:
         """Note that a tenant was not touched."""
-        version = tenant.schema_version
-        self.record(Outcome(tenant.tenant, tenant.server, "skipped", False, version, version, 0.0, PosduifError(why)))
-
-    def leave(self, tenants: Sequence[Tenant]) -> None:
-        """Note tenants that need nothing, by their records; they are not told as progress."""
-        for t in tenants:
-            version = t.schema_version
-            self.outcomes.append(Outcome(t.tenant, t.server, "unchanged", False, version, version, 0.0))
+        self.record(untouched(tenant, "skipped", PosduifError(why)))
 
     def work_on(self, tenants: Sequence[Tenant], work: Work, check: Callable[[Session], str | None]) -> None:
         """Do *work* in each active tenant, wave by wave; afterwards each of *tenants* is in *outcomes*.
@@ -275,7 +261,7 @@ class Run:
             self._shares[name] = share = Share(self.crew.stop, awaits=ServerUnreachable)
             stack.callback(lookout.close)
             try:
-                share.connect(lookout.measure)
+                share.connect(partial(lookout.ask, free_connections))
             except PosduifError as error:
                 if len(names) == 1:
                     raise
@@ -300,13 +286,15 @@ class Run:
         def one(conn: Session) -> Outcome:
             tenant = known[conn.server.name, conn.database]
             try:
-                before, after, changed = work(conn, self._lookouts[tenant.server])
+                before, after, done = work(conn, self._lookouts[tenant.server])
             except PosduifError as error:
-                return _failed(tenant, error, self._reached(conn, tenant))
-            return Outcome(tenant.tenant, tenant.server, "ok" if changed else "unchanged", changed, before, after, 0.0)
+                version, changed = self._reached(conn, tenant)
+                return replace(untouched(tenant, "failed", error), to=version, changed=changed)
+            status = "ok" if done else "unchanged"
+            return Outcome(tenant.tenant, tenant.server, status, bool(done), before, after, 0.0)
 
         def note(tenant: Tenant, found: Outcome | PosduifError, seconds: float) -> None:
-            outcome = _failed(tenant, found) if isinstance(found, PosduifError) else found
+            outcome = untouched(tenant, "failed", found) if isinstance(found, PosduifError) else found
             error = outcome.error
             if error and (self.crew.interrupted or isinstance(error, Interrupted)):
                 self.skip(tenant, self.stopped_by or INTERRUPTED)
@@ -317,22 +305,16 @@ class Run:
             else:
                 self.record(replace(outcome, seconds=seconds))
 
-        self._visit(tenants, one, note)
+        self.fleet.each(tenants, one, jobs=self._renew(tenants), enter=self._enter, crew=self.crew, done=note)
 
-    def _visit(
-        self,
-        tenants: Sequence[Tenant],
-        work: Callable[[Session], T],
-        done: Callable[[Tenant, T | PosduifError, float], None] = lambda tenant, found, seconds: None,
-    ) -> list[tuple[Tenant, T | PosduifError]]:
-        """Do something in tenants as `Fleet.each`, within what each server has free now."""
+    def _renew(self, tenants: Sequence[Tenant]) -> dict[str, int]:
+        """Let servers be tried again that were given up; return how many tenants to work on at once on each."""
         for share in self._shares.values():
             share.renew()
-        jobs = {
+        return {
             name: 1 if name in self._refused else self._lookouts[name].workers(self.pace.jobs)
             for name in dict.fromkeys(tenant.server for tenant in tenants)
         }
-        return self.fleet.each(tenants, work, jobs=jobs, enter=self._enter, crew=self.crew, done=done)
 
     def _enter(self, server: Server, name: str) -> Session:
         if server.name in self._refused:
@@ -356,7 +338,8 @@ class Run:
             return self._stop(f"{self._failures} failed in wave {number}")
         if self._failed_here and not changed:
             return self._stop(f"every tenant of wave {number} that had work failed")
-        for tenant, found in self._visit(changed, check):
+        jobs = self._renew(changed)
+        for tenant, found in self.fleet.each(changed, check, jobs=jobs, enter=self._enter, crew=self.crew):
             if wrong := found.message if isinstance(found, PosduifError) else found:
                 return self._stop(f"wave {number} did not verify: {tenant.tenant}: {wrong}")
         self.crew.stop.wait(self.pace.pause.total_seconds())
@@ -366,11 +349,9 @@ class Run:
         text = self.pace.max_failures
         if text is None or self.crew.stop.is_set():
             return
-        if text.strip().endswith("%"):
-            beyond = self._size > 0 and self._failed_here > size(text, self._size, down=True)
-        else:
-            beyond = self._failures > size(text, 0)
-        if beyond:
+        share = text.strip().endswith("%")
+        failed = self._failed_here if share else self._failures
+        if (self._size or not share) and failed > size(text, self._size, down=True):
             self._stop(f"more failed than --max-failures {text} allows")
 
     def _stop(self, why: str) -> None:
@@ -378,11 +359,10 @@ class Run:
         self.crew.stop.set()
 
 
-def _failed(tenant: Tenant, error: PosduifError, reached: tuple[str | None, bool] | None = None) -> Outcome:
-    """Return the outcome of a tenant that failed; *reached* is its version by then and whether that is a change."""
-    before = tenant.schema_version
-    version, changed = reached or (before, False)
-    return Outcome(tenant.tenant, tenant.server, "failed", changed, before, version, 0.0, error)
+def untouched(tenant: Tenant, status: str, error: PosduifError | None = None) -> Outcome:
+    """Return the outcome of a tenant that has the version that it had."""
+    version = tenant.schema_version
+    return Outcome(tenant.tenant, tenant.server, status, False, version, version, 0.0, error)
 
 
 def label(tenant: Tenant, errors: Mapping[str, object]) -> str:
@@ -429,8 +409,3 @@ def kept_files(outcomes: Sequence[Outcome], folders: Folders) -> list[str]:
     reached = max((o.to or "" for o in outcomes if o.status in ("ok", "unchanged")), default="")
     failed = {_migration(outcome.error).file for outcome in outcomes if outcome.status == "failed"}
     return sorted(path.name for version, path in folders.paths.items() if path.name in failed and version <= reached)
-
-
-def tally(outcomes: Sequence[Outcome]) -> Counter[str]:
-    """Return how many outcomes there are of each status."""
-    return Counter(outcome.status for outcome in outcomes)

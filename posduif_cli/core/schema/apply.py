@@ -1,9 +1,9 @@
 """Migrations of one tenant: apply what is pending, and take back what was applied."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple
 
 from posduif_cli.core.fleet.run import who_is
 from posduif_cli.core.folders import Folders, newest_bundled
@@ -13,7 +13,7 @@ from posduif_cli.core.schema.runner import Hooks, Runner, patience, reached, wai
 from posduif_cli.core.schema.stepwise import Stepwise
 from posduif_cli.db import queries, record
 from posduif_cli.db.pipeline import Answer
-from posduif_cli.db.quoting import compose, identifier, literal
+from posduif_cli.db.quoting import Query, compose, identifier, literal
 from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     AccessDenied,
@@ -30,13 +30,11 @@ from posduif_cli.errors import (
 from posduif_cli.models.schema import Migration
 from posduif_cli.models.tenants import State
 
-T = TypeVar("T")
-
 COUNTING = timedelta(seconds=10)  # for each count of what would be lost
+PEOPLE = ("users", "devices", "messages", "tokens")
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """What was done to one tenant: its version before and after, and the versions applied or taken back."""
 
     before: str | None
@@ -46,11 +44,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a tenant under its lock.
-
-    *rows* are those of its version table, which is *complete* when it has all of our columns; *half* is what
-    `half_done` returns.
-    """
+    """What is known of a tenant under its lock; its version table is *complete* when it has all of our columns."""
 
     current: record.Record
     rows: dict[str, history.Row]
@@ -107,16 +101,14 @@ def _lock(conn: Session, folders: Folders, states: Sequence[State], hooks: Hooks
     if current.state not in states:
         raise WrongState(f"tenant {conn.database} is {current.state}", hint=Run("tenant", "show", conn.database))
     begun = history.half_done(conn) if not answers or answers[1].value else {}
-    for key, done in begun.items():
-        if key.endswith(history.DOWN) is not down or key.removesuffix(history.DOWN) not in folders.paths:
-            raise half.conflict(conn.database, key, done, folders)
+    half.require_none(conn.database, begun, folders, down=down)
     if not answers or (new and answers[0].value):
         rows, complete = history.table(conn)
-        return _Known(current, rows, begun, complete)
-    if new:
-        return _Known(current, {}, begun, complete=False)
-    rows = {str(version): history.Row(str(version), mark, None, None, None) for version, mark in answers[0].rows}
-    return _Known(current, rows, begun, complete=True)
+    else:
+        listed = () if new else answers[0].rows
+        rows = {str(version): history.Row(str(version), mark, None, None, None) for version, mark in listed}
+        complete = not new
+    return _Known(current, rows, begun, complete)
 
 
 def up(
@@ -154,7 +146,7 @@ def _perform(
         assert section is not None
         done = done - {file.version} if taking_back else done | {file.version}
         kind = Runner if section.transactional else Stepwise
-        kind(conn, file, section, folders, hooks, current, done, complete, taking_back).apply()
+        kind(conn, file, section, folders, hooks, current, done, complete, taking_back, first=not number).apply()
         complete, current = True, reached(current, done)
     conn.bundled = newest_bundled(done)
     return Applied(before, max(done, default=None), tuple(file.version for file in chosen))
@@ -162,14 +154,25 @@ def _perform(
 
 def to_apply(conn: Session, *, folders: Folders) -> list[File]:
     """Return the files that `up` would apply, in their order; raises as it for changed, half and faulty files."""
-    for key, done in history.half_done(conn).items():
-        if key.endswith(history.DOWN) or key not in folders.paths:
-            raise half.conflict(conn.database, key, done, folders)
+    half.require_none(conn.database, history.half_done(conn), folders, down=False)
     return _pending(conn.database, history.read(conn, folders=folders), folders)
 
 
 def _pending(tenant: str, migrations: Sequence[Migration], folders: Folders) -> list[File]:
-    refuse_changed(tenant, migrations, folders)
+    changed = next((migration.version for migration in migrations if migration.state == "changed"), None)
+    if changed is not None:
+        done = [migration.version for migration in migrations if migration.state != "pending"]
+        before = max((version for version in done if version < changed), default="0")
+        own = any(version > before and version in folders.bundled for version in done)
+        raise ChecksumDiffers(
+            f"{folders.paths[changed]} changed after it was applied to {tenant}",
+            why="an applied migration is history: other tenants would get another schema from it",
+            hint=[
+                "restore the file and put the change into a new migration",
+                "or apply it anew, which loses what it made; the next command takes it back",
+                Run("migrate", "down", tenant, "--to", before, *["--bundled"] * own),
+            ],
+        )
     pending = [m.version for m in migrations if m.state in ("pending", "half")]
     if pending and folders.misnamed:  # which would have to be run, or come first, cannot be told
         raise next(iter(folders.misnamed.values()))
@@ -248,8 +251,7 @@ def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dic
     """
     counts: dict[str, int | None] = {}
     if any(file.version in folders.bundled for file in files):
-        found = _counted(conn, lambda: conn.dicts(queries.load("schema/history")["count_people"])[0])
-        counts |= found or dict.fromkeys(("users", "devices", "messages", "tokens"))
+        counts |= _counted(conn, queries.load("schema/history")["count_people"]) or dict.fromkeys(PEOPLE)
     for file in files:
         if file.version in folders.bundled or file.down is None:
             continue
@@ -257,36 +259,17 @@ def count_rows(conn: Session, files: Sequence[File], *, folders: Folders) -> dic
             names = parse.emptied(statement)
             for name in names:
                 table = identifier(name.schema or "public", name.name)
-                query = compose("SELECT count(*) FROM {table}", table=table)
-                shown = f"rows of {'.'.join(filter(None, (name.schema, name.name)))}"
-                counts[shown] = _counted(conn, lambda query=query: int(conn.value(query)))  # type: ignore[misc]
+                found = _counted(conn, compose("SELECT count(*) FROM {table}", table=table)) or {}
+                counts[f"rows of {'.'.join(filter(None, (name.schema, name.name)))}"] = found.get("count")
             if not names and not parse.keeps_rows(statement):
                 counts[f"rows in {file.path.name}"] = None
     return counts
 
 
-def _counted(conn: Session, count: Callable[[], T]) -> T | None:
+def _counted(conn: Session, question: Query) -> dict[str, int] | None:
     """Count, but for no longer than COUNTING; None for a table that is missing, locked, or too large for that."""
     try:
         with conn.transaction(lock_timeout=COUNTING, statement_timeout=COUNTING):
-            return count()
+            return conn.dicts(question)[0]
     except (QueryFailed, Blocked, AccessDenied):
         return None
-
-
-def refuse_changed(tenant: str, migrations: Sequence[Migration], folders: Folders) -> None:
-    """Raise ChecksumDiffers when a file changed after it was applied."""
-    for migration in migrations:
-        if migration.state == "changed":
-            done = [m.version for m in migrations if m.state != "pending"]
-            before = max((version for version in done if version < migration.version), default="0")
-            own = any(version > before and version in folders.bundled for version in done)
-            raise ChecksumDiffers(
-                f"{folders.paths[migration.version]} changed after it was applied to {tenant}",
-                why="an applied migration is history: other tenants would get another schema from it",
-                hint=[
-                    "restore the file and put the change into a new migration",
-                    "or apply it anew, which loses what it made; the next command takes it back",
-                    Run("migrate", "down", tenant, "--to", before, *["--bundled"] * own),
-                ],
-            )

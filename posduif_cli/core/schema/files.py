@@ -37,17 +37,11 @@ class Problem:
     """What is wrong, or risky, at one line of one file; *rule* is a name to look for or to allow."""
 
     path: Path
-    line: int
     level: Literal["error", "warning"]
+    line: int
     rule: str
     message: str
     fix: str | None
-
-    @staticmethod
-    def of(path: Path, level: Literal["error", "warning"], found: Found) -> "Problem":
-        """Return what was found in a file as a Problem."""
-        line, rule, message, fix = found
-        return Problem(path, line, level, rule, message, fix)
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Files:
 
     read: Mapping[str, File]
     faults: Mapping[str, ConfigurationError]
-    problems: "Mapping[Path, Sequence[Problem]]"
+    problems: Mapping[Path, Sequence[Problem]]
 
     @property
     def sound(self) -> Mapping[str, File]:
@@ -111,20 +105,20 @@ def read(version: str, path: Path) -> File:
     return file
 
 
-def _fault(problems: "Sequence[Problem]") -> ConfigurationError | None:
+def _fault(problems: Sequence[Problem]) -> ConfigurationError | None:
     """Return the first error of a file, as an exception."""
-    for error in problems:
-        if error.level == "error":
-            return ConfigurationError(f"{error.path}:{error.line}: {error.message}", hint=error.fix or ())
-    return None
+    error = next((problem for problem in problems if problem.level == "error"), None)
+    if error is None:
+        return None
+    return ConfigurationError(f"{error.path}:{error.line}: {error.message}", hint=error.fix or ())
 
 
-def load(version: str, path: Path) -> "tuple[File | None, Sequence[Problem]]":
+def load(version: str, path: Path) -> tuple[File | None, Sequence[Problem]]:
     """Read one file and what is wrong with it, by line. There is no File without its sections."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        return None, [Problem(path, 1, "error", "unreadable", f"cannot be read: {error.strerror}", None)]
+        return None, [Problem(path, "error", 1, "unreadable", f"cannot be read: {error.strerror}", None)]
     plain = content.replace(b"\r\n", b"\n")
     name = FILE_NAME.fullmatch(path.name)
     file, errors = None, list(_byte_errors(plain))
@@ -139,10 +133,10 @@ def load(version: str, path: Path) -> "tuple[File | None, Sequence[Problem]]":
             file = File(version, title, path, up, down, hashlib.sha256(plain).hexdigest())
     if name is None or name[1] != version:
         errors.append((1, "file-name", BAD_NAME, None))
-    problems = [Problem.of(path, "error", found) for found in sorted(errors, key=lambda found: found[0])]
+    problems = [Problem(path, "error", *found) for found in sorted(errors, key=lambda found: found[0])]
     if plain != content:
         fix = "git config core.autocrlf input, or `*.sql text eol=lf` in .gitattributes"
-        problems.append(Problem.of(path, "warning", (1, "line-ends", "lines end in CRLF; they are read as LF", fix)))
+        problems.append(Problem(path, "warning", 1, "line-ends", "lines end in CRLF; they are read as LF", fix))
     return file, problems
 
 
@@ -169,8 +163,7 @@ def _marker_errors(text: str, markers: "Sequence[re.Match[str]]") -> Iterator[Fo
     kinds = [marker[1] for marker in markers]
     if kinds not in (["up"], ["up", "down"]):
         line = next((at for n, at in enumerate(lines) if kinds[: n + 1] != ["up", "down"][: n + 1]), 1)
-        message = "a migration has one `-- migrate:up` and after it at most one `-- migrate:down`"
-        yield line, "markers", message, None
+        yield line, "markers", "a migration has one `-- migrate:up` and after it at most one `-- migrate:down`", None
         return
     for line, marker in zip(lines, markers, strict=True):
         if (option := marker[2].strip()) not in ("", "transaction:true", "transaction:false"):
@@ -195,7 +188,7 @@ def check(path: Path, version: str) -> tuple[Problem, ...]:
 
 
 def _checked(file: File | None, problems: Sequence[Problem]) -> tuple[Problem, ...]:
-    risks = [Problem.of(file.path, "warning", found) for found in lint.warnings(file.up)] if file else []
+    risks = [Problem(file.path, "warning", *found) for found in lint.warnings(file.up)] if file else []
     return tuple(sorted([*problems, *risks], key=lambda problem: problem.line))
 
 
@@ -221,23 +214,19 @@ def check_all(folders: Folders, *, versions: Collection[str] | None = None) -> t
                 continue
             if version in seen:
                 message = f"version {version} is also {seen[version]}"
-                problems.append(Problem(path, 1, "error", "duplicate-version", message, "renumber the newer one"))
-            elif listing is not bundled and (reason := _misplaced(version, latest)):
-                problems.append(Problem(path, 1, "warning", "out-of-order", reason, "number from 1000 or by timestamp"))
+                problems.append(Problem(path, "error", 1, "duplicate-version", message, "renumber the newer one"))
+            elif listing is not bundled and (version < latest or int(version) < RESERVED):
+                message = f"version {version} may be taken by a later posduif: it numbers its own below {RESERVED}"
+                if version < latest:
+                    message = f"version {version} comes before the bundled {latest}, which tenants have already"
+                fix = "number from 1000 or by timestamp"
+                problems.append(Problem(path, "warning", 1, "out-of-order", message, fix))
             if int(version) < int(highest):
                 message = f"versions are ordered as text, so {version} comes after {highest}"
-                problems.append(Problem(path, 1, "warning", "mixed-widths", message, "use the same number of digits"))
+                problems.append(Problem(path, "warning", 1, "mixed-widths", message, "use the same number of digits"))
             highest = max(highest, version, key=int)
             seen.setdefault(version, path)
     return tuple(problems)
-
-
-def _misplaced(version: str, latest: str) -> str | None:
-    if version < latest:
-        return f"version {version} comes before the bundled {latest}, which tenants have already"
-    if int(version) < RESERVED:
-        return f"version {version} may be taken by a later posduif: it numbers its own below {RESERVED}"
-    return None
 
 
 def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
@@ -257,12 +246,10 @@ def new(folders: Folders, *, name: str, folder: Path | None) -> Path:
         )
     versions = [match[1] for path in target.glob("*.sql") if (match := FILE_NAME.fullmatch(path.name))]
     newest = max(versions, default=None)
-    counts = newest is not None and len(newest) < 14
     moment = datetime.now(UTC)
-    while f"{moment:%Y%m%d%H%M%S}" in versions:  # two files within one second
+    while (version := f"{moment:%Y%m%d%H%M%S}") in versions:  # two files within one second
         moment += timedelta(seconds=1)
-    version = f"{moment:%Y%m%d%H%M%S}"
-    if newest is not None and counts:
+    if newest is not None and len(newest) < 14:
         following = f"{int(newest) + 1:04}"
         # Versions are compared as text, so behind 9999 comes 99990001.
         version = following if following > newest else f"{newest}0001"

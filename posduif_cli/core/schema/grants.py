@@ -13,9 +13,13 @@ from posduif_cli.db.session import Session
 Effect = tuple[str, str, tuple[int, ...]]
 
 
-def changes(before: Answer, after: Answer) -> tuple[int, ...]:
-    """Return how many rows changed between two answers to `count_changes`; none where the server does not count."""
-    return tuple(b - a for old, new in zip(before.rows, after.rows, strict=True) for a, b in zip(old, new, strict=True))
+def changes(before: Answer | None, after: Answer) -> tuple[int, ...]:
+    """Return how many rows changed until *after*, an answer to `count_changes`; none where the server does not count.
+
+    They are counted since *before*, another answer, or since the session began.
+    """
+    begun = before.rows if before is not None else [(0,) * len(row) for row in after.rows]
+    return tuple(b - a for old, new in zip(begun, after.rows, strict=True) for a, b in zip(old, new, strict=True))
 
 
 def run(conn: Session) -> bool:

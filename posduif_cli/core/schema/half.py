@@ -1,7 +1,7 @@
 """A migration that is applied or taken back by half: how it goes on, and abandoning it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from posduif_cli.core.folders import Folders
@@ -11,20 +11,25 @@ from posduif_cli.db import queries, record
 from posduif_cli.db.session import Session
 from posduif_cli.errors import Conflict, MigrationNotFound, Run, WrongState
 from posduif_cli.models.tenants import State
+from posduif_cli.notation import counted
 
 
-def conflict(tenant: str, key: str, done: int, folders: Folders) -> Conflict:
-    """Say that a file without a transaction is to be finished or abandoned before anything else is run."""
-    version, path = key.removesuffix(history.DOWN), folders.paths.get(key.removesuffix(history.DOWN))
-    what = "taken back" if key.endswith(history.DOWN) else "applied"
-    return Conflict(
-        f"migration {version} of {tenant} is {what} by half",
-        why=f"{done} statement{'' if done == 1 else 's'} of it ran" + ("" if path else ", and its file is gone"),
-        hint=[
-            f"fix what stopped {path}, and finish it" if path else "bring its file back and finish it, or abandon it",
-            *ways_out(tenant, key, folders),
-        ],
-    )
+def require_none(tenant: str, half: Mapping[str, int], folders: Folders, *, down: bool) -> None:
+    """Raise Conflict where a file of `half_done` is to be finished or abandoned before `up`, or *down*, may run."""
+    for key, done in half.items():
+        version, taken_back = key.removesuffix(history.DOWN), key.endswith(history.DOWN)
+        path = folders.paths.get(version)
+        if path is None or taken_back is not down:
+            raise Conflict(
+                f"migration {version} of {tenant} is {'taken back' if taken_back else 'applied'} by half",
+                why=f"{counted(done, 'statement')} of it ran" + ("" if path else ", and its file is gone"),
+                hint=[
+                    f"fix what stopped {path}, and finish it"
+                    if path
+                    else "bring its file back and finish it, or abandon it",
+                    *ways_out(tenant, key, folders),
+                ],
+            )
 
 
 def ways_out(tenant: str, key: str, folders: Folders) -> list[Run]:

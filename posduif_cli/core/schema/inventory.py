@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 
@@ -144,16 +144,6 @@ def snapshot() -> tuple[Thing, ...]:
     return tuple(Thing(**row) for row in rows)
 
 
-def dump(things: Iterable[Thing]) -> str:
-    """Return the text of `sql/schema.json` for what the bundled migrations made on a server."""
-    rows = [
-        {key: value for key, value in asdict(thing).items() if value is not None}
-        for thing in things
-        if thing.kind not in ("grant", "owner")
-    ]
-    return json.dumps(rows, indent=1) + "\n"
-
-
 def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
     """Return what the migrations make on this server, found by making it in a scratch database.
 
@@ -172,16 +162,13 @@ def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
 def _run(conn: Session, section: Section) -> None:
     """Run a section as on a tenant, without a lock, a version row and a record: whole, or statement by statement."""
     conn.restore()
-    if section.transactional:
-        pipeline = conn.pipeline()
-        with conn.transaction(first=pipeline):
-            pipeline.script(*(statement.text for statement in section.statements))
-            pipeline.send()
-            grants.run(conn)
-        return
-    for statement in section.statements:
-        conn.script(statement.text)
-    with conn.transaction():
+    texts = [statement.text for statement in section.statements]
+    for text in texts if not section.transactional else ():
+        conn.script(text)
+    pipeline = conn.pipeline()
+    with conn.transaction(first=pipeline):
+        pipeline.script(*(texts if section.transactional else ()))
+        pipeline.send()
         grants.run(conn)
 
 
@@ -189,13 +176,14 @@ def _run(conn: Session, section: Section) -> None:
 def _scratch(session: Session) -> Iterator[str]:
     """Make an empty database, closed to PUBLIC, for as long as the block runs."""
     name = f"{SCRATCH}{secrets.token_hex(6)}"
+    quoted = identifier(name)
     with session.lock(name):
         try:
             admin.create_database(session, Intent(name, State.PROVISIONING, admin.new_nonce()))
             with session.transaction():
-                session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=identifier(name)))
+                session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=quoted))
                 session.execute(
-                    compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=identifier(name))
+                    compose("ALTER DATABASE {name} ALLOW_CONNECTIONS true CONNECTION LIMIT -1", name=quoted)
                 )
             yield name
         finally:

@@ -11,18 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from posduif_cli.core.schema.parse import (
-    CREATE_INDEX,
-    Name,
-    Section,
-    Statement,
-    alone,
-    lex,
-    name_at,
-    names_at,
-    target,
-    token_text,
-)
+from posduif_cli.core.schema import parse
+from posduif_cli.core.schema.parse import Name, Section, Statement
 
 Found = tuple[int, str, str, str | None]  # line, rule, message, fix
 
@@ -46,7 +36,7 @@ class Rule:
     counter_example: str
     transactional: bool | None = None
     also: Callable[[Statement], bool] = lambda statement: True
-    on: Callable[[Statement, int], Iterable[Name | None]] = lambda statement, at: names_at(statement.tokens, at)
+    on: Callable[[Statement, int], Iterable[Name | None]] = lambda statement, at: parse.names_at(statement.tokens, at)
     deep: bool = False
 
 
@@ -58,15 +48,15 @@ _is_utf8 = _contains(r"utf_?-?8|unicode|\bdefault\b")
 _CONCURRENTLY = "say CONCURRENTLY, in a migration of its own with transaction:false"
 _LATER = "drop it in a later migration, when nothing in use reads it any more"
 
-UNCLOSED = Rule(
-    "unclosed", "", "a {what} begins here and never ends", None, "SELECT 'a", "SELECT 'a', $$ ' $$"
-)  # fmt: skip
-PSQL_COMMAND = Rule(
-    "psql-command", "", "a backslash command is psql's own; the server does not know it", "write it in SQL",
-    "\\i other.sql", "SELECT '\\i other.sql'",
-)  # fmt: skip
-
 # fmt: off
+UNCLOSED = Rule("unclosed", "",
+    "a {what} begins here and never ends",
+    None,
+    "SELECT 'a", "SELECT 'a', $$ ' $$")
+PSQL_COMMAND = Rule("psql-command", "",
+    "a backslash command is psql's own; the server does not know it",
+    "write it in SQL",
+    "\\i other.sql", "SELECT '\\i other.sql'")
 # Of single statements, in both sections of a file.
 ERRORS = (
     Rule("transaction-nesting",
@@ -102,12 +92,12 @@ ERRORS = (
         "write `-- migrate:{kind} transaction:false`",
         "CREATE INDEX CONCURRENTLY i ON t (a)", "REFRESH MATERIALIZED VIEW CONCURRENTLY v",
         transactional=True,
-        also=lambda statement: alone(statement) or target(statement).kind == "reindex_concurrently"),
+        also=lambda statement: parse.alone(statement) or parse.target(statement).kind == "reindex_concurrently"),
     Rule("unnamed-index", "create (?:unique )?index concurrently ",
         "name it: after an interruption it could not be told whether an unnamed index was built",
         "CREATE INDEX CONCURRENTLY name ON ...",
         "CREATE INDEX CONCURRENTLY ON t (a)", "CREATE INDEX CONCURRENTLY i ON t (a)",
-        transactional=False, also=lambda statement: not target(statement).names),
+        transactional=False, also=lambda statement: not parse.target(statement).names),
 )
 
 # Of single statements on relations that the same file has not made, in the up section.
@@ -129,7 +119,7 @@ RISKS = (
         "building an index makes writers wait",
         _CONCURRENTLY,
         "CREATE INDEX i ON t (a)", "CREATE INDEX i ON ONLY partitioned (a)",
-        on=lambda statement, at: [target(statement).table]),
+        on=lambda statement, at: [parse.target(statement).table]),
     Rule("require-concurrent-index-deletion", r"drop index (?!concurrently )(?:if exists )?",
         "dropping an index makes readers and writers wait",
         _CONCURRENTLY,
@@ -203,30 +193,17 @@ def errors(section: Section, kind: Literal["up", "down"]) -> Iterator[Found]:
     for found, start, _ in section.odd:
         rule = UNCLOSED if found == "open" else PSQL_COMMAND
         kinds = {"/": "comment", "$": "dollar quote", '"': "quoted name", "u": "quoted name", "U": "quoted name"}
-        yield (
-            section.line_at(start),
-            rule.name,
-            _filled(rule.message, what=kinds.get(section.text[start], "string")),
-            rule.fix,
-        )
+        message = rule.message.format(what=kinds.get(section.text[start], "string"))
+        yield section.line_at(start), rule.name, message, rule.fix
     for statement in section.statements:
         for rule in ERRORS:
-            if rule.transactional in (None, section.transactional) and _matches(rule, statement):
+            if rule.transactional not in (None, section.transactional):
+                continue
+            if re.match(rule.pattern, statement.shape) and rule.also(statement):
                 words = statement.shape.upper().split(" ")
                 texts = {"first": words[0], "words": " ".join(words[:3]), "kind": kind}
-                fix = rule.fix and _filled(rule.fix, **texts)
-                yield statement.line, rule.name, _filled(rule.message, **texts), fix
-
-
-def _matches(rule: Rule, statement: Statement) -> bool:
-    return re.match(rule.pattern, statement.shape) is not None and rule.also(statement)
-
-
-def _filled(text: str, **values: str) -> str:
-    """Put *values* into the places of a rule's text. Other braces stay."""
-    for name, value in values.items():
-        text = text.replace(f"{{{name}}}", value)
-    return text
+                fix = rule.fix and rule.fix.format(**texts)
+                yield statement.line, rule.name, rule.message.format(**texts), fix
 
 
 def warnings(section: Section) -> Iterator[Found]:
@@ -257,12 +234,12 @@ def _public(names: Iterable[Name | None]) -> set[Name]:
 def _makes(statement: Statement, made: set[Name]) -> set[Name]:
     """Return the tables and indexes that are new after a statement."""
     if match := _CREATE_TABLE.match(statement.shape):
-        return _public(names_at(statement.tokens, match[0].count(" ")))
-    if CREATE_INDEX.match(statement.shape):
-        return _public(target(statement).names)
+        return _public(parse.names_at(statement.tokens, match[0].count(" ")))
+    if parse.CREATE_INDEX.match(statement.shape):
+        return _public(parse.target(statement).names)
     if (match := _ALTER_TABLE.match(statement.shape)) and statement.tokens[-3:-1] == ("rename", "to"):
-        old = _public(names_at(statement.tokens, match[0].count(" ")))
-        return _public([name_at(statement.tokens, len(statement.tokens) - 1)[0]]) if old <= made else set()
+        old = _public(parse.names_at(statement.tokens, match[0].count(" ")))
+        return _public([parse.name_at(statement.tokens, len(statement.tokens) - 1)[0]]) if old <= made else set()
     return set()
 
 
@@ -273,7 +250,7 @@ def _risks(statement: Statement, made: set[Name]) -> Iterator[tuple[int, Rule]]:
         if match and not _public(rule.on(statement, match[0].count(" "))) <= made:
             yield statement.line, rule
     if match := _ALTER_TABLE.match(statement.shape):
-        table, at = name_at(statement.tokens, match[0].count(" "))
+        table, at = parse.name_at(statement.tokens, match[0].count(" "))
         if not _public([table]) <= made:
             for line, shallow, deep in _actions(statement, at + (statement.tokens[at : at + 1] == ("*",))):
                 for rule in ACTIONS:
@@ -284,8 +261,8 @@ def _risks(statement: Statement, made: set[Name]) -> Iterator[tuple[int, Rule]]:
 def _actions(statement: Statement, skipped: int) -> Iterator[tuple[int, str, str]]:
     """Yield the actions of ALTER TABLE: line, words outside parentheses, all words; *skipped* tokens lead."""
     text, depth, shallow, deep, begun = statement.text, 0, list[str](), list[str](), 0
-    for token in (*lex(text + ","),):
-        word = token_text(text + ",", token)
+    for token in (*parse.lex(text + ","),):
+        word = parse.token_text(text + ",", token)
         word = '""' if word[0] == '"' else word
         depth -= word == ")"
         if not depth and skipped:

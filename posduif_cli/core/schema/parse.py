@@ -1,7 +1,4 @@
-"""SQL text: how psql splits it into statements, and what a statement works on.
-
-No server is needed, and only the standard library is imported.
-"""
+"""SQL text: how psql splits it into statements, and what a statement works on; no server is needed."""
 
 import re
 from collections.abc import Iterator, Sequence

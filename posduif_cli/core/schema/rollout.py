@@ -1,16 +1,17 @@
 """Rollouts: migrations over many tenants, and what they would do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
 
-from posduif_cli.core.fleet.fleet import Fleet
-from posduif_cli.core.fleet.run import Errors, Lookout, Run, label
+from posduif_cli.core.fleet.crew import FIRST_PAUSE, LAST_PAUSE
+from posduif_cli.core.fleet.fleet import Errors, Fleet
+from posduif_cli.core.fleet.run import Lookout, Run, label, untouched
 from posduif_cli.core.schema import apply, grants, history
 from posduif_cli.core.schema.apply import Applied
 from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.history import behind
+from posduif_cli.core.schema.parse import Section
 from posduif_cli.core.schema.runner import Hooks
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
@@ -18,9 +19,8 @@ from posduif_cli.errors import PosduifError, Refused, ServerFull
 from posduif_cli.models.runs import Outcome, Plan, Step
 from posduif_cli.models.tenants import State, Tenant
 
-T = TypeVar("T")
 Key = tuple[str, str]  # server and tenant
-FIRST_PAUSE, LAST_PAUSE = timedelta(milliseconds=250), timedelta(seconds=5)  # between two tries to ask a full server
+Going = tuple[Sequence[File], Mapping[str, int | None]]  # the files that would be run, and how much is lost with them
 
 
 def up(
@@ -40,17 +40,17 @@ def up(
     chosen, errors = _choose(run, tenants)
     chosen = [tenant for tenant in chosen if tenant.error or not failed]
     targets = [tenant for tenant in chosen if tenants is not None or behind(tenant)]
-    run.leave([tenant for tenant in chosen if tenants is None and not behind(tenant)])
+    run.outcomes += [untouched(tenant, "unchanged") for tenant in chosen if tenants is None and not behind(tenant)]
     waiting = [tenant.schema_version or "" for tenant in targets if tenant.state is State.ACTIVE and tenant.pending]
     if waiting:
         on_pending({version for version in folders.paths if version > min(waiting)})
 
-    harmless: set[grants.Effect] = set()  # of all tenants: what leaves grants.sql nothing to do
-
-    def work(conn: Session, lookout: Lookout) -> tuple[str | None, str | None, bool]:
-        return _result(apply.up(conn, folders=folders, hooks=_hooks(run, lookout, harmless)))
-
-    run.work_on(targets, work, lambda conn: history.problem(conn, folders))
+    hooks = _hooks(run)
+    run.work_on(
+        targets,
+        lambda conn, lookout: apply.up(conn, folders=folders, hooks=hooks(lookout)),
+        lambda conn: history.problem(conn, folders),
+    )
     return errors
 
 
@@ -68,28 +68,20 @@ def down(
     Nothing but the versions that are *planned* is taken back: another command may have done so meanwhile. Return the
     servers that could not be asked; *run* gets an outcome per tenant.
     """
-    folders = run.fleet.folders
     chosen, errors = _choose(run, tenants)
+    hooks, take_back = _hooks(run), partial(apply.down, folders=run.fleet.folders, to=to, steps=steps, bundled=bundled)
 
-    harmless: set[grants.Effect] = set()  # of all tenants: what leaves grants.sql nothing to do
-
-    def work(conn: Session, lookout: Lookout) -> tuple[str | None, str | None, bool]:
-        expected = planned.get((conn.server.name, conn.database), ())
-        hooks = _hooks(run, lookout, harmless)
-        return _result(
-            apply.down(conn, folders=folders, to=to, steps=steps, bundled=bundled, planned=expected, hooks=hooks)
-        )
+    def work(conn: Session, lookout: Lookout) -> Applied:
+        return take_back(conn, planned=planned.get((conn.server.name, conn.database), ()), hooks=hooks(lookout))
 
     run.work_on(chosen, work, lambda conn: None)
     return errors
 
 
-def _hooks(run: Run, lookout: Lookout, harmless: set[grants.Effect]) -> Hooks:
-    return Hooks(lookout.blockers, run.tell, lookout.recall, harmless)
-
-
-def _result(done: Applied) -> tuple[str | None, str | None, bool]:
-    return done.before, done.after, bool(done.versions)
+def _hooks(run: Run) -> Callable[[Lookout], Hooks]:
+    """Return what makes the hooks of each tenant. All share what leaves `grants.sql` nothing to do."""
+    harmless: set[grants.Effect] = set()
+    return lambda lookout: Hooks(lookout.blockers, run.tell, lookout.recall, harmless)
 
 
 def _choose(run: Run, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:
@@ -124,19 +116,15 @@ class Planned:
 
     plan: Plan
     versions: Mapping[Key, Sequence[str]]
-    lost: Mapping[str, int | None] = field(default_factory=dict)
+    lost: Mapping[str, int | None]
 
 
 def plan_up(fleet: Fleet, *, tenants: Sequence[str] | None, failed: bool = False) -> tuple[Planned, Errors]:
-    """Return what `up` would run where, and the errors of tenants and servers.
-
-    There is a step for each migration and group of tenants with the same plan. The tenants are visited in read-only
-    transactions.
-    """
+    """Return what `up` would run where, and the errors of tenants and servers."""
     chosen, errors = choose(fleet, tenants)
     targets = [t for t in chosen if (tenants is not None or behind(t)) and (t.error or not failed)]
-    found = _ask(fleet, targets, errors, lambda conn: apply.to_apply(conn, folders=fleet.folders))
-    return Planned(_plan(found, "migrate up", lambda file: file.up.text), _versions(found)), errors
+    found = _ask(fleet, targets, errors, lambda conn: (apply.to_apply(conn, folders=fleet.folders), {}))
+    return _planned(found, "migrate up", lambda file: file.up), errors
 
 
 def plan_down(
@@ -147,34 +135,23 @@ def plan_down(
     Raises Refused where one of the tenants would lose a bundled migration and *bundled* does not allow it.
     """
 
-    def newest(conn: Session) -> tuple[list[File], dict[str, int | None]]:
+    def newest(conn: Session) -> Going:
         files = apply.to_take_back(conn, folders=fleet.folders, to=to, steps=steps, bundled=bundled)
         return files, apply.count_rows(conn, files, folders=fleet.folders)
 
     chosen, errors = choose(fleet, tenants)
-    told = _ask(fleet, chosen, errors, newest)
+    found = _ask(fleet, chosen, errors, newest)
     if (refused := next((error for error in errors.values() if type(error) is Refused), None)) is not None:
         raise refused
-    found = [(tenant, files) for tenant, (files, _) in told]
-    lost: dict[str, int | None] = {}
-    for _, (_, counts) in told:
-        for what, count in counts.items():
-            before = lost.get(what, 0)
-            lost[what] = None if count is None or before is None else before + count
-    plan = _plan(found, "migrate down", lambda file: file.down.text if file.down else "")
-    return Planned(plan, _versions(found), lost), errors
-
-
-def _versions(found: Sequence[tuple[Tenant, Sequence[File]]]) -> dict[Key, Sequence[str]]:
-    return {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, files in found}
+    return _planned(found, "migrate down", lambda file: file.down), errors
 
 
 def _ask(
-    fleet: Fleet, targets: Sequence[Tenant], errors: Errors, question: Callable[[Session], T]
-) -> list[tuple[Tenant, T]]:
+    fleet: Fleet, targets: Sequence[Tenant], errors: Errors, question: Callable[[Session], Going]
+) -> list[tuple[Tenant, Going]]:
     """Put a question to each active tenant in a read-only transaction; what fails goes into *errors*."""
 
-    def ask(conn: Session) -> T:
+    def ask(conn: Session) -> Going:
         with conn.transaction(read_only=True, lock_timeout=fleet.folders.lock_timeout):
             return question(conn)
 
@@ -187,15 +164,21 @@ def _ask(
     return found
 
 
-def _plan(found: Sequence[tuple[Tenant, Sequence[File]]], action: str, text: Callable[[File], str]) -> Plan:
-    """Make a step for each migration and group of tenants with the same files."""
+def _planned(found: Sequence[tuple[Tenant, Going]], action: str, section: Callable[[File], Section | None]) -> Planned:
+    """Make a step for each migration and group of tenants with the same files, and add up what is lost."""
     groups: dict[tuple[File, ...], list[str]] = {}
-    for tenant, files in found:
+    lost: dict[str, int | None] = {}
+    for tenant, (files, counts) in found:
         if files:
             groups.setdefault(tuple(files), []).append(tenant.tenant)
+        for what, count in counts.items():
+            before = lost.get(what, 0)
+            lost[what] = None if count is None or before is None else before + count
     steps = [
-        Step(action, f"{file.version}_{file.name}", text(file).strip(), tuple(sorted(names)))
+        Step(action, f"{file.version}_{file.name}", part.text.strip() if part else "", tuple(sorted(names)))
         for files, names in sorted(groups.items(), key=lambda group: -len(group[1]))
         for file in files
+        for part in [section(file)]
     ]
-    return Plan(tuple(steps))
+    versions = {(tenant.server, tenant.tenant): [file.version for file in files] for tenant, (files, _) in found}
+    return Planned(Plan(tuple(steps)), versions, lost)

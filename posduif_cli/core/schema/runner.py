@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from posduif_cli.core.fleet.crew import FIRST_PAUSE, LAST_PAUSE
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import grants, half, history, parse
 from posduif_cli.core.schema.files import File
@@ -46,8 +47,7 @@ class Hooks:
 
 def patience(conn: Session) -> Patience:
     """Return the patience of a session with locks that other sessions hold on its tenant's tables."""
-    pause, longest = timedelta(seconds=0.25), timedelta(seconds=5)
-    return Patience("blocked", pause=pause, longest=longest, interrupted=lambda: conn.cancelled)
+    return Patience("blocked", pause=FIRST_PAUSE, longest=LAST_PAUSE, interrupted=lambda: conn.cancelled)
 
 
 def wait_for(who: str, error: Blocked) -> str:
@@ -65,7 +65,7 @@ class Runner:
     """One section of one file on one tenant; a transactional section is run as a whole.
 
     *current* is the record as it was read under the tenant's lock, *done* the set of versions once the section is
-    through; *complete* says that the version table has our columns.
+    through; *complete* says that the version table has our columns, *first* that it is the session's first file.
     """
 
     conn: Session
@@ -77,6 +77,7 @@ class Runner:
     done: set[str]
     complete: bool
     taking_back: bool
+    first: bool
 
     @property
     def key(self) -> str:
@@ -106,7 +107,8 @@ class Runner:
     def _whole(self) -> None:
         count = queries.load("schema/history")["count_changes"]
         with self.transaction() as pipeline:
-            before = pipeline.execute(count)
+            # A session that has run no file yet has changed no catalog either.
+            before = None if self.first else pipeline.execute(count)
             ran = {pipeline.script(statement.text)[0]: statement for statement in self.section.statements}
             after = pipeline.execute(count)
             self.finish(pipeline, ran)

@@ -97,11 +97,7 @@ class Stepwise(Runner):
         or a name that was never there, would pass for the work of an earlier try.
         """
         named = queries.load("schema/history")
-        begun = bool(
-            self.conn.value(
-                named["is_begun"], version=step["version"], statement=step["statement"], checksum=step["checksum"]
-            )
-        )
+        begun = bool(self.conn.value(named["is_begun"], **step))
         if wrecks.clear(what):
             return begun
         if not begun:

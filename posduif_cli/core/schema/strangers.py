@@ -9,7 +9,7 @@ relations that an argument names. An expression that cannot be judged is refused
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.db import queries
@@ -153,20 +153,17 @@ def find(conn: Session, tables: Sequence[str], trust: Trust) -> tuple[Stranger, 
         judge = _Judge(conn, trust, {oid for carrier in carriers for oid in carrier.types})
         found: dict[str, Stranger] = {}
         for carrier in carriers:
-            if (stranger := judge.judge(carrier)) is None:
-                continue
-            # `--accept` takes a column's default and its type by one name.
-            earlier = found.get(stranger.name)
-            found[stranger.name] = stranger if earlier is None else _joined(earlier, stranger)
+            if stranger := judge.judge(carrier):
+                # `--accept` takes a column's default and its type by one name.
+                found[stranger.name] = _joined(found.get(stranger.name, stranger), stranger)
     return tuple(found[name] for name in sorted(found))
 
 
 def _joined(one: Stranger, other: Stranger) -> Stranger:
-    fix = "; ".join(dict.fromkeys(fix for fix in (one.fix, other.fix) if fix))
     return replace(
         one,
         why=" and ".join(dict.fromkeys([one.why, other.why])),
-        fix=fix or None,
+        fix="; ".join(dict.fromkeys(fix for fix in (one.fix, other.fix) if fix)) or None,
         runs=tuple(dict.fromkeys([*one.runs, *other.runs])),
         takeable=tuple(dict.fromkeys([*one.takeable, *other.takeable])),
     )
@@ -179,9 +176,7 @@ class _Judge:
         self._conn = conn
         self._trust = trust
         self._taken = taken
-        self._found: dict[int, _Type] = {}
-        self._functions: dict[int, _Function] = {}
-        self._operators: dict[int, _Operator] = {}
+        self._known: dict[str, dict[int, Any]] = {}
         self._types: dict[int, tuple[str | None, str | None]] = {}
         self._queries = queries.load("schema/strangers")
 
@@ -210,15 +205,13 @@ class _Judge:
     def _code(self, tree: str, functions: Sequence[int], operators: Sequence[int], *, whole: bool = True) -> _Code:
         """Take an expression apart; with *whole* each node in it must be one that can be judged."""
         code = _Code()
-        called = {int(oid) for oid in _CALLED.findall(tree)}
-        wanted = {*functions, *called, *(int(oid) for oid in _FUNCTION.findall(tree))}
-        for operator in self._described(
-            _Operator, "list_operators", self._operators, [*operators, *_ids(_OPERATOR, tree)]
-        ):
+        called, used = _ids(_CALLED, tree), {*operators, *_ids(_OPERATOR, tree)}
+        wanted = {*functions, *called, *_ids(_FUNCTION, tree)}
+        for operator in self._described(_Operator, "list_operators", used):
             wanted.add(operator.function)
             if operator.oid >= BUILTIN:
                 code.foreign.append(f"uses operator {operator.name}")
-        code.functions = self._described(_Function, "list_functions", self._functions, wanted)
+        code.functions = self._described(_Function, "list_functions", wanted)
         for found in code.functions:
             if not found.builtin and not self._trust.has("function", found.name, found.bare, found.owner):
                 code.foreign.append(f"runs {found.name} of {found.owner}")
@@ -248,9 +241,7 @@ class _Judge:
         return self._types[oid]
 
     def _look_up(self, oid: int) -> _Type:
-        if oid not in self._found:
-            (self._found[oid],) = self._conn.rows(_Type, self._queries["list_types"], oids=[oid])
-        return self._found[oid]
+        return self._described(_Type, "list_types", [oid])[0]
 
     def _alterable(self, oid: int) -> str | None:
         """Return why a type is refused that is, or holds, a domain which an adoption leaves to its owner.
@@ -262,13 +253,15 @@ class _Judge:
         found = self._look_up(oid)
         if found.element:
             return self._alterable(found.element)
-        known = self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner)
-        if found.kind != "d" or found.owner == ADMIN_ROLE or known:
+        if found.kind != "d" or found.owner == ADMIN_ROLE or self._trusted(found):
             return None
         return f"{found.name}, to which {found.owner} may give constraints"
 
+    def _trusted(self, found: _Type) -> bool:
+        return self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner)
+
     def _type_of(self, found: _Type) -> tuple[str | None, str | None]:
-        if self._trust.has("type", found.name, found.name.rpartition(".")[2], found.owner):
+        if self._trusted(found):
             return None, None
         if found.element:
             reason, castable = self._type(found.element)
@@ -283,12 +276,11 @@ class _Judge:
         reason, castable = self._type(found.base)
         return reason or self._alterable(found.base), castable
 
-    def _described(self, model: type[D], query: str, known: dict[int, D], wanted: Iterable[int]) -> list[D]:
+    def _described(self, model: type[D], query: str, wanted: Iterable[int]) -> list[D]:
         """Return what the catalog says of some OIDs, asked once for each; 0 means none."""
-        oids = {*wanted} - {0}
+        oids, known = {*wanted} - {0}, self._known.setdefault(query, {})
         if missing := sorted(oids - known.keys()):
-            rows = self._conn.rows(model, self._queries[query], oids=missing)
-            known |= {row.oid: row for row in rows}
+            known |= {row.oid: row for row in self._conn.rows(model, self._queries[query], oids=missing)}
         return [known[oid] for oid in sorted(oids)]
 
 

@@ -42,7 +42,6 @@ from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.tenants import Adoption, State, Tenant
 
 VERSIONS = BOOKKEEPING[0]
-SUPERUSER = "a superuser"
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
 CONFLICTS = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
@@ -69,96 +68,262 @@ class _Work:
     """What an adoption does: statements as the login, then as posduif_admin, and the record.
 
     *intent* is that on an engine's role that is there, *before* are versions noted already, *accepted* the names of
-    other people's code that is taken in.
+    other people's code that is taken in. *told* are steps without SQL, for a dry run alone.
     """
 
     intent: Intent | None
-    take: tuple[Step, ...]
-    make: tuple[Step, ...]
-    before: dict[str, str | None]
+    take: Sequence[Step]
+    make: Sequence[Step]
+    before: Mapping[str, str | None]
     record: Record
-    own: tuple[str, ...]
-    changes: tuple[str, ...]
-    unrun: tuple[str, ...]
-    accepted: tuple[str, ...]
-    unsure: tuple[str, ...]
+    own: Sequence[str]
+    changes: Sequence[str]
+    accepted: Sequence[str]
+    told: Sequence[Step]
 
 
-def adopt(
-    fleet: Fleet,
-    *,
-    database: str,
-    url: str | None = None,
-    accept: Sequence[str] = (),
-    ignore_unreachable: bool = False,
-) -> Adoption:
-    """Take in a database as a tenant.
+@dataclass(frozen=True)
+class Adopting:
+    """A database to take in as a tenant; *accept* names other people's code to take in too, as the refusal does."""
 
-    *accept* names other people's code to take in all the same, as the refusal prints it. Raises InvalidName,
-    TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as `create.create`,
-    NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
-    """
-    names.tenant(database)
-    server = fleet.server_for_new()
-    with fleet.maintenance(server) as session:
-        found = _find(fleet, session, database)
-        if isinstance(found, Tenant):
-            return _result(found, None)
-        _require_plain(session, found.there)
-        admin.ensure_roles(session)
-        with session.lock(database):
-            found = _find(fleet, session, database)
+    fleet: Fleet
+    database: str
+    url: str | None = None
+    accept: Sequence[str] = ()
+    ignore_unreachable: bool = False
+
+    def run(self) -> Adoption:
+        """Take the database in.
+
+        Raises InvalidName, TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as
+        `create.create`, NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
+        """
+        fleet, database = self.fleet, names.tenant(self.database)
+        server = fleet.server_for_new()
+        with fleet.maintenance(server) as session:
+            found = self._find(session)
             if isinstance(found, Tenant):
                 return _result(found, None)
-            _require_possible(fleet, session, found, ignore_unreachable)
-            expected = inventory.snapshot() if not fleet.folders.further else inventory.reference(fleet, server)
-            with connect.connect(server, database, command=fleet.command) as conn, conn.lock(database):
-                with _inside(fleet, conn, expected, read_only=True):
-                    _prepare(conn, fleet, found, expected, url, accept)
-                with _inside(fleet, conn, expected):
-                    if others := _await_others(conn, fleet.folders.lock_timeout):
-                        raise Busy(
-                            f"database {database} is being changed",
-                            why=[
-                                f"a transaction {other} is open; what it makes cannot be seen yet" for other in others
-                            ],
-                            hint="try again when that is done",
-                        )
-                    work = _prepare(conn, fleet, found, expected, url, accept)
-                    perform(_deeds(fleet, database, work), conn)
-                work = _look_again(conn, expected, work)
-        adopted = fleet.look(session, database).tenant
-        assert adopted is not None
-        return _result(adopted, work)
+            _require_plain(session, found.there)
+            admin.ensure_roles(session)
+            with session.lock(database):
+                found = self._find(session)
+                if isinstance(found, Tenant):
+                    return _result(found, None)
+                self._require_possible(session, found)
+                expected = inventory.snapshot() if not fleet.folders.further else inventory.reference(fleet, server)
+                with connect.connect(server, database, command=fleet.command) as conn, conn.lock(database):
+                    with self._inside(conn, expected, read_only=True):
+                        self._prepare(conn, found, expected)
+                    with self._inside(conn, expected):
+                        if others := _await_others(conn, fleet.folders.lock_timeout):
+                            raise Busy(
+                                f"database {database} is being changed",
+                                why=[
+                                    f"a transaction {one} is open; what it makes cannot be seen yet" for one in others
+                                ],
+                                hint="try again when that is done",
+                            )
+                        work = self._prepare(conn, found, expected)
+                        perform(self._deeds(work), conn)
+                    work = _look_again(conn, expected, work)
+            adopted = fleet.look(session, database).tenant
+            assert adopted is not None
+            return _result(adopted, work)
 
+    def plan(self) -> Plan:
+        """Return the steps of `run`, having read only; raises as it does.
 
-def adopting(
-    fleet: Fleet,
-    *,
-    database: str,
-    url: str | None = None,
-    accept: Sequence[str] = (),
-    ignore_unreachable: bool = False,
-) -> Plan:
-    """Return the steps of `adopt`, having read only; raises as it does.
+        What further folders' migrations make can be known only by running them. So the database is compared with what
+        the bundled ones make, and each difference is a step "compare" in place of an error.
+        """
+        fleet, database = self.fleet, names.tenant(self.database)
+        server = fleet.server_for_new()
+        with fleet.maintenance(server) as session:
+            found = self._find(session)
+            if isinstance(found, Tenant):
+                return Plan(())
+            _require_plain(session, found.there)
+            if session.member is not None or session.standby:  # raises as `admin.ensure_roles`, but makes no role
+                session.require_admin()
+            making = admin.role_statements(session, admin.missing_roles(session))
+            roles = [Step("make", "posduif's roles", sql) for sql in making]
+            self._require_possible(session, found)
+            expected = inventory.snapshot()
+            with connect.connect(server, database, command=fleet.command) as conn:
+                with self._inside(conn, expected, read_only=True):
+                    work = self._prepare(conn, found, expected, sure=not fleet.folders.further)
+                return plan([Deed(admin.ensure_roles, roles), *self._deeds(work)])
 
-    What further folders' migrations make can be known only by running them. So the database is compared with what the
-    bundled ones make, and each difference is a step "compare" in place of an error.
-    """
-    names.tenant(database)
-    server = fleet.server_for_new()
-    with fleet.maintenance(server) as session:
-        found = _find(fleet, session, database)
-        if isinstance(found, Tenant):
-            return Plan(())
-        _require_plain(session, found.there)
-        roles = _missing_roles(session)
-        _require_possible(fleet, session, found, ignore_unreachable)
-        expected = inventory.snapshot()
-        with connect.connect(server, database, command=fleet.command) as conn:
-            with _inside(fleet, conn, expected, read_only=True):
-                work = _prepare(conn, fleet, found, expected, url, accept, sure=not fleet.folders.further)
-            return plan([Deed(admin.ensure_roles, roles), *_deeds(fleet, database, work)])
+    def _find(self, session: Session) -> _Candidate | Tenant:
+        """Return the database to adopt, or the active tenant that it is already."""
+        name, there = self.database, self.fleet.look(session, self.database)
+        tenant, owner = there.tenant, there.owner
+        if tenant is not None and tenant.state is State.ACTIVE:
+            return tenant
+        if owner is None:
+            raise TenantNotFound(
+                f'there is no database "{name}" on server {session.server.name}',
+                hint=Run("tenant", "create", name),
+            )
+        # Of a tenant that was being dropped only the role is left, once the database is not posduif's.
+        dropped = tenant is not None and tenant.state is State.DROPPING and there.record is None
+        if tenant is not None and tenant.state is not State.LOST and not dropped:
+            raise wrong_state(tenant)
+        found = _Candidate(there=there, **session.dicts(queries.load("tenants/adopt")["find_database"], name=name)[0])
+        typing = f"{owner} types: ALTER DATABASE {quoted(name)}"
+        if found.template:
+            raise Conflict(f"database {name} is a template", hint=f"{typing} IS_TEMPLATE false;")
+        if not there.open:
+            raise Conflict(f"database {name} accepts no connections", hint=f"{typing} ALLOW_CONNECTIONS true;")
+        if found.path is not None:
+            raise Conflict(
+                f"database {name} sets {found.path}",
+                why="functions of its own would run in place of PostgreSQL's, with an administrator's rights",
+                hint=f"{typing} RESET search_path;",
+            )
+        return found
+
+    def _require_possible(self, session: Session, found: _Candidate) -> None:
+        """Raise unless name, rights and role allow the adoption."""
+        with Placements(self.fleet, ignore_unreachable=self.ignore_unreachable) as placements:
+            placements.require_unique(session.server, found.there.name)
+        _require_rights(session, found)
+        _require_role(found.there)
+
+    @contextmanager
+    def _inside(self, conn: Session, expected: Sequence[Thing], *, read_only: bool = False) -> Iterator[None]:
+        """Run the block in one transaction as the login itself, with the tenant's tables as they are."""
+        limits = self.fleet.folders
+        with conn.transaction(
+            read_only=read_only, lock_timeout=limits.lock_timeout, statement_timeout=limits.statement_timeout
+        ):
+            conn.execute("SET LOCAL ROLE NONE")
+            conn.execute("SET LOCAL search_path = pg_catalog")
+            if not read_only:
+                _lock(conn, [*(thing.name for thing in expected if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
+            yield
+
+    def _prepare(self, conn: Session, found: _Candidate, expected: Sequence[Thing], *, sure: bool = True) -> _Work:
+        """Compare, refuse what is against the adoption, and work out what it takes.
+
+        Where *expected* is not all that the migrations make, *sure* is False, and differences are told, not refused.
+        """
+        present = inventory.inventory(conn)
+        judged = differences.judge(expected, present)
+        code = _strangers(conn, expected, present)
+        acceptable = {*self.accept, *(strangers.accepted(found.kept.extra) if found.kept else ())}
+        taken = [stranger for stranger in code if stranger.name in acceptable and stranger.acceptable]
+        owners = takeover.owners(conn, found.there.owner or "", present)
+        functions = list(dict.fromkeys(function for stranger in taken for function in stranger.takeable))
+        take, keep, changes = takeover.plan(conn, owners, expected, present, judged.own, functions)
+        noted = _lock(conn, [VERSIONS], "SHARE")
+        refused = [stranger for stranger in code if stranger not in taken]
+        if objections := _objections(conn, judged.objections if sure else (), refused):
+            raise _refusal(conn, owners, objections)
+        before: dict[str, str | None] = dict(conn.tuples(queries.load("tenants/adopt")["list_noted"])) if noted else {}
+        unrun = list(self._unrun(before))
+        own = [f"{thing.kind} {thing.name}" for thing in differences.outermost(judged.own)]
+        accepted = [stranger.name for stranger in taken]
+        told = [
+            *(Step("leave alone", thing) for thing in own),
+            *(Step("mind", what) for what in unrun),
+            *(Step("accept", name) for name in accepted),
+        ]
+        if not sure:
+            unless = "unless a migration of your own makes it so"
+            told += [Step("compare", f"{objection.what}, {unless}") for objection in judged.objections]
+        return _Work(
+            intent=found.there.intent,
+            take=take,
+            make=[*judged.renames, *(Step("make", f"{t.kind} {t.name}", t.ddl) for t in judged.missing), *keep],
+            before=before,
+            record=self._record(conn, found, {*before, *self.fleet.folders.paths}, accepted),
+            own=own,
+            changes=[*changes, *unrun],
+            accepted=accepted,
+            told=told,
+        )
+
+    def _unrun(self, before: Mapping[str, str | None]) -> Iterator[str]:
+        """Yield what migrations would do to data and have not; raises ChecksumDiffers for a file that changed."""
+        for file in files.of(self.fleet.folders).all:
+            if before.get(file.version) not in (None, file.checksum):
+                raise ChecksumDiffers(
+                    f"{file.path} changed after it was applied to {self.database}",
+                    hint="restore the file and put the change into a new migration",
+                )
+        for file in files.of(self.fleet.folders).all:
+            lines = [s.line for s in file.up.statements if parse.touches_data(s)]
+            if file.version not in before and lines:
+                where = f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
+                noted = f"migration {file.version}_{file.name} is noted as applied and was not run"
+                yield f"{noted}: what it does to data, in {where}, is not done"
+
+    def _deeds(self, work: _Work) -> Iterator[Deed]:
+        """Yield everything that an adoption does, in its order, for one transaction in the database."""
+        name, engine = self.database, engine_role(self.database)
+        database, role = takeover.name(name), takeover.name(engine)
+        yield scripts(work.take)
+        yield Deed(lambda conn: _make(conn, work.make), work.make)
+        named = queries.load("schema/history")
+        bookkeeping = "\n".join((named["create_table"], named["complete_table"]))
+        yield Deed(lambda conn: conn.script(bookkeeping), [Step("make", f"table {VERSIONS}", bookkeeping)])
+        noting = f"INSERT INTO {VERSIONS} (version, checksum) VALUES ({{}}, '{{}}')"  # noqa: S608
+        noted = [
+            Step("note as applied", file.version, noting.format(literal(file.version).as_string(None), file.checksum))
+            for file in files.of(self.fleet.folders).all
+            if file.version not in work.before
+        ]
+        yield Deed(lambda conn: self._note(conn, work.before), noted)
+        making = Step("create role", engine, f"CREATE ROLE {role} LOGIN")
+        yield Deed(lambda conn: _make_role(conn, work.intent), [making])
+        joining = Step("join group", engine, f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}")
+        yield Deed(lambda conn: admin.join_groups(conn, name), [joining])
+        limit = f"ALTER ROLE {role} CONNECTION LIMIT {admin.engine_limit(work.record.engine['pool'])}"
+        yield scripts(
+            [
+                Step("limit connections", engine, limit),
+                Step("close to public", name, f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
+                Step("open to engine", name, f"GRANT CONNECT ON DATABASE {database} TO {role}"),
+                # The former owner must not decide which role a statement is run by.
+                Step("reset", name, f"ALTER DATABASE {database} RESET role"),
+                Step("reset", name, f"ALTER DATABASE {database} RESET session_authorization"),
+                Step("set time zone", name, f"ALTER DATABASE {database} SET timezone = 'UTC'"),
+                Step("set time zone", engine, f"ALTER ROLE {role} IN DATABASE {database} SET timezone = 'UTC'"),
+            ]
+        )
+        granting = Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8"))
+        yield Deed(grants.run, [granting])
+        comment = literal(record.dump(work.record)).as_string(None)
+        writing = Step("write record", name, f"COMMENT ON DATABASE {database} IS {comment}")
+        yield Deed(lambda conn: record.write(conn, work.record), [writing])
+        yield Deed(lambda conn: None, work.told)
+
+    def _note(self, conn: Session, before: Mapping[str, str | None]) -> None:
+        """Note every version as applied, with its checksum."""
+        add, complete = queries.load("schema/history")["add_applied"], queries.load("tenants/adopt")["complete_noted"]
+        for file in files.of(self.fleet.folders).all:
+            if file.version in before:
+                conn.execute(complete, version=file.version, checksum=file.checksum)
+            else:
+                conn.execute(add, version=file.version, checksum=file.checksum, duration_ms=None, applied_by=conn.login)
+
+    def _record(self, conn: Session, found: _Candidate, versions: set[str], accepted: Sequence[str]) -> Record:
+        """Return the record of the new tenant; what the database's own record says is kept where it is trusted."""
+        comment, kept = found.there.comment, found.kept or Record(State.ACTIVE)
+        earlier = record.parse(comment)
+        extra = {key: value for key, value in kept.extra.items() if key != ACCEPTED}
+        return Record(
+            State.ACTIVE,
+            schema=max(versions, default=None),
+            applied=folders.digest(versions),
+            url=self.url or kept.url or origin(conn.server, conn.database),
+            created=kept.created or found.there.at,
+            note=earlier.note if earlier else comment,
+            extra=extra | ({ACCEPTED: [*accepted]} if accepted else {}),
+            engine={**kept.engine, "pool": admin.decided_pool(conn, conn.database, found.kept)},
+        )
 
 
 def _await_others(conn: Session, limit: timedelta | None = None) -> list[str]:
@@ -191,7 +356,7 @@ def _look_again(conn: Session, expected: Sequence[Thing], work: _Work) -> _Work:
         str(Run("tenant", "verify", conn.database, lead=f"a transaction {other} is open still; when it is over, type"))
         for other in others
     ]
-    return replace(work, changes=(*work.changes, *told))
+    return replace(work, changes=[*work.changes, *told])
 
 
 def _strangers(conn: Session, expected: Sequence[Thing], present: Sequence[Thing]) -> tuple[Stranger, ...]:
@@ -199,22 +364,6 @@ def _strangers(conn: Session, expected: Sequence[Thing], present: Sequence[Thing
     # A function that differs is refused as such, not once more for each trigger that runs it.
     known = strangers.same(expected, present) | {(t.kind, t.name) for t in expected if t.kind == "function"}
     return strangers.find(conn, tables, strangers.Trust(known))
-
-
-def _missing_roles(session: Session) -> tuple[Step, ...]:
-    """Return the steps that make posduif's roles; raises as `admin.ensure_roles` does, but makes none."""
-    if session.member is not None or session.standby:
-        session.require_admin()
-    missing = admin.missing_roles(session)
-    return tuple(Step("make", "posduif's roles", sql) for sql in admin.role_statements(session, missing))
-
-
-def _require_possible(fleet: Fleet, session: Session, found: _Candidate, ignore_unreachable: bool) -> None:
-    """Raise unless name, rights and role allow the adoption."""
-    with Placements(fleet, ignore_unreachable=ignore_unreachable) as placements:
-        placements.require_unique(session.server, found.there.name)
-    _require_rights(session, found)
-    _require_role(found.there)
 
 
 def _require_plain(session: Session, there: Traces) -> None:
@@ -251,40 +400,9 @@ def _result(tenant: Tenant, work: _Work | None) -> Adoption:
         url=tenant.url,
         changed=work is not None,
         made=tuple(step.subject for step in work.make if step.action in ("make", "rename")) if work else (),
-        own=work.own if work else (),
-        changes=work.changes if work else (),
+        own=tuple(work.own) if work else (),
+        changes=tuple(work.changes) if work else (),
     )
-
-
-def _find(fleet: Fleet, session: Session, name: str) -> _Candidate | Tenant:
-    """Return the database to adopt, or the active tenant that it is already."""
-    there = fleet.look(session, name)
-    tenant, owner = there.tenant, there.owner
-    if tenant is not None and tenant.state is State.ACTIVE:
-        return tenant
-    if owner is None:
-        raise TenantNotFound(
-            f'there is no database "{name}" on server {session.server.name}',
-            hint=Run("tenant", "create", name),
-        )
-    # Of a tenant that was being dropped only the role is left, once the database is not posduif's.
-    dropped = tenant is not None and tenant.state is State.DROPPING and there.record is None
-    if tenant is not None and tenant.state is not State.LOST and not dropped:
-        raise wrong_state(tenant)
-    found = _Candidate(there=there, **session.dicts(queries.load("tenants/adopt")["find_database"], name=name)[0])
-    if found.template or not there.open:
-        raise Conflict(
-            f"database {name} {'is a template' if found.template else 'accepts no connections'}",
-            hint=f"{owner} types: ALTER DATABASE {quoted(name)} "
-            f"{'IS_TEMPLATE false' if found.template else 'ALLOW_CONNECTIONS true'};",
-        )
-    if found.path is not None:
-        raise Conflict(
-            f"database {name} sets {found.path}",
-            why="functions of its own would run in place of PostgreSQL's, with an administrator's rights",
-            hint=f"{owner} types: ALTER DATABASE {quoted(name)} RESET search_path;",
-        )
-    return found
 
 
 def _require_rights(session: Session, found: _Candidate) -> None:
@@ -318,20 +436,6 @@ def _require_role(there: Traces) -> None:
         )
 
 
-@contextmanager
-def _inside(fleet: Fleet, conn: Session, expected: Sequence[Thing], *, read_only: bool = False) -> Iterator[None]:
-    """Run the block in one transaction as the login itself, with the tenant's tables as they are."""
-    folders = fleet.folders
-    with conn.transaction(
-        read_only=read_only, lock_timeout=folders.lock_timeout, statement_timeout=folders.statement_timeout
-    ):
-        conn.execute("SET LOCAL ROLE NONE")
-        conn.execute("SET LOCAL search_path = pg_catalog")
-        if not read_only:
-            _lock(conn, [*(thing.name for thing in expected if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
-        yield
-
-
 def _lock(conn: Session, tables: Sequence[str], mode: str) -> list[str]:
     """Lock those of some tables that exist, so that no session makes them something else meanwhile; return them."""
     found = [table for (table,) in conn.tuples(queries.load("tenants/adopt")["find_tables"], tables=tables)]
@@ -340,58 +444,11 @@ def _lock(conn: Session, tables: Sequence[str], mode: str) -> list[str]:
     return found
 
 
-def _prepare(
-    conn: Session,
-    fleet: Fleet,
-    found: _Candidate,
-    expected: Sequence[Thing],
-    url: str | None,
-    accept: Sequence[str],
-    *,
-    sure: bool = True,
-) -> _Work:
-    """Compare, refuse what is against the adoption, and work out what it takes.
-
-    Where *expected* is not all that the migrations make, *sure* is False, and differences are told, not refused.
-    """
-    present = inventory.inventory(conn)
-    judged = differences.judge(expected, present)
-    code = _strangers(conn, expected, present)
-    accepted = {*accept, *(strangers.accepted(found.kept.extra) if found.kept else ())}
-    taken = [stranger for stranger in code if stranger.name in accepted and stranger.acceptable]
-    owners = takeover.owners(conn, found.there.owner or "", present)
-    functions = list(dict.fromkeys(function for stranger in taken for function in stranger.takeable))
-    taking = takeover.plan(conn, owners, expected, present, judged.own, functions)
-    noted = _lock(conn, [VERSIONS], "SHARE")
-    refused = [stranger for stranger in code if stranger not in taken]
-    if objections := _objections(conn, judged.objections if sure else (), refused):
-        raise _refusal(conn, owners, objections)
-    before: dict[str, str | None] = dict(conn.tuples(queries.load("tenants/adopt")["list_noted"])) if noted else {}
-    unrun = tuple(_unrun(fleet, conn.database, before))
-    make = [*judged.renames, *(Step("make", f"{thing.kind} {thing.name}", thing.ddl) for thing in judged.missing)]
-    names_taken = tuple(stranger.name for stranger in taken)
-    return _Work(
-        intent=found.there.intent,
-        take=taking.take,
-        make=(*make, *taking.keep),
-        before=before,
-        record=_record(conn, found, {*before, *fleet.folders.paths}, names_taken, url),
-        own=tuple(f"{thing.kind} {thing.name}" for thing in differences.outermost(judged.own)),
-        changes=(*taking.changes, *unrun),
-        unrun=unrun,
-        accepted=names_taken,
-        unsure=tuple(objection.what for objection in judged.objections) if not sure else (),
-    )
-
-
 def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[Stranger]) -> list[Objection]:
-    """Return what is against an adoption: only the relations that have to go aside, if there are any.
-
-    What is on them goes along with them.
-    """
+    """Return what is against an adoption: only the relations that go aside, if any, as what is on them goes along."""
     named = queries.load("tenants/adopt")
     objections = [
-        *(Objection(what, fix, owner=SUPERUSER) for what, fix in conn.tuples(named["list_event_triggers"])),
+        *(Objection(what, fix, owner="a superuser") for what, fix in conn.tuples(named["list_event_triggers"])),
         *(Objection(what, fix, VERSIONS) for what, fix in conn.tuples(named["list_obstacles"])),
         *judged,
         *(
@@ -400,22 +457,6 @@ def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[St
         ),
     ]
     return [objection for objection in objections if differences.ASIDE in (objection.fix or "")] or objections
-
-
-def _unrun(fleet: Fleet, database: str, before: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield what migrations would do to data and have not; raises ChecksumDiffers for one noted with another file."""
-    for file in files.of(fleet.folders).all:
-        if before.get(file.version) not in (None, file.checksum):
-            raise ChecksumDiffers(
-                f"{file.path} changed after it was applied to {database}",
-                hint="restore the file and put the change into a new migration",
-            )
-    for file in files.of(fleet.folders).all:
-        lines = [s.line for s in file.up.statements if parse.touches_data(s)]
-        if file.version not in before and lines:
-            where = f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
-            noted = f"migration {file.version}_{file.name} is noted as applied and was not run"
-            yield f"{noted}: what it does to data, in {where}, is not done"
 
 
 def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
@@ -442,55 +483,6 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
     )
 
 
-def _close(name: str, pool: int) -> list[Step]:
-    """Return what closes the database to PUBLIC and opens it to its engine, which has *pool* connections, in UTC."""
-    database, engine, role = takeover.name(name), engine_role(name), takeover.name(engine_role(name))
-    limit = f"ALTER ROLE {role} CONNECTION LIMIT {admin.engine_limit(pool)}"
-    return [
-        Step("limit connections", engine, limit),
-        Step("close to public", name, f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
-        Step("open to engine", name, f"GRANT CONNECT ON DATABASE {database} TO {role}"),
-        # The former owner must not decide which role a statement is run by.
-        *(Step("reset", name, f"ALTER DATABASE {database} RESET {key}") for key in ("role", "session_authorization")),
-        Step("set time zone", name, f"ALTER DATABASE {database} SET timezone = 'UTC'"),
-        Step("set time zone", engine, f"ALTER ROLE {role} IN DATABASE {database} SET timezone = 'UTC'"),
-    ]
-
-
-def _deeds(fleet: Fleet, name: str, work: _Work) -> Iterator[Deed]:
-    """Yield everything that an adoption does, in its order, for one transaction in the database."""
-    engine, role = engine_role(name), takeover.name(engine_role(name))
-    yield scripts(work.take)
-    yield Deed(lambda conn: _make(conn, work.make), work.make)
-    named = queries.load("schema/history")
-    bookkeeping = "\n".join((named["create_table"], named["complete_table"]))
-    yield Deed(lambda conn: conn.script(bookkeeping), [Step("make", f"table {VERSIONS}", bookkeeping)])
-    noting = f"INSERT INTO {VERSIONS} (version, checksum) VALUES"
-    noted = [
-        Step("note as applied", file.version, f"{noting} ({literal(file.version).as_string(None)}, '{file.checksum}')")
-        for file in files.of(fleet.folders).all
-        if file.version not in work.before
-    ]
-    yield Deed(lambda conn: _note(conn, fleet, work.before), noted)
-    making = Step("create role", engine, f"CREATE ROLE {role} LOGIN")
-    yield Deed(lambda conn: _make_role(conn, work.intent), [making])
-    joining = Step("join group", engine, f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}")
-    yield Deed(lambda conn: admin.join_groups(conn, name), [joining])
-    yield scripts(_close(name, work.record.engine["pool"]))
-    granting = Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8"))
-    yield Deed(grants.run, [granting])
-    comment = literal(record.dump(work.record)).as_string(None)
-    writing = Step("write record", name, f"COMMENT ON DATABASE {takeover.name(name)} IS {comment}")
-    yield Deed(lambda conn: record.write(conn, work.record), [writing])
-    told = {
-        "leave alone": work.own,
-        "mind": work.unrun,
-        "accept": work.accepted,
-        "compare": [f"{what}, unless a migration of your own makes it so" for what in work.unsure],
-    }
-    yield Deed(lambda conn: None, [Step(action, each) for action, subjects in told.items() for each in subjects])
-
-
 def _make(conn: Session, make: Sequence[Step]) -> None:
     """Make what is missing, from now on as posduif_admin; raises Conflict where rows or names are in the way."""
     conn.execute("SET LOCAL ROLE posduif_admin")
@@ -511,16 +503,6 @@ def _make(conn: Session, make: Sequence[Step]) -> None:
             ) from error
 
 
-def _note(conn: Session, fleet: Fleet, before: Mapping[str, str | None]) -> None:
-    """Note every version as applied, with its checksum."""
-    add, complete = queries.load("schema/history")["add_applied"], queries.load("tenants/adopt")["complete_noted"]
-    for file in files.of(fleet.folders).all:
-        if file.version in before:
-            conn.execute(complete, version=file.version, checksum=file.checksum)
-        else:
-            conn.execute(add, version=file.version, checksum=file.checksum, duration_ms=None, applied_by=conn.login)
-
-
 def _make_role(conn: Session, intent: Intent | None) -> None:
     """Make the engine's role with its intent, or have the one that is there log in again."""
     name = conn.database
@@ -529,20 +511,3 @@ def _make_role(conn: Session, intent: Intent | None) -> None:
     else:
         admin.open_role(conn, name)
         record.put_intent(conn, engine_role(name), replace(intent, state=State.ACTIVE))
-
-
-def _record(conn: Session, found: _Candidate, versions: set[str], accepted: tuple[str, ...], url: str | None) -> Record:
-    """Return the record of the new tenant; what the database's own record says is kept where it is trusted."""
-    comment, kept = found.there.comment, found.kept or Record(State.ACTIVE)
-    earlier = record.parse(comment)
-    extra = {key: value for key, value in kept.extra.items() if key != ACCEPTED}
-    return Record(
-        State.ACTIVE,
-        schema=max(versions, default=None),
-        applied=folders.digest(versions),
-        url=url or kept.url or origin(conn.server, conn.database),
-        created=kept.created or found.there.at,
-        note=earlier.note if earlier else comment,
-        extra=extra | ({ACCEPTED: [*accepted]} if accepted else {}),
-        engine={**kept.engine, "pool": admin.decided_pool(conn, conn.database, found.kept)},
-    )

@@ -1,20 +1,19 @@
 """Bulk creation: a list of tenants as they should be, and what it takes to have them; a second run changes nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
 from posduif_cli.core.fleet.crew import Share
-from posduif_cli.core.fleet.fleet import Fleet, split
+from posduif_cli.core.fleet.fleet import Errors, Fleet, split
 from posduif_cli.core.fleet.placement import Placements
-from posduif_cli.core.fleet.run import DEFAULT_JOBS, Errors, Pace, Run
+from posduif_cli.core.fleet.run import DEFAULT_JOBS, Pace, Run
 from posduif_cli.core.schema import files
 from posduif_cli.core.tenants import create, template
 from posduif_cli.core.tenants.create import Maker, Wanted
 from posduif_cli.core.tenants.engine import Keep
-from posduif_cli.core.tenants.template import Template
 from posduif_cli.db import admin, queries
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
@@ -87,8 +86,9 @@ def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str
         raise UsageError("the name is missing")
     wanted = Wanted(name, check_url(url), web_user)
     wanted.check()
-    if server is not None and server not in {known.name for known in fleet.servers}:
-        raise UsageError(f'server "{server}" is not among {", ".join(known.name for known in fleet.servers)}')
+    configured = [known.name for known in fleet.servers]
+    if server is not None and server not in configured:
+        raise UsageError(f'server "{server}" is not among {", ".join(configured)}')
     return Entry(wanted, server)
 
 
@@ -98,21 +98,23 @@ Job = tuple[Entry, bool]  # and whether the tenant exists, so that only its web 
 
 @dataclass
 class Bench:
-    """One server during a run: what is to be made on it, from what, and the sessions that wait for the next entry."""
+    """One server during a run: what is to be made on it, by what, and the sessions that wait for the next entry."""
 
-    fleet: Fleet
     server: Server
     share: Share
+    maker: Maker
     jobs: list[Job] = field(default_factory=list)
     workers: int = 1
-    template: Template | None = None
     idle: list[Session] = field(default_factory=list)
     lost: ServerUnreachable | None = None
 
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Lend a maintenance session; after an error all idle ones are ended, so that another connection is free."""
-        session = self._take() or self._connect()
+        try:
+            session = self.idle.pop()
+        except IndexError:  # also where another thread took the last one
+            session = self._connect()
         try:
             yield session
         except BaseException:
@@ -125,7 +127,7 @@ class Bench:
         if self.lost is not None:
             raise self.lost.with_traceback(None)
         try:
-            return self.fleet.maintenance(self.server)
+            return self.maker.fleet.maintenance(self.server)
         except ServerFull:
             raise
         except ServerUnreachable as error:
@@ -134,14 +136,9 @@ class Bench:
 
     def close(self) -> None:
         """End the idle sessions."""
-        while (session := self._take()) is not None:
-            session.close()
-
-    def _take(self) -> Session | None:
-        try:
-            return self.idle.pop()
-        except IndexError:  # also where another thread took the last one
-            return None
+        with suppress(IndexError):
+            while True:
+                self.idle.pop().close()
 
 
 class Creation(Run):
@@ -179,7 +176,7 @@ class Creation(Run):
 
             def work(job: tuple[Bench, Entry, bool]) -> tuple[Tenant, bool]:
                 bench = job[0]
-                attempt = partial(self._create, placements, *job)
+                attempt = partial(self._create, *job)
                 try:
                     return bench.share.connect(attempt)
                 except ServerFull:
@@ -209,7 +206,7 @@ class Creation(Run):
                         plain = used.isdisjoint((wanted.name, admin.engine_role(wanted.name)))
                         try:
                             if not plain or len(self.fleet.everyone) > 1:
-                                create.require_possible(self.fleet, placements, session, wanted, if_not_exists=True)
+                                bench.maker.require_possible(session, wanted)
                         except PosduifError as error:
                             self._fail(entry, bench.server.name, error)
                             continue
@@ -228,7 +225,8 @@ class Creation(Run):
     def _sort(self, placements: Placements) -> list[Bench]:
         """Give every entry to the server that has it or is to have it; an entry that needs no visit is settled."""
         told, away = split(self._ask())
-        benches = {server.name: Bench(self.fleet, server, Share(self.crew.stop)) for server in self.fleet.servers}
+        maker = Maker(self.fleet, placements, if_not_exists=True)
+        benches = {s.name: Bench(s, Share(self.crew.stop), maker) for s in self.fleet.servers}
         counts = {name: len(answer) for name, answer in told.items()}
         known: dict[str, list[Tenant]] = {}
         for tenant in (tenant for answer in told.values() for tenant in answer):
@@ -271,7 +269,7 @@ class Creation(Run):
             with bench.session() as session:
                 admin.ensure_roles(session)
                 coming = sum(not exists for _, exists in bench.jobs)
-                bench.template = template.provide(session, self.fleet, coming=coming)
+                bench.maker = replace(bench.maker, template=template.provide(session, self.fleet, coming=coming))
 
         try:
             bench.share.connect(prepare)
@@ -280,16 +278,15 @@ class Creation(Run):
                 self._fail(entry, bench.server.name, error)
             bench.jobs.clear()
         # Each has a session in the maintenance database and, unless a copy is all there is to it, one in the tenant's.
-        copy, folders = bench.template, self.fleet.folders
+        copy, folders = bench.maker.template, self.fleet.folders
         copied = copy is not None and not folders.pending(copy.schema, copy.applied)
         alone = copied and not any(entry.wanted.web_user or exists for entry, exists in bench.jobs)
         bench.workers = max(1, min(self.pace.jobs, bench.server.max_connections // (1 if alone else 2)))
 
-    def _create(self, placements: Placements, bench: Bench, entry: Entry, exists: bool) -> tuple[Tenant, bool]:
-        maker = Maker(self.fleet, placements, if_not_exists=True, template=bench.template)
+    def _create(self, bench: Bench, entry: Entry, exists: bool) -> tuple[Tenant, bool]:
         with bench.session() as session, self.crew.watch(session):
             session.require_admin()
-            return maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
+            return bench.maker.create(session, entry.wanted, self.keeper(entry.wanted.name, exists))
 
     def _note(self, job: tuple[Bench, Entry, bool], found: tuple[Tenant, bool] | PosduifError, seconds: float) -> None:
         bench, entry, _ = job

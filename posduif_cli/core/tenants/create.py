@@ -24,11 +24,11 @@ from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import Busy, PosduifError, QueryFailed, Run, TenantExists
 from posduif_cli.models.runs import Plan, Step
-from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
 DUPLICATE_DATABASE = ("42P04", "23505")
 MAKING = f"CREATE DATABASE {{name}} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'"
+CLOSING = "REVOKE ALL ON DATABASE {name} FROM PUBLIC"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def create(
 def creating(fleet: Fleet, wanted: Wanted, *, if_not_exists: bool = False, ignore_unreachable: bool = False) -> Plan:
     """Return the steps of `create`, having asked the server and changed nothing; raises as `create`."""
     with _placed(fleet, wanted, ignore_unreachable) as (placements, session):
-        since = require_possible(fleet, placements, session, wanted, if_not_exists=if_not_exists)
+        since = Maker(fleet, placements, if_not_exists).require_possible(session, wanted)
     return Plan(tuple(steps(fleet, wanted, since)))
 
 
@@ -113,19 +113,6 @@ def _placed(fleet: Fleet, wanted: Wanted, ignore_unreachable: bool) -> Iterator[
         yield placements, session
 
 
-def require_possible(
-    fleet: Fleet, placements: Placements, session: Session, wanted: Wanted, *, if_not_exists: bool
-) -> Progress:
-    """Raise what `create` would raise before it changes anything; return how far an earlier try came."""
-    there = fleet.look(session, wanted.name)
-    if _whole(fleet, session.server, there, wanted, if_not_exists=if_not_exists) is not None:
-        return Progress.WHOLE
-    found = progress(there)
-    if found < Progress.MADE:
-        placements.require_unique(session.server, wanted.name)
-    return found
-
-
 @dataclass(frozen=True)
 class Maker:
     """Creates tenants on one server, which has posduif's roles already; *template* is what they are copied from."""
@@ -133,18 +120,48 @@ class Maker:
     fleet: Fleet
     placements: Placements
     if_not_exists: bool
-    template: Template | None
+    template: Template | None = None
 
     def create(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> tuple[Tenant, bool]:
         """Create one as the function of that name, by a maintenance session."""
         try:
             with session.lock(wanted.name):
                 there = self.fleet.look(session, wanted.name)
-                existing = _whole(self.fleet, session.server, there, wanted, if_not_exists=self.if_not_exists)
+                existing = self._whole(session, there, wanted)
                 return (existing, False) if existing else (_Creation(self, session, wanted, keep).finish(there), True)
         except QueryFailed as error:
             error.hints = (*error.hints, "run the same command again: it finishes what was begun")
             raise
+
+    def require_possible(self, session: Session, wanted: Wanted) -> Progress:
+        """Raise what `create` would raise before it changes anything; return how far an earlier try came."""
+        there = self.fleet.look(session, wanted.name)
+        if self._whole(session, there, wanted) is not None:
+            return Progress.WHOLE
+        found = progress(there)
+        if found < Progress.MADE:
+            self.placements.require_unique(session.server, wanted.name)
+        return found
+
+    def _whole(self, session: Session, there: Traces, wanted: Wanted) -> Tenant | None:
+        """Return the tenant that is there already, as it was asked for; None where it is still to be made or finished.
+
+        Raises as `require_same`, and TenantExists where it lacks the web user.
+        """
+        existing, web_user = there.tenant, wanted.web_user
+        if existing is None or existing.state is State.PROVISIONING:
+            return None
+        require_same(existing, wanted.url, if_not_exists=self.if_not_exists)
+        if web_user is not None:
+            with self.fleet.enter(session.server, wanted.name) as conn:
+                found = users.look(conn, web_user)
+            if found is None or found.user_type != "web":
+                raise TenantExists(
+                    f"tenant {wanted.name} exists and differs",
+                    why=f'it has no web user "{web_user}"',
+                    hint=Run("user", "create", wanted.name, web_user, "--type", "web"),
+                )
+        return existing
 
 
 @dataclass
@@ -166,7 +183,7 @@ class _Creation:
         while (before := progress(there)) is not Progress.WHOLE:
             there = ROAD[before][0](self, there)
             if progress(there) <= before:
-                raise proof.missing(self.session, [proof.TOGETHER])
+                break
         if there.tenant is None or there.tenant.state is not State.ACTIVE:
             raise proof.missing(self.session, [proof.TOGETHER])
         return there.tenant
@@ -209,10 +226,7 @@ class _Creation:
         return made
 
     def open(self, there: Traces) -> Traces:
-        """Equip the role, open the database and write its record, in one transaction.
-
-        A copy that lacks nothing is active by that.
-        """
+        """In one transaction equip the role, open the database and write its record: a whole copy is active by that."""
         session, name, copy = self.session, there.name, self.copy
         pool = admin.configured_pool(session.server)
         url = self.wanted.url or origin(session.server, name)
@@ -255,23 +269,18 @@ class _Creation:
 ROAD: Mapping[Progress, tuple[Callable[[_Creation, Traces], Traces], Callable[[Fleet, Wanted], Iterable[Step]]]] = {
     Progress.NOTHING: (
         _Creation.announce,
-        lambda fleet, wanted: [Step("create role", wanted.role, f"CREATE ROLE {wanted.role} LOGIN")],
+        lambda _, new: [Step("create role", new.role, f"CREATE ROLE {new.role} LOGIN")],
     ),
     Progress.ANNOUNCED: (
         _Creation.make,
-        lambda fleet, wanted: [Step("create database", wanted.name, MAKING.format(name=wanted.name))],
+        lambda _, new: [Step("create database", new.name, MAKING.format(name=new.name))],
     ),
-    Progress.MADE: (
-        _Creation.open,
-        lambda fleet, wanted: [
-            Step("close to public", wanted.name, f"REVOKE ALL ON DATABASE {wanted.name} FROM PUBLIC")
-        ],
-    ),
+    Progress.MADE: (_Creation.open, lambda _, new: [Step("close to public", new.name, CLOSING.format(name=new.name))]),
     Progress.RECORDED: (
         _Creation.fill,
-        lambda fleet, wanted: [
+        lambda fleet, new: [
             *migrating(files.of(fleet.folders).all),
-            *([Step("create web user", wanted.web_user)] if wanted.web_user else ()),
+            *([Step("create web user", new.web_user)] if new.web_user else ()),
         ],
     ),
 }
@@ -285,27 +294,6 @@ def steps(fleet: Fleet, wanted: Wanted, since: Progress = Progress.NOTHING) -> l
 def migrating(pending: Iterable[File]) -> list[Step]:
     """Return a step for each migration that is to be applied."""
     return [Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in pending]
-
-
-def _whole(fleet: Fleet, server: Server, there: Traces, wanted: Wanted, *, if_not_exists: bool) -> Tenant | None:
-    """Return the tenant that is there already, as it was asked for; None where it is still to be made or finished.
-
-    Raises as `require_same`, and TenantExists where it lacks the web user.
-    """
-    existing, web_user = there.tenant, wanted.web_user
-    if existing is None or existing.state is State.PROVISIONING:
-        return None
-    require_same(existing, wanted.url, if_not_exists=if_not_exists)
-    if web_user is not None:
-        with fleet.enter(server, wanted.name) as conn:
-            found = users.look(conn, web_user)
-        if found is None or found.user_type != "web":
-            raise TenantExists(
-                f"tenant {wanted.name} exists and differs",
-                why=f'it has no web user "{web_user}"',
-                hint=Run("user", "create", wanted.name, web_user, "--type", "web"),
-            )
-    return existing
 
 
 def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> None:

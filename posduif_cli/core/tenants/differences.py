@@ -1,7 +1,7 @@
 """How a schema that other people made differs: what to make, rename, leave alone, or refuse."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from posduif_cli.core.schema.inventory import Difference, Thing, flat
@@ -9,18 +9,8 @@ from posduif_cli.models.runs import Step
 
 # The order in which missing things are made, so that each finds what it needs.
 MADE = (
-    "schema",
-    "extension",
-    "type",
-    "sequence",
-    "function",
-    "table",
-    "column",
-    "constraint",
-    "index",
-    "view",
-    "trigger",
-)
+    "schema", "extension", "type", "sequence", "function", "table", "column", "constraint", "index", "view", "trigger"
+)  # fmt: skip
 ASIDE = "SET SCHEMA before_posduif"  # where relations are moved to: nothing that may hold rows is ever dropped
 SHOWN = 80
 
@@ -60,12 +50,15 @@ def judge(expected: Sequence[Thing], present: Sequence[Thing]) -> Judgement:
     renames: list[Step] = []
     missing: list[Thing] = []
     for key, thing in wanted.items():
+        alike = (
+            t for t in spare.values() if (t.kind, t.table, t.definition) == (thing.kind, thing.table, thing.definition)
+        )
         if key in there:
             if there[key].definition != thing.definition:
                 objections.append(_objection(thing, there[key]))
         elif thing.kind == "column" and thing.table in tables and ("table", thing.table) not in there:
             continue  # comes with its table
-        elif thing.kind == "constraint" and (twin := _twin(thing, spare.values())):
+        elif thing.kind == "constraint" and (twin := next(alike, None)):
             del spare[twin.kind, twin.name]
             renaming = f"ALTER TABLE {twin.table} RENAME CONSTRAINT {twin.bare} TO {thing.bare}"
             renames.append(Step("rename", f"constraint {twin.name}", renaming))
@@ -90,14 +83,6 @@ def outermost(things: Sequence[Thing]) -> list[Thing]:
     ]
 
 
-def _twin(thing: Thing, spare: Iterable[Thing]) -> Thing | None:
-    """Return a constraint of the same table that means the same under another name, or None."""
-    for other in spare:
-        if other.kind == "constraint" and other.definition == thing.definition and other.table == thing.table:
-            return other
-    return None
-
-
 def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
     """Return why a thing of the database's own on one of our tables would change how they behave, or None."""
     assert thing.table is not None
@@ -111,17 +96,13 @@ def _breaks(thing: Thing, wanted: Iterable[Thing]) -> Objection | None:
                     f"ALTER TABLE {thing.table} DROP CONSTRAINT {thing.bare}",
                     thing.table,
                 )
-    if (
-        thing.kind == "column"
-        and thing.definition.endswith("NOT NULL")
-        and not re.search("DEFAULT|GENERATED", thing.definition)
-    ):
-        filled = f"column {thing.name} must be filled, and neither the engine nor posduif fills it"
-        return Objection(filled, f"ALTER TABLE {thing.table} ALTER {thing.bare} DROP NOT NULL", thing.table)
+    filled = thing.kind == "column" and re.search("DEFAULT|GENERATED", thing.definition)
+    if thing.kind == "column" and thing.definition.endswith("NOT NULL") and not filled:
+        what = f"column {thing.name} must be filled, and neither the engine nor posduif fills it"
+        return Objection(what, f"ALTER TABLE {thing.table} ALTER {thing.bare} DROP NOT NULL", thing.table)
     if thing.kind == "trigger" and thing.definition == "DISABLED":
-        return Objection(
-            f"trigger {thing.name} is disabled", f"ALTER TABLE {thing.table} ENABLE TRIGGER ALL", thing.table
-        )
+        what = f"trigger {thing.name} is disabled"
+        return Objection(what, f"ALTER TABLE {thing.table} ENABLE TRIGGER ALL", thing.table)
     return None
 
 
@@ -158,9 +139,7 @@ def _repair(expected: Thing, found: Thing) -> str | None:
     """
     kind, name, table, bare = expected.kind, expected.name, expected.table, expected.bare
     if kind == "column":
-        assert table is not None
-        assert bare is not None
-        return _repair_column(table, bare, expected.definition, found.definition)
+        return f"ALTER TABLE {table} {', '.join(_repair_column(bare, expected.definition, found.definition))}"
     if kind == "constraint":
         return f"ALTER TABLE {table} DROP CONSTRAINT {bare}"
     if kind == "index":
@@ -188,28 +167,20 @@ def _repair(expected: Thing, found: Thing) -> str | None:
 _COLUMN = re.compile(r"(?P<type>.+?)(?: (?P<default>(?:DEFAULT|GENERATED) .+?))?(?P<required> NOT NULL)?")
 
 
-def _undo(default: str) -> str:
-    """Return what takes a column's default, its identity or its expression away; its values stay."""
-    if not default.startswith("GENERATED"):
-        return "DROP DEFAULT"
-    return "DROP IDENTITY" if default.endswith("IDENTITY") else "DROP EXPRESSION"
-
-
-def _repair_column(table: str, column: str, expected: str, found: str) -> str:
+def _repair_column(column: str | None, expected: str, found: str) -> Iterator[str]:
+    """Yield the actions of ALTER TABLE that make a column as expected; what its default made of its rows stays."""
     want, have = _COLUMN.fullmatch(expected), _COLUMN.fullmatch(found)
     assert want is not None
     assert have is not None
-    parts = []
-    if want["type"] != have["type"]:
+    default, retyped = have["default"], want["type"] != have["type"]
+    if default and (retyped or want["default"] != default):  # it need not fit the new type
+        generated = "IDENTITY" if default.endswith("IDENTITY") else "EXPRESSION"
+        yield f"ALTER {column} DROP {generated if default.startswith('GENERATED') else 'DEFAULT'}"
+    if retyped:
         zoned = have["type"] == "timestamp with time zone"
         value = f"{column} AT TIME ZONE 'UTC'" if zoned else f"{column}::text::{want['type']}"
-        if have["default"]:
-            parts.append(f"ALTER {column} {_undo(have['default'])}")  # it need not fit the new type
-        parts.append(f"ALTER {column} TYPE {want['type']} USING {value}")
-    if want["default"] != have["default"] and have["default"] and not parts:
-        parts.append(f"ALTER {column} {_undo(have['default'])}")
-    if want["default"] and (parts or not have["default"]):
-        parts.append(f"ALTER {column} SET {want['default']}")
+        yield f"ALTER {column} TYPE {want['type']} USING {value}"
+    if want["default"] and (retyped or want["default"] != default):
+        yield f"ALTER {column} SET {want['default']}"
     if want["required"] != have["required"]:
-        parts.append(f"ALTER {column} {'SET' if want['required'] else 'DROP'} NOT NULL")
-    return f"ALTER TABLE {table} {', '.join(parts)}"
+        yield f"ALTER {column} {'SET' if want['required'] else 'DROP'} NOT NULL"

@@ -40,7 +40,9 @@ def drop(
         inside = None
         if tenant.state not in (State.PROVISIONING, State.DROPPING, State.LOST) and tenant.schema_version is not None:
             inside = stack.enter_context(fleet.enter(found.server, name))
-        loss = _count(session, inside, confirmed) if inside else _uncounted(found)
+        loss = Loss(name, found.server.name, None, None, None, None)
+        if inside is not None:
+            loss = _count(session, inside, loss, confirmed)
         confirm(loss)
         session.require_admin()
         with session.lock(name):
@@ -57,16 +59,11 @@ def dropping(fleet: Fleet, found: Found) -> Plan:
         return plan(_dropping(fleet, session, fleet.look(session, found.tenant.tenant), None))
 
 
-def _uncounted(found: Found) -> Loss:
-    return Loss(found.tenant.tenant, found.server.name, None, None, None, None)
-
-
-def _count(session: Session, inside: Session, confirmed: bool) -> Loss:
+def _count(session: Session, inside: Session, loss: Loss, confirmed: bool) -> Loss:
     """Count what dropping a tenant destroys, by a session *inside* its database; `uncounted` says why it is not known.
 
     Where the engine's locks are in the way of a drop that was *confirmed* already, its sessions are ended.
     """
-    loss = Loss(inside.database, inside.server.name, None, None, None, None)
 
     def count(shut: bool) -> Loss:
         try:
@@ -101,7 +98,12 @@ def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | N
                 hint=Run("tenant", "adopt", name),
             )
     else:
-        _require_untied(session, name)
+        if ties := _ties(session, role, elsewhere_than=name):
+            raise Conflict(
+                f"tenant {name} was not dropped: its role {role} owns something elsewhere, or was granted it",
+                why=f"in {', '.join(ties)}; without that the role could not be dropped, and its name stayed taken",
+                hint=[f"a superuser types, in {place}: DROP OWNED BY {role};" for place in ties],
+            )
         yield Deed(lambda session: _announce_drop(session, fleet, there, inside))
         if traces.is_ours(there):
             where = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
@@ -110,17 +112,6 @@ def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | N
             yield Deed(lambda session: _drop_database(session, name), [Step("drop database", name, sql)])
     if there.intent is not None:
         yield Deed(lambda session: admin.drop_role(session, name), [Step("drop role", role, f"DROP ROLE {role}")])
-
-
-def _require_untied(session: Session, name: str) -> None:
-    """Raise Conflict, with nothing dropped yet, where the engine's role could not be dropped afterwards."""
-    role = admin.engine_role(name)
-    if ties := _ties(session, role, elsewhere_than=name):
-        raise Conflict(
-            f"tenant {name} was not dropped: its role {role} owns something elsewhere, or was granted it",
-            why=f"in {', '.join(ties)}; without that the role could not be dropped, and its name stayed taken",
-            hint=[f"a superuser types, in {place}: DROP OWNED BY {role};" for place in ties],
-        )
 
 
 def _ties(session: Session, role: str, *, elsewhere_than: str) -> list[str]:

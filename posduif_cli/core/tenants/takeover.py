@@ -17,15 +17,6 @@ Subject = tuple[str, str]  # kind, as ALTER wants it, and qualified name
 
 
 @dataclass(frozen=True)
-class Takeover:
-    """Statements to run as the login, then as posduif_admin, and what they change for other roles, in words."""
-
-    take: tuple[Step, ...]
-    keep: tuple[Step, ...]
-    changes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Role:
     """A role with what it may do in the database and its schema public before the adoption.
 
@@ -55,19 +46,15 @@ def plan(
     present: Sequence[Thing],
     own: Sequence[Thing],
     functions: Collection[str] = (),
-) -> Takeover:
-    """Return which role loses what and is given what; *owned* are the `owners`, *own* is what is left alone.
+) -> tuple[list[Step], list[Step], list[str]]:
+    """Return (statements to run as the login, then as posduif_admin, what they change for other roles, in words).
 
-    posduif_admin takes what the migrations make, and *functions*. Raises AccessDenied, with what would help, when the
-    login may not act for everyone who owns something there.
+    *owned* are the `owners`, *own* is what is left alone. posduif_admin takes what the migrations make, and
+    *functions*. Raises AccessDenied, with what would help, when the login may not act for every owner.
     """
     name_of, owner = conn.database, owned.get(("database", conn.database), ADMIN_ROLE)
-    roles = conn.rows(
-        _Role,
-        queries.load("tenants/adopt")["list_roles"],
-        ours=[ADMIN_ROLE, ENGINE_GROUP, engine_role(name_of)],
-        owners=list(owned.values()),
-    )
+    question, ours = queries.load("tenants/adopt")["list_roles"], [ADMIN_ROLE, ENGINE_GROUP, engine_role(name_of)]
+    roles = conn.rows(_Role, question, ours=ours, owners=list(owned.values()))
     wanted = {thing.name for thing in expected if thing.kind in ("table", "view", "sequence", "function", "type")}
     wanted |= {*functions, *_types(expected, present)}
     always = {("database", name_of), ("schema", "public"), *(("table", table) for table in BOOKKEEPING)}
@@ -79,12 +66,12 @@ def plan(
     tables = {f"table {thing.name}" for thing in expected if thing.kind == "table"}
     take = list(_take(owned, taken, present, own))
     _require_reach(conn, roles, take)
-    keep, changes = _keep_rights(name_of, owner, roles, taken, present, tables)
-    changes += [
+    kept = list(_keep_rights(name_of, owner, roles, taken, present, tables))
+    changes = [change for _, change in kept] + [
         f"function {function} goes on to run, for posduif, too; it belongs to {ADMIN_ROLE} now, what it calls does not"
         for function in functions
     ]
-    return Takeover(tuple(step for step, _ in take), tuple(keep), tuple(changes))
+    return [step for step, _ in take], [step for step, _ in kept if step is not None], changes
 
 
 def _types(expected: Sequence[Thing], present: Sequence[Thing]) -> set[str]:
@@ -98,19 +85,16 @@ def _types(expected: Sequence[Thing], present: Sequence[Thing]) -> set[str]:
 def _require_reach(conn: Session, roles: Sequence[_Role], take: Sequence[tuple[Step, str]]) -> None:
     """Raise AccessDenied unless the login may act for every owner; never advise to become a member of a superuser."""
     needed = {role for _, role in take}
-    unreachable = {role.role: role.powerful for role in roles if role.role in needed and not role.may}
-    if not unreachable:
-        return
-    fixes = [
-        f"a superuser types: GRANT {quoted(role)} TO {quoted(conn.login)};"
-        for role, powerful in unreachable.items()
-        if not powerful
-    ]
-    fixes += [f"a superuser types, in {conn.database}: {step.sql};" for step, role in take if unreachable.get(role)]
-    raise AccessDenied(
-        f"{conn.login} may not act for {', '.join(unreachable)}, who own objects in {conn.database}",
-        hint=[*fixes, Run("tenant", "adopt", conn.database)],
-    )
+    if away := {role.role: role.powerful for role in roles if role.role in needed and not role.may}:
+        login = quoted(conn.login)
+        raise AccessDenied(
+            f"{conn.login} may not act for {', '.join(away)}, who own objects in {conn.database}",
+            hint=[
+                *(f"a superuser types: GRANT {quoted(role)} TO {login};" for role in away if not away[role]),
+                *(f"a superuser types, in {conn.database}: {step.sql};" for step, role in take if away.get(role)),
+                Run("tenant", "adopt", conn.database),
+            ],
+        )
 
 
 def _take(
@@ -136,12 +120,10 @@ def _take(
 
 def _owner(thing: Thing, owned: Mapping[Subject, str], taken: Mapping[Subject, str]) -> str | None:
     """Return the owner of a relation, or of the table that a sequence belongs to; None where it is posduif_admin."""
-    for subject, role in owned.items():
-        word, bare = subject
-        if word in ("database", "schema", "function", "procedure", "type"):
-            continue
-        if bare == thing.name or f"OWNED BY {bare}." in thing.definition:
-            return None if subject in taken else role
+    for (word, bare), role in owned.items():
+        relation = word not in ("database", "schema", "function", "procedure", "type")
+        if relation and (bare == thing.name or f"OWNED BY {bare}." in thing.definition):
+            return None if (word, bare) in taken else role
     return None
 
 
@@ -152,14 +134,12 @@ def _keep_rights(
     taken: Mapping[Subject, str],
     present: Sequence[Thing],
     tables: set[str],
-) -> tuple[list[Step], list[str]]:
-    """Return what gives roles by name what they had by ownership or by PUBLIC, and what each gains and loses, in words.
+) -> Iterator[tuple[Step | None, str]]:
+    """Yield what gives roles by name what they had by ownership or by PUBLIC: (step, what changes by it, in words).
 
     TRIGGER and REFERENCES are not given: by them a role could have its own code run by every login that writes, which
     from now on may be an administrator. Nor is CREATE on schema public: functions there could pass for PostgreSQL's.
     """
-    steps: list[Step] = []
-    changes: list[str] = []
     for role in (role for role in roles if not role.super):
         owned = role.role == owner
         rights = {
@@ -168,33 +148,28 @@ def _keep_rights(
         }
         if owned or "CREATE" in role.schema:
             sql = f"REVOKE CREATE ON SCHEMA public FROM {name(role.role)}"
-            steps.append(Step("revoke", f"{role.role} on schema public", sql))
-            changes.append(f"{role.role} lost CREATE on schema public")
+            yield Step("revoke", f"{role.role} on schema public", sql), f"{role.role} lost CREATE on schema public"
         for (word, bare), before in taken.items():
             if before == role.role and word in ("table", "view"):
                 rights["table", bare] = ["SELECT", "INSERT", "UPDATE", "DELETE", *(["TRUNCATE"] * (word == "table"))]
-                changes.append(f"{role.role} no longer owns {word} {bare}: it may read and write it, not alter it")
+                yield None, f"{role.role} no longer owns {word} {bare}: it may read and write it, not alter it"
             elif before == role.role:
-                changes.append(f"{role.role} no longer owns {word} {bare}")
+                yield None, f"{role.role} no longer owns {word} {bare}"
         for (word, bare), words in rights.items():
             if words:
                 target = name(bare) if word == "database" else bare
                 sql = f"GRANT {', '.join(words)} ON {word.upper()} {target} TO {name(role.role)}"
-                steps.append(Step("grant", f"{role.role} on {word} {bare}", sql))
-                changes.append(f"{role.role} has {', '.join(words)} on {word} {bare} by name now")
+                change = f"{role.role} has {', '.join(words)} on {word} {bare} by name now"
+                yield Step("grant", f"{role.role} on {word} {bare}", sql), change
     for thing in (thing for thing in present if thing.kind == "grant" and thing.table in tables):
         risky = ", ".join(word for word in ("TRIGGER", "REFERENCES") if word in thing.definition)
         if thing.bare == "public":
-            changes.append(f"PUBLIC lost {thing.definition} on {thing.table}")
+            yield None, f"PUBLIC lost {thing.definition} on {thing.table}"
         elif risky:
-            bare = (thing.table or "").removeprefix("table ")
-            steps.append(Step("revoke", thing.name, f"REVOKE {risky} ON {bare} FROM {thing.bare} CASCADE"))
-            changes.append(f"{thing.bare} lost {risky} on {thing.table}")
-    return steps, [
-        *changes,
-        f"PUBLIC may no longer connect to {database} nor use its schema public",
-        f"new sessions in {database} use UTC",
-    ]
+            sql = f"REVOKE {risky} ON {(thing.table or '').removeprefix('table ')} FROM {thing.bare} CASCADE"
+            yield Step("revoke", thing.name, sql), f"{thing.bare} lost {risky} on {thing.table}"
+    yield None, f"PUBLIC may no longer connect to {database} nor use its schema public"
+    yield None, f"new sessions in {database} use UTC"
 
 
 def name(name: str) -> str:

@@ -36,11 +36,11 @@ def ready(session: Session, folders: Folders) -> Template | None:
 
 def provide(session: Session, fleet: Fleet, *, coming: int) -> Template | None:
     """Return the server's template, made if need be; None for fewer than WORTHWHILE tenants with those *coming*."""
-    if (found := ready(session, fleet.folders)) is not None:
-        return found
-    number = session.value(queries.load("fleet/fleet")["count_tenants"], sizes=False)
-    worth = number + coming >= WORTHWHILE
-    return _make(session, fleet) if worth else None
+    found = ready(session, fleet.folders)
+    count = queries.load("fleet/fleet")["count_tenants"]
+    if found is None and session.value(count, sizes=False) + coming >= WORTHWHILE:
+        return _make(session, fleet)
+    return found
 
 
 def _make(session: Session, fleet: Fleet) -> Template | None:
