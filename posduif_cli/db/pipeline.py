@@ -75,10 +75,10 @@ class Pipeline:
                 for query, params, _ in queued:
                     cursors.append(raw.cursor(row_factory=args_row(bare)))
                     cursors[-1].execute(query, params or None, prepare=False)
-        except PosduifError as error:
+        except (PosduifError, IndexError) as error:  # psycopg's own, of a result that it did not expect
             done = sum(cursor.pgresult is not None for cursor in cursors)
             self.failed = queued[done][2] if done < len(queued) else None
-            if not raw.closed and raw.pgconn.pipeline_status:
+            if isinstance(error, IndexError) or (not raw.closed and raw.pgconn.pipeline_status):
                 raw.close()
                 why = "neither COPY nor a constraint that fails at the end of a transaction can be used here"
                 raise QueryFailed("the session ended amid its statements", why=why) from error
