@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from posduif_cli.db import embedded
-from support.servers import scratch
+from support.runner import Posduif
+from support.servers import PgServer, scratch
 from support.sources import REPO
 
 pytestmark = pytest.mark.one_server
@@ -61,3 +63,32 @@ def test_the_sessions_of_the_readme(tmp_path: Path) -> None:
     for (command, printed), out, err in zip(blocks(), outs, errs, strict=False):
         shown = re.sub(r"^using the embedded server in .*\n", "", err, flags=re.MULTILINE)
         assert masked(shown + out) == masked(printed), (command, out, err)
+
+
+def block(language: str, after: str) -> str:
+    """Return the first block of a language behind a heading."""
+    found = re.search(rf"^### {after}\n.*?^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert found, after
+    return found[1]
+
+
+def test_the_logins_of_the_readme(own_server: PgServer, run_on: Callable[..., Posduif], tmp_path: Path) -> None:
+    """The SQL as it is printed, and the file with the server's address in it: each login does its work and no other."""
+    posduif = run_on(own_server)
+    posduif("server", "init")
+    posduif("tenant", "create", "nordbank", "--web-user", "desk", "--url", "https://nordbank.example.com")
+    for statement in filter(str.strip, block("sql", "Logins for people and jobs").split(";")):
+        own_server.sql(statement)
+    file = tmp_path / "config.yaml"
+    yaml = block("yaml", "Logins for people and jobs")
+    assert "host=db1.internal user=sam sslmode=verify-full" in yaml
+    logins = {
+        "sam": (["token", "create", "nordbank"], ["token", "purge", "nordbank"]),
+        "nightly": (["token", "purge", "--all", "--older-than", "7d", "-q"], ["token", "create", "nordbank"]),
+        "olga": (["tenant", "create", "suedbank"], None),
+    }
+    for login, (may, may_not) in logins.items():
+        file.write_text(yaml.replace("host=db1.internal user=sam sslmode=verify-full", own_server.dsn_for(user=login)))
+        assert posduif.process(*may, "--config", str(file), POSDUIF_DSN="").code == 0, login
+        if may_not:
+            assert posduif.process(*may_not, "--config", str(file), POSDUIF_DSN="").code == 6, login
