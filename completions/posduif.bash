@@ -87,15 +87,18 @@ _posduif() {
     " version") candidates='' options='' ;;
     esac
     if [ -n "$skip" ]; then
-        case $prev in
-        --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")) ;;
-        --output) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
-        --qr) COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;
-        --sort) COMPREPLY=($(compgen -W 'name size version server' -- "$cur")) ;;
-        --status) COMPREPLY=($(compgen -W 'pending_sync synced read' -- "$cur")) ;;
-        --type) COMPREPLY=($(compgen -W 'web mobile' -- "$cur")) ;;
-        -o) COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
-        --fields)
+        case "$path $prev" in
+        " message list --status") COMPREPLY=($(compgen -W 'pending_sync synced read' -- "$cur")) ;;
+        " tenant list --sort") COMPREPLY=($(compgen -W 'name size version server' -- "$cur")) ;;
+        " token create --qr") COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;
+        " token list --status") COMPREPLY=($(compgen -W 'active used expired revoked' -- "$cur")) ;;
+        " token show --qr") COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;
+        " user create --type") COMPREPLY=($(compgen -W 'web mobile' -- "$cur")) ;;
+        " user list --type") COMPREPLY=($(compgen -W 'web mobile' -- "$cur")) ;;
+        *" --color") COMPREPLY=($(compgen -W 'auto always never' -- "$cur")) ;;
+        *" --output") COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
+        *" -o") COMPREPLY=($(compgen -W 'table tsv json jsonl' -- "$cur")) ;;
+        *" --fields")
             local before=${cur%"${cur##*,}"} cur=${cur##*,}
             _posduif_ask; compopt -o nospace 2>/dev/null
             COMPREPLY=("${COMPREPLY[@]/#/$before}") ;;

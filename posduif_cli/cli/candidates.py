@@ -145,7 +145,8 @@ def _asked(app: App, kind: str, tenant: str) -> list[str]:
     with app.fleet.open(tenant) as place:
         if kind == "users":
             return [user.username for user in users.find_all(place.session, limit=MOST)]
-        return [device.device_id for device in devices.find_all(place.session, limit=MOST)]
+        found = devices.find_all(place.session, limit=MOST)
+        return [name for device in found for name in (device.device_id, device.username)]
 
 
 def _kept(app: App, kind: str, tenant: str, ask: Callable[[], list[str]]) -> list[str]:

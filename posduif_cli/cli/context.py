@@ -197,7 +197,14 @@ class App:
         Raises NoServer.
         """
         chosen = tuple(map(self._started, self.config.servers)) or (self._embedded(),)
-        return self.fleet_of(chosen, tuple(map(self._started, self.config.neighbours)))
+        others = [s for s in map(self._started, self.config.neighbours) if not s.embedded or self._made()]
+        return self.fleet_of(chosen, others)
+
+    def _made(self) -> bool:
+        """Whether there is an embedded server: one that was never made has no tenants to ask for."""
+        from posduif_cli.core import servers
+
+        return servers.status(self.config.data_dir).version is not None
 
     def _started(self, server: "Server") -> "Server":
         """Return a server of the configuration with its DSN; the embedded one is started if need be."""
@@ -206,12 +213,8 @@ class App:
         from posduif_cli.core import servers
 
         made, started = servers.embedded(self.config.data_dir, self.config.bin_dir)
-        if made is None:
-            raise NoServer(
-                f"server {server.name} is the embedded server, and there is none yet",
-                why=f"nothing was made in {self.config.data_dir}",
-                hint=Run("server", "start"),
-            )
+        if made is None:  # as any server that cannot be reached; the hint says how to make it
+            return replace(server, dsn=servers.address(self.config.data_dir))
         if started:
             self.out.say(f"started the embedded server in {self.config.data_dir}")
         engine = {**made.engine, **server.engine}
@@ -342,7 +345,7 @@ class App:
             raise ConfirmationMissing(
                 f"refused: {danger}",
                 why="nothing was changed" + (f"; {given} is not {expected}" if given else "; it was not confirmed"),
-                hint=f"add --confirm {expected}",
+                hint=f"add --confirm {shlex.quote(expected)}",
             )
 
 

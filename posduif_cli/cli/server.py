@@ -145,7 +145,7 @@ def status(ctx: typer.Context) -> None:
 @app.verb("remove", example="posduif server remove --confirm embedded")
 def remove(ctx: typer.Context, confirm: options.Confirm = None) -> None:
     """Stop the embedded server and delete all its tenants and data, after --confirm embedded."""
-    from posduif_cli.core import servers
+    from posduif_cli.core import quickstart, servers
     from posduif_cli.models.servers import EmbeddedStatus
 
     app = app_of(ctx)
@@ -153,6 +153,7 @@ def remove(ctx: typer.Context, confirm: options.Confirm = None) -> None:
     folder = app.config.data_dir
     if servers.status(folder).version is not None:
         app.confirm(servers.NAME, confirm, f"remove the embedded server in {folder} with {_contents(app)}")
+    quickstart.forget(folder)
     removed = servers.remove(folder)
     app.out.say(f"removed: the embedded server in {folder}" if removed else "there is no embedded server")
     app.out.show(servers.status(folder, changed=removed))

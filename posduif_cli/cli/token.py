@@ -129,21 +129,23 @@ def present(
     whose = f" for {token.label}" if token.label else ""
     caption = f"enrollment{whose} (id {str(token.id)[:8]}), {token.tenant}, expires {tables.short(token.expires_at)}"
     said = [caption, *([note] if note else [])]
-    # Below the code, where it is still on the screen, unless the top of the code would scroll away for it.
-    below = picture.text is None or picture.spare >= len(said)
-    if not below:
-        for line in said:
-            out.say(line)
-    if picture.text:
+    lines = [*([] if out.quiet else said), issued.enrollment_url]
+    rows = sum(max(1, -(-len(line) // screen.columns)) for line in lines)
+    # Below the code, where they are still on the screen, unless the top of the code would scroll away for them.
+    left = picture.spare + 1 - rows
+    if picture.text and left >= 0:
         out.text(picture.text, own=True)
-    if below:
-        for line in said:
-            out.say(line)
+    for line in said:
+        out.say(line)
     out.text(issued.enrollment_url)
+    if picture.text and left < 0:
+        out.text(picture.text, own=True)
     if picture.advice:
         out.say(picture.advice)
-    elif picture.spare > len(said) and not drawn_elsewhere and not picture.large:
-        out.say(Run("token", "show", "URL", "--qr", "large", lead="does not scan? the same, larger"))
+    elif left > 0 and not drawn_elsewhere and not picture.large:
+        larger = qr.picture(issued.enrollment_url, screen, Style.LARGE).advice is None
+        how = ("--qr", "large") if larger else ("--qr-file", "code.png")
+        out.say(Run("token", "show", "URL", *how, lead="does not scan? the same code again"))
 
 
 @app.verb("list", example="posduif token list acme --status active")

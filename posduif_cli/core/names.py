@@ -97,7 +97,9 @@ def secret(text: str) -> UUID:
 
     Raises InvalidId, which does not repeat the text.
     """
-    candidate = text.strip().rstrip("/").rpartition("/")[2]
+    # As it is pasted: broken over two lines, in angle brackets, with a full stop behind it.
+    whole = re.sub(r"\s+", "", text).strip("<>\"'.,;")
+    candidate = whole.rstrip("/").rpartition("/")[2]
     try:
         return uuid(candidate, kind="token")
     except InvalidId:

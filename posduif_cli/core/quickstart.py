@@ -28,6 +28,11 @@ def note(data_dir: Path, thing: str) -> None:
         raise EmbeddedServerFailed(f"{data_dir / NOTE} cannot be written", why=error.strerror) from None
 
 
+def forget(data_dir: Path) -> None:
+    """Forget what quickstart made there: the server is removed with everything in it."""
+    (data_dir / NOTE).unlink(missing_ok=True)
+
+
 def start(data_dir: Path, bin_dir: Path | None) -> bool:
     """Start the embedded server, noting it if it is new; return whether it had to be started."""
     new = not embedded.exists(data_dir)

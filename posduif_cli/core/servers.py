@@ -24,6 +24,11 @@ NAME = "embedded"
 SIZES_LIMIT = timedelta(seconds=5)  # how long a server may walk its files for the size of its tenants
 
 
+def address(data_dir: Path) -> str:
+    """Return the DSN of the embedded server, also where there is none yet."""
+    return starter.dsn(data_dir)
+
+
 def embedded(data_dir: Path, bin_dir: Path | None) -> tuple[Server | None, bool]:
     """Return the embedded server, started if it does not run, and whether it was started; None if there is none.
 

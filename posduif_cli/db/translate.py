@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 MAY_NOT = {
     "posduif_cron": "may purge tokens and report health, and nothing else",
     "posduif_health": "may report health, and nothing else",
-    "posduif_support": "may neither read texts, nor delete users or messages, nor change a tenant or its schema",
+    "posduif_support": "may neither read texts, nor mark messages, nor delete users, messages or tokens, "
+    "nor change a tenant or its schema",
 }
 ASK = "ask an administrator, a member of posduif_admin, to run this command"
 PROTOCOL_VIOLATION = "08P01"  # such as a statement with a parameter that has no value: the connection is whole

@@ -46,7 +46,14 @@ def bash(nodes: Sequence[Node], common: Sequence[Word]) -> str:
     """Write the completion for bash."""
     options = [*common, *(option for node in nodes for option in node.options)]
     valued = sorted(set(_names(option for option in options if option.takes_value)))
-    choices = {name: option.choices for option in options if option.choices for name in option.names}
+    choices = {f'*" {name}"': option.choices for option in common if option.choices for name in option.names}
+    choices |= {
+        f'" {" ".join((*node.path, name))}"': option.choices
+        for node in nodes
+        for option in node.options
+        if option.choices
+        for name in option.names
+    }
     known = [f'" {" ".join(node.path)}"' for node in nodes if node.path]
     return "\n".join(
         [
@@ -76,12 +83,12 @@ def bash(nodes: Sequence[Node], common: Sequence[Word]) -> str:
             *(_bash_case(node) for node in nodes),
             "    esac",
             '    if [ -n "$skip" ]; then',
-            "        case $prev in",
+            '        case "$path $prev" in',
             *(
                 f"""        {name}) COMPREPLY=($(compgen -W '{" ".join(values)}' -- "$cur")) ;;"""
                 for name, values in sorted(choices.items())
             ),
-            "        --fields)",
+            '        *" --fields")',
             '            local before=${cur%"${cur##*,}"} cur=${cur##*,}',
             "            _posduif_ask; compopt -o nospace 2>/dev/null",
             '            COMPREPLY=("${COMPREPLY[@]/#/$before}") ;;',

@@ -140,13 +140,15 @@ def test_what_a_caller_has_of_a_token(desk: Posduif, tenant: str) -> None:
     made = desk.json("token", "create", tenant, "--for", "Anna Berg")
     url, token = made["enrollment_url"], made["id"]
     host = url.removeprefix("https://")
-    for text in (token, token[:8], token[:8].upper(), made["token"], "Anna Berg", url, url.upper(), host):
+    for text in (token, token[:8], token[:8].upper(), made["token"], made["token"][:8], "Anna Berg",
+                 url, url.upper(), host, f"<{url}>.", f"{url[:50]}\n{url[50:]}"):  # fmt: skip
         assert desk.json("token", "show", tenant, text)["id"] == token, text
     for text in (url, url.upper(), host):
         assert desk.json("token", "show", text)["id"] == token, text
     assert "the tenant is missing" in desk("token", "show", token, code=2).err
     assert "the token is missing" in desk("token", "show", tenant, code=2).err
-    desk("token", "show", tenant, "Ben", code=2)
+    wrong = desk("token", "show", tenant, "Ana Berg", "-o", "json", code=2).error
+    assert 'the nearest label is "Anna Berg"' in wrong["why"]
     # Of several with one label the active one is meant, if there is only one.
     second = desk.json("token", "create", tenant, "--for", "Anna Berg")
     assert "several tokens" in desk("token", "show", tenant, "Anna Berg", code=2).err

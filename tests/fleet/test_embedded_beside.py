@@ -35,9 +35,14 @@ def write(tmp_path: Path, *lines: str) -> str:
 
 def test_it_is_one_of_the_servers(cli: Posduif, elsewhere: PgServer, data: Path, tmp_path: Path) -> None:
     both = ("--config", write(tmp_path, f'  eu1: {{dsn: "{elsewhere.dsn}"}}', "  local: {embedded: true}"))
-    none = cli("tenant", "list", *both, "-o", "json", code=3).error
-    assert "there is none yet" in none["message"]
-    assert "server start" in none["try"][0]
+    # Not made yet it is a server that cannot be reached; the other one is asked all the same.
+    told = cli("tenant", "list", *both, code=8)
+    assert "server local could not be asked" in told.err
+    cli("tenant", "create", "early", "--server", "eu1", *both)
+    assert [t["tenant"] for t in cli.json("tenant", "list", "--server", "eu1", *both)] == ["early"]
+    alone = cli("tenant", "list", "--server", "local", *both, "-o", "json", code=6).error
+    assert "server start" in str(alone["try"])
+    cli("tenant", "drop", "early", "--confirm", "early", "--server", "eu1", *both)
     cli("server", "start")
     cli("tenant", "create", "here", "--server", "local", *both)
     cli("tenant", "create", "there", "--server", "eu1", *both)
@@ -112,6 +117,14 @@ def test_the_embedded_server_is_removed_after_its_name_was_typed(cli: Posduif, d
     assert cli.json("server", "remove", "--confirm", "embedded")["changed"] is True
     assert not (data / "data").exists()
     assert cli.json("server", "remove", "--confirm", "embedded")["changed"] is False
+
+
+def test_after_a_removal_all_begins_anew(cli: Posduif, data: Path) -> None:
+    cli("quickstart")
+    cli("server", "remove", "--confirm", "embedded")
+    cli("quickstart")
+    cli("quickstart", "--remove")
+    assert cli.json("server", "status", code=1)["running"] is False
 
 
 def test_a_folder_of_other_files_is_not_removed(cli: Posduif, data: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from posduif_cli import notation
@@ -479,6 +479,7 @@ def test_a_token_is_found_in_what_is_pasted(token: Any, shape: str, upper: bool)
 
 @given(st.one_of(TEXT, st.uuids().map(lambda u: str(u) + "x"), st.uuids().map(lambda u: f"https://h/{u}?a=b")))
 def test_a_wrong_token_is_not_repeated(text: str) -> None:
+    assume(names.ids(text) is None)  # among the texts that hypothesis likes to try is a whole UUID
     with pytest.raises(InvalidId) as caught:
         names.secret(text)
     words = " ".join([caught.value.message, caught.value.why or "", *map(str, caught.value.hints)])

@@ -11,6 +11,7 @@ from posduif_cli.db.session import Session
 from posduif_cli.errors import (
     Conflict,
     InvalidDuration,
+    InvalidId,
     PosduifError,
     Run,
     TenantNotFound,
@@ -120,18 +121,20 @@ def find_all(
 def find(conn: Session, *, token: str) -> Token:
     """Return a token by what a person has of it.
 
-    That is the secret, the enrollment URL, the id, the first 8 or more digits of the id, or a label that one token has,
-    or one active token. Raises InvalidId for a text that is none of these, TokenNotFound, UsageError for several.
+    That is the secret, the enrollment URL, the id, the first 8 or more digits of id or secret, or a label that one
+    token has, or one active token. Raises InvalidId for a text that is none of these, TokenNotFound, and UsageError
+    for several.
     """
     text = token.strip()
     if "/" in text:
         found = _get(conn, token=names.secret(text))
     elif (between := names.ids(text)) is not None:
-        found = _get(conn, first=between[0], last=between[1]) or _get(conn, token=between[0])
+        first, last = between
+        found = _get(conn, first=first, last=last) or _get(conn, token=first, token_last=last)
     else:
         found = _get(conn, label=text)
         if not found:
-            names.secret(text)
+            raise _no_label(conn, text)
     if not found:
         raise TokenNotFound(
             f"tenant {conn.database} has no such enrollment token",
@@ -148,7 +151,16 @@ def find(conn: Session, *, token: str) -> Token:
     return active[0] if len(found) > 1 else found[0]
 
 
-_ASKED = dict.fromkeys(("first", "last", "token", "label", "status")) | {"limit": SHOWN + 1, "offset": 0}
+def _no_label(conn: Session, text: str) -> InvalidId:
+    near = names.nearest(text, [label for (label,) in conn.tuples(queries.load("desk/tokens")["list_labels"])])
+    return InvalidId(
+        f'"{text}" is no token, id, label or enrollment URL' if len(text) <= 60 else "this is no enrollment token",
+        why="the first 8 characters of a token or id are enough" + (f'; the nearest label is "{near}"' if near else ""),
+        hint=Run("token", "show", conn.database, near) if near else Run("token", "list", conn.database),
+    )
+
+
+_ASKED = dict.fromkeys(("first", "last", "token", "token_last", "label", "status")) | {"limit": SHOWN + 1, "offset": 0}
 
 
 def _get(conn: Session, **asked: object) -> list[Token]:
@@ -218,7 +230,7 @@ def tenant_of(fleet: Fleet, *, url: str) -> str:
 
 def _host(url: str) -> str:
     """Return what is compared of an origin or an enrollment URL: neither its scheme nor its capitals."""
-    return url.strip().lower().partition("/api/enrollment/")[0].rpartition("://")[2].rstrip("/")
+    return "".join(url.split()).lower().lstrip("<\"'").partition("/api/enrollment/")[0].rpartition("://")[2].rstrip("/")
 
 
 def purge(conn: Session, *, older_than: timedelta, dry_run: bool = False) -> int:

@@ -58,6 +58,8 @@ def read(
     entries: list[Entry] = []
     wrong: list[str] = []
     seen: dict[str, int] = {}  # names and urls, which no name is like
+    unknown = dict.fromkeys(key for _, row in rows for key in row if key not in COLUMNS)
+    wrong += [f'"{key}" is none of {", ".join(COLUMNS)}' for key in unknown]
     for line, row in rows:
         try:
             entry = _entry(fleet, row, check_url)
@@ -79,8 +81,6 @@ def read(
 
 
 def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str | None], str | None]) -> Entry:
-    if unknown := [key for key in row if key not in COLUMNS]:
-        raise UsageError(f'"{unknown[0]}" is none of {", ".join(COLUMNS)}')
     name, url, web_user, server = (row.get(key) for key in COLUMNS)
     if name is None:
         raise UsageError("the name is missing")

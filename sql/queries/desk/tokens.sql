@@ -21,8 +21,12 @@ WHERE (%(first)s::uuid IS NULL OR t.id BETWEEN %(first)s AND %(last)s)
                                                      WHEN t.revoked_at IS NOT NULL THEN 'revoked'
                                                      WHEN t.expires_at <= (now() AT TIME ZONE 'UTC') THEN 'expired'
                                                      ELSE 'active' END)
-  AND (%(token)s::uuid IS NULL OR t.token = %(token)s)
+  AND (%(token)s::uuid IS NULL OR t.token BETWEEN %(token)s AND coalesce(%(token_last)s, %(token)s))
 ORDER BY t.created_at DESC, t.id LIMIT %(limit)s OFFSET %(offset)s;
+
+-- name: list_labels
+-- Labels for a suggestion, at most 1,000.
+SELECT DISTINCT label FROM public.enrollment_tokens WHERE label IS NOT NULL ORDER BY label LIMIT 1000;
 
 -- name: add_token
 -- Makes a token that lives for %(seconds)s seconds from now, on the server's clock.
