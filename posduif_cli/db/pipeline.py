@@ -2,17 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg.rows import args_row
 
+from posduif_cli.db.connection import Connection
 from posduif_cli.db.quoting import Query
-from posduif_cli.db.translate import translated
+from posduif_cli.db.translate import Asked, translated
 from posduif_cli.errors import PosduifError, QueryFailed
 
-if TYPE_CHECKING:
-    from posduif_cli.db.session import Session
+
+class Sending(Asked, Protocol):
+    """The session that a pipeline is sent by."""
+
+    raw: Connection
+    version: int
+
+    def require_schema(self, query: Query) -> None:
+        """Raise SchemaBehind for a query that needs a newer schema than the tenant has."""
+
+    def silence(self, statements: int) -> float | None:
+        """Return the seconds after which a message of so many statements is given up."""
 
 
 @dataclass(eq=False)
@@ -36,7 +47,7 @@ class Pipeline:
     session.
     """
 
-    def __init__(self, session: "Session") -> None:
+    def __init__(self, session: Sending) -> None:
         self.version = session.version
         self.failed: Answer | None = None
         self.warnings: frozenset[str | None] = frozenset()

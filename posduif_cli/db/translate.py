@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import psycopg
 
@@ -18,9 +18,7 @@ from posduif_cli.errors import (
     ServerUnreachable,
     StandbyServer,
 )
-
-if TYPE_CHECKING:
-    from posduif_cli.db.session import Session
+from posduif_cli.models.servers import Server
 
 # What the groups of people may not do; each may do what a lower one of `sql/grants.sql` gives it.
 MAY_NOT = {
@@ -33,8 +31,20 @@ ASK = "ask an administrator, a member of posduif_admin, to run this command"
 PROTOCOL_VIOLATION = "08P01"  # such as a statement with a parameter that has no value: the connection is whole
 
 
+class Asked(Protocol):
+    """What an error tells of the session that it came from."""
+
+    server: Server
+    database: str
+    login: str
+    member: bool | None
+    groups: tuple[str, ...]
+    cancelled: bool
+    bundled: str | None
+
+
 @contextmanager
-def translated(session: "Session") -> Iterator[None]:
+def translated(session: Asked) -> Iterator[None]:
     """Turn psycopg's errors inside the block into posduif's."""
     try:
         yield
@@ -42,12 +52,12 @@ def translated(session: "Session") -> Iterator[None]:
         raise translate(error, session) from error
 
 
-def in_groups(session: "Session") -> str:
+def in_groups(session: Asked) -> str:
     """Return which of posduif's groups the login is in, and what these may not do."""
     return f"{session.login} is in " + "; and in ".join(f"{group}, which {MAY_NOT[group]}" for group in session.groups)
 
 
-def translate(error: psycopg.Error, session: "Session") -> PosduifError:
+def translate(error: psycopg.Error, session: Asked) -> PosduifError:
     """Return the PosduifError for a psycopg error, without PostgreSQL's DETAIL: it quotes rows, which hold secrets."""
     state = error.sqlstate
     message = error.diag.message_primary or str(error).strip() or type(error).__name__
