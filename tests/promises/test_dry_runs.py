@@ -28,6 +28,8 @@ READS = {
     "device list": ["acme"],
     "device show": ["acme phone-1"],
     "message inbox": ["acme mia"],
+    "message list": ["acme"],
+    "message show": ["acme {message}"],
     "message unread": ["acme mia"],
     "message pending": ["acme --device phone-1"],
     "health": ["", "acme"],
@@ -50,9 +52,10 @@ DRY = {
 }
 # They change what they are asked to change and have no --dry-run.
 CHANGES = {"tenant set", "tenant rotate-password", "user create", "token create", "token revoke", "message send",
-           "message mark", "enroll complete"}  # fmt: skip
+           "message mark", "device remove", "enroll complete"}  # fmt: skip
 # They work on files, on this machine, or on an embedded server.
-ELSEWHERE = {"quickstart", "migrate new", "server start", "server stop", "server status", "config init", "version",
+ELSEWHERE = {"quickstart", "migrate new", "server start", "server stop", "server status",
+             "server remove", "config init", "version",
              "completion show", "completion install", "completion uninstall"}  # fmt: skip
 # `migrate verify` makes and drops a scratch database where there are tenants, and says so in its help.
 EMPTY = [("tenant list", ""), ("tenant verify", "--all"), ("migrate status", "--all"), ("migrate verify", "--all"),
@@ -156,7 +159,7 @@ def test_nothing_is_written_on_a_server_with_tenants(
     posduif("tenant", "suspend", "asleep")
     url = posduif("token", "create", "acme").out.strip()
     posduif("enroll", "complete", "acme", url.rpartition("/")[2], "--device", "phone-1", "--username", "mia")
-    posduif("message", "send", "acme", "--from", "desk", "--to", "mia", "hello")
+    words["message"] = posduif.json("message", "send", "acme", "--from", "desk", "--to", "mia", "hello")["id"]
     words["token"] = posduif.json("token", "list", "acme")[0]["id"]
     # Whatever else is amiss, these rights are looked at as well.
     quiet.sql("REVOKE INSERT ON messages FROM posduif_engine; GRANT SELECT ON users TO PUBLIC", database="acme")

@@ -13,7 +13,7 @@ from typing import TypeVar
 from posduif_cli.core.checks import registry, rights, tenant
 from posduif_cli.core.checks.check import Check, Verdict
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Recorded, TenantFacts
-from posduif_cli.core.fleet.fleet import Fleet, Session, all_unreachable, split, wrong_state
+from posduif_cli.core.fleet.fleet import Errors, Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import files, history, inventory
@@ -26,7 +26,6 @@ from posduif_cli.models.tenants import State, Tenant
 
 LOCK_TIMEOUT = timedelta(seconds=10)  # of a repair
 T = TypeVar("T")
-Errors = dict[str, PosduifError]
 Outside = Mapping[tuple[str, str], SimpleNamespace]  # by server and name
 _OID = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{4,9}(?![0-9A-Za-z])")  # also within a name, as of a constraint's trigger
 
