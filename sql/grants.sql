@@ -4,6 +4,9 @@
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO posduif_engine;
+-- It has them as the database's owner. By its own name they are found without a look at its memberships, of which it has
+-- two per tenant: with 1,000 tenants that took 2 ms of every session.
+GRANT ALL ON SCHEMA public TO posduif_admin;
 
 -- PostgreSQL lets everyone execute a new function; those made from now on only their owner.
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
