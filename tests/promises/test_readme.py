@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,19 @@ from posduif_cli.db import embedded
 from support.runner import Posduif
 from support.servers import PgServer, scratch
 from support.sources import REPO
+from support.terminal import on_terminal, standing
 
 pytestmark = pytest.mark.one_server
 README = (REPO / "README.md").read_text(encoding="utf-8")
+# What a terminal shows of a code: these lines, and the colours.
+DRAWN = re.compile(r"[\u2580\u2584\u2588]")
 HOLES = (
+    (r"\x1b\[[0-9;]*m", ""),
+    (r"^using the embedded server in .*$", "using the embedded server in FOLDER"),
+    (r"\(id [0-9a-f]{8}\)", "(id ID)"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC( \(\d+ s ago\))?", "TIME"),
+    (r"(shown this once: )\S{32}$", r"\1PASSWORD"),
+    (r"\b0\.\d\d\b", "0.00"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UUID"),
     (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
 )
@@ -35,7 +45,7 @@ def blocks() -> list[tuple[str, str]]:
 
 def masked(text: str) -> str:
     for pattern, hole in HOLES:
-        text = re.sub(pattern, hole, text)
+        text = re.sub(pattern, hole, text, flags=re.MULTILINE)
     return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
 
@@ -63,6 +73,45 @@ def test_the_sessions_of_the_readme(tmp_path: Path) -> None:
     for (command, printed), out, err in zip(blocks(), outs, errs, strict=False):
         shown = re.sub(r"^using the embedded server in .*\n", "", err, flags=re.MULTILINE)
         assert masked(shown + out) == masked(printed), (command, out, err)
+
+
+@pytest.mark.parametrize("heading", ["A first session", "Migrations for a fleet"])
+def test_what_the_readme_shows_of_a_terminal(heading: str, tmp_path: Path) -> None:
+    folder = scratch()
+    (tmp_path / "1000_more.sql").write_text("-- migrate:up\nALTER TABLE users ADD COLUMN more int;\n")
+    config = tmp_path / "config.yaml"
+    environ = {"POSDUIF_DATA_DIR": str(folder / "data"), "HOME": str(tmp_path), "TZ": "UTC", "LC_ALL": "C.UTF-8",
+               "TERM": "xterm-256color"}  # fmt: skip
+    first = heading == "A first session"
+
+    def typed(command: str) -> str:
+        shown = on_terminal(*shlex.split(command)[1:], columns=110, rows=35, environ=environ).out
+        return "\n".join(standing(shown))
+
+    try:
+        if first:
+            typed("posduif quickstart")
+        else:
+            typed("posduif server start")
+            for name in ("acme", "bolt", "cora"):
+                typed(f"posduif tenant create {name}")
+            config.write_text(f"migrations: {{paths: ['{tmp_path}']}}\n")
+            environ["POSDUIF_CONFIG"] = str(config)
+        section = README[README.index(f"## {heading}\n") :]
+        sessions = re.findall(r"^```\n(\$ .*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+        pairs = [part.partition("\n") for each in sessions for part in re.split(r"^\$ ", each, flags=re.MULTILINE)[1:]]
+        assert len(pairs) == (5 if first else 1)
+        for command, _, printed in pairs:
+            shown = typed(command.removesuffix(" < /dev/null"))
+            assert drawn(shown) == drawn(printed), command
+    finally:
+        embedded.remove(folder / "data")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drawn(text: str) -> list[str]:
+    """Return the lines of *text* with its holes, without the drawing of a code and empty lines."""
+    return [line for line in masked(text).splitlines() if line and not DRAWN.search(line)]
 
 
 def block(language: str, after: str) -> str:
