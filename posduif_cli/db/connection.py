@@ -58,19 +58,10 @@ class Connection(psycopg.Connection[Any]):
 
     limit: float | None = None
     let_go: float | None = None
-    queueing = False
     interrupted_at: ClassVar[float] = -math.inf  # of any connection: what is cleared up then is often on another
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait as psycopg does; the connection is closed, and OperationalError raised, once the time is over.
-
-        While it is *queueing* a statement is only put into psycopg's pipeline, which sends all of them at its end.
-        """
-        if self.queueing:
-            with suppress(StopIteration):  # it has queued the statement before its first step
-                next(gen)
-            gen.close()
-            return cast(T, None)
+        """Wait as psycopg does; the connection is closed, and OperationalError raised, once the time is over."""
         try:
             return waiting.wait(self._watched(gen), self.pgconn.socket, interval=interval)
         except KeyboardInterrupt:

@@ -83,11 +83,9 @@ class Pipeline:
         raw.limit = session.silence(len(queued)) if limited else None
         try:
             with translated(session), raw.pipeline():
-                raw.queueing = True  # else each would be sent by itself: a system call and a wake-up of the server
                 for query, params, _ in queued:
                     cursors.append(raw.cursor(row_factory=args_row(bare)))
                     cursors[-1].execute(query, params or None, prepare=False)
-                raw.queueing = False
         except (PosduifError, IndexError) as error:  # psycopg's own, of a result that it did not expect
             done = sum(cursor.pgresult is not None for cursor in cursors)
             self.failed = queued[done][2] if done < len(queued) else None
@@ -97,7 +95,6 @@ class Pipeline:
                 raise QueryFailed("the session ended amid its statements", why=why) from error
             raise
         finally:
-            raw.queueing = False
             raw.remove_notice_handler(noted)
             raw.limit = session.silence(1)
             self.warnings = frozenset(notices)
