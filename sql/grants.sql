@@ -30,7 +30,7 @@ BEGIN
                OR NOT single AND held.grantee::regrole::text = ANY (people)
                   AND concat_ws(' ', held.grantee::regrole, held.privilege_type, relname) <> ALL (whole))
         UNION ALL
-        -- By these a role would have its own code run by whoever writes there, and lock who does.
+        -- With these a role could run its own code in the session of everyone who writes there, and lock them out.
         SELECT DISTINCT format('REVOKE %s ON public.%I FROM %s CASCADE', held.privilege_type, relname, held.grantee::regrole)
         FROM pg_class
         LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL

@@ -29,7 +29,6 @@ ROLE_COMMENTS = {
     CRON_GROUP: "posduif: what nightly jobs may do inside every tenant's database: health, and the purge of tokens",
 }
 LOGIN_COMMENT = "posduif: a login for administrators of tenants"
-GROUPS = (ENGINE_GROUP, *PEOPLE)
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
 SPARE = 3
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"

@@ -452,7 +452,7 @@ def test_a_locked_table_is_busy_within_seconds_and_nothing_is_half_applied(
     assert busy.error["code"] == "blocked"
     assert "blocked by pid" in busy.error["why"]
     assert "half" not in tables(server, tenant)
-    assert record(server, tenant) == before, "a lock that was not to be had is no failed migration"
+    assert record(server, tenant) == before, "a lock that could not be obtained is no failed migration"
     posduif("migrate", "up", tenant, *folder.option)
     assert "half" in tables(server, tenant)
 

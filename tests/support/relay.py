@@ -14,7 +14,53 @@ from psycopg.conninfo import conninfo_to_dict
 from support.servers import PgServer, scratch
 
 
-class Relay:
+class _Front:
+    """Listens on a socket of its own, in *folder*, for the clients of a server; *target* is that server's socket."""
+
+    def __init__(self, server: PgServer, port: str = "5432") -> None:
+        parts = conninfo_to_dict(server.dsn)
+        self.target, self.port = f"{parts['host']}/.s.PGSQL.{parts['port']}", port
+        self.folder = scratch()
+        self.listener = socket.socket(socket.AF_UNIX)
+
+    def __enter__(self) -> Self:
+        self.listener.bind(str(self.folder / f".s.PGSQL.{self.port}"))
+        self.listener.listen(64)
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _hang_up(self.listener)
+        self.sever()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def reach(self) -> socket.socket:
+        """Connect to the server."""
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(self.target)
+        return far
+
+    def meet(self, near: socket.socket) -> None:
+        """Begin to serve a client."""
+        raise NotImplementedError
+
+    def sever(self) -> None:
+        """End every connection."""
+        raise NotImplementedError
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.meet(self.listener.accept()[0])
+
+
+def _hang_up(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
+
+
+class Relay(_Front):
     """Passes bytes on, in both directions, until a client sends *until*; then that connection says nothing more.
 
     Both peers stay connected and acknowledged, as behind a firewall that forgot a connection. With *instead* it says
@@ -24,26 +70,10 @@ class Relay:
     def __init__(
         self, server: PgServer, *, until: bytes | None = None, instead: tuple[bytes, bytes] | None = None
     ) -> None:
-        parts = conninfo_to_dict(server.dsn)
-        self.target = f"{parts['host']}/.s.PGSQL.{parts['port']}"
+        super().__init__(server)
         self.until, self.instead = until, instead
         self.silent = False
-        self.folder = scratch()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.sockets: list[socket.socket] = [self.listener]
-
-    def __enter__(self) -> Self:
-        self.listener.bind(str(self.folder / ".s.PGSQL.5432"))
-        self.listener.listen(64)
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for each in self.sockets:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.sockets: list[socket.socket] = []
 
     def mute(self) -> None:
         """Fall silent now."""
@@ -52,16 +82,16 @@ class Relay:
     def dsn(self, **parts: str) -> str:
         return " ".join(f"{key}={value}" for key, value in {"host": self.folder, "user": "postgres", **parts}.items())
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.socket(socket.AF_UNIX)
-                far.connect(self.target)
-                self.sockets += [near, far]
-                muted = threading.Event()
-                threading.Thread(target=self._pump, args=(near, far, muted, self.until), daemon=True).start()
-                threading.Thread(target=self._pump, args=(far, near, muted, None), daemon=True).start()
+    def meet(self, near: socket.socket) -> None:
+        far = self.reach()
+        self.sockets += [near, far]
+        muted = threading.Event()
+        threading.Thread(target=self._pump, args=(near, far, muted, self.until), daemon=True).start()
+        threading.Thread(target=self._pump, args=(far, near, muted, None), daemon=True).start()
+
+    def sever(self) -> None:
+        for each in self.sockets:
+            _hang_up(each)
 
     def _pump(self, source: socket.socket, target: socket.socket, muted: threading.Event, until: bytes | None) -> None:
         with suppress(OSError):
@@ -75,34 +105,18 @@ class Relay:
             target.shutdown(socket.SHUT_RDWR)
 
 
-class Pooler:
+class Pooler(_Front):
     """A pooler of one session: who connects gets it as the last client left it, and is told another process id."""
 
     def __init__(self, server: PgServer) -> None:
-        parts = conninfo_to_dict(server.dsn)
-        self.folder = scratch()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.connect(f"{parts['host']}/.s.PGSQL.{parts['port']}")
+        super().__init__(server)
+        self.server = self.reach()
         words = b"user\0postgres\0database\0postgres\0\0"
         self.server.sendall(struct.pack("!ii", len(words) + 8, 196608) + words)
         greeting = self._until_ready()
         at = greeting.index(b"K\0\0\0")
         length = struct.unpack("!i", greeting[at + 1 : at + 5])[0]
         self.greeting = greeting[:at] + b"K" + struct.pack("!iii", 12, 1, 1) + greeting[at + 1 + length :]
-
-    def __enter__(self) -> Self:
-        self.listener.bind(str(self.folder / ".s.PGSQL.5432"))
-        self.listener.listen(8)
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for each in (self.listener, self.server):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def dsn(self) -> str:
@@ -114,22 +128,19 @@ class Pooler:
             data += self.server.recv(65536)
         return data
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self.listener.accept()
-                with client, suppress(ConnectionError):
-                    self._serve(client)
+    def meet(self, near: socket.socket) -> None:
+        with near, suppress(ConnectionError):
+            near.recv(65536)
+            near.sendall(self.greeting)
+            while (data := near.recv(65536)) and not data.startswith(b"X"):
+                self.server.sendall(data)
+                near.sendall(self._until_ready())
 
-    def _serve(self, client: socket.socket) -> None:
-        client.recv(65536)
-        client.sendall(self.greeting)
-        while (data := client.recv(65536)) and not data.startswith(b"X"):
-            self.server.sendall(data)
-            client.sendall(self._until_ready())
+    def sever(self) -> None:
+        _hang_up(self.server)
 
 
-class Cutter:
+class Cutter(_Front):
     """Counts the messages of a command over all its connections, and does a deed before it passes a chosen one on.
 
     A message is a Query or a Sync of the client, the ends of what it asks. The deed gets the process id of the server's
@@ -137,43 +148,25 @@ class Cutter:
     """
 
     def __init__(self, server: PgServer) -> None:
-        self.port = conninfo_to_dict(server.dsn)["port"]
-        self.target = f"{conninfo_to_dict(server.dsn)['host']}/.s.PGSQL.{self.port}"
-        self.folder = scratch()
-        self.listener = socket.socket(socket.AF_UNIX)
+        super().__init__(server, str(conninfo_to_dict(server.dsn)["port"]))
         self.lock = threading.Lock()
         self.lines: set[_Line] = set()
         self.arm()
-
-    def __enter__(self) -> Self:
-        self.listener.bind(str(self.folder / f".s.PGSQL.{self.port}"))
-        self.listener.listen(64)
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        with self.lock:
-            self._sever()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def arm(self, nth: int = 0, deed: Callable[[int], bool] | None = None) -> None:
         """Count anew; *met* is what the message was, once the deed was done."""
         with self.lock:
             self.nth, self.deed, self.count, self.met = nth, deed, 0, ""
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.socket(socket.AF_UNIX)
-                far.connect(self.target)
-                line = _Line(near, far)
-                with self.lock:
-                    self.lines.add(line)
-                threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+    def meet(self, near: socket.socket) -> None:
+        line = _Line(near, self.reach())
+        with self.lock:
+            self.lines.add(line)
+        threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def sever(self) -> None:
+        with self.lock:
+            self._sever()
 
     def _serve(self, line: "_Line") -> None:
         back: threading.Thread | None = None

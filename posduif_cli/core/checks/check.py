@@ -85,14 +85,14 @@ class Check:
         """Yield the findings on some facts, which have a `subject`."""
         return (self.finding(facts.subject, verdict) for verdict in self.judge(facts))
 
-    def repairs(self, verdict: Verdict) -> bool:
-        """Return whether the cause of a verdict can be repaired."""
-        return self.repair is not None and verdict.level is not Level.OK and verdict.repairable
+    def repair_of(self, verdict: Verdict) -> Repair | None:
+        """Return what repairs the cause of a verdict, None where nothing may."""
+        return self.repair if verdict.level is not Level.OK and verdict.repairable else None
 
     def finding(self, subject: str, verdict: Verdict) -> Finding:
         """Return the finding that reports a verdict."""
         limit, fix = self.threshold, verdict.fix
-        if fix is None and self.repairs(verdict):
+        if fix is None and self.repair_of(verdict):
             fix = Run("tenant", "verify", subject, "--repair")
         return Finding(
             self.id, self.scope, verdict.subject or subject, verdict.level, verdict.message, verdict.value,

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TypeVar
 
 from posduif_cli.core.checks import registry, rights, tenant
-from posduif_cli.core.checks.check import Check, Verdict
+from posduif_cli.core.checks.check import Check, Repair, Verdict
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Recorded, TenantFacts
 from posduif_cli.core.fleet.fleet import Errors, Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
@@ -165,9 +165,10 @@ def _repair(conn: Session, folders: Folders) -> list[Finding]:
     with conn.lock(name):
         facts = rights.inspect(conn, folders)
         judged = _verdicts(facts)
-        tried = {(check.id, verdict.thing): _try(conn, check, facts, verdict) for check, verdict in judged}
-        if not any(tried.values()):
+        repairs = [(*each, repair) for each in judged if (repair := each[0].repair_of(each[1]))]
+        if not repairs:
             return [check.finding(name, verdict) for check, verdict in judged]
+        tried = {(check.id, each.thing): _try(conn, repair, facts, each.thing) for check, each, repair in repairs}
         # What was tried need not have worked: a right may come by another road. And one repair may end two faults.
         left = {(check.id, now.thing): (check, now) for check, now in _verdicts(rights.inspect(conn, folders))}
     findings = []
@@ -179,7 +180,7 @@ def _repair(conn: Session, folders: Folders) -> list[Finding]:
             done = replace(check.finding(name, verdict), level=Level.INFO, message=f"repaired: {verdict.message}")
             findings.append(Repaired(**vars(done) | {"fix": verdict.then}))
         else:
-            why = tried[check.id, verdict.thing] if now.message == verdict.message else ""
+            why = tried.get((check.id, verdict.thing), "") if now.message == verdict.message else ""
             findings.append(check.finding(name, replace(now, message=now.message + why)))
     return findings + [check.finding(name, verdict) for check, verdict in left.values()]
 
@@ -189,13 +190,11 @@ def _verdicts(facts: Inspection) -> list[tuple[Check, Verdict]]:
     return [(check, verdict) for check in checks for verdict in check.judge(facts)]
 
 
-def _try(conn: Session, check: Check, facts: Inspection, verdict: Verdict) -> str:
-    """Try to repair a fault; return what is to be said if it is still there afterwards, "" where nothing was tried."""
-    if check.repair is None or not check.repairs(verdict):
-        return ""
+def _try(conn: Session, repair: Repair, facts: Inspection, thing: str) -> str:
+    """Try to repair a fault; return what is to be said if it is still there afterwards."""
     try:
         with conn.transaction(lock_timeout=LOCK_TIMEOUT):
-            check.repair(conn, facts, verdict.thing)
+            repair(conn, facts, thing)
     except PosduifError as error:
         return f"; not repaired: {error.message}"
     return "; its repair changed nothing"
@@ -245,7 +244,7 @@ def visit(
 
     def enter(server: Server, name: str) -> Session:
         if server.name in away:
-            raise away[server.name]
+            raise away[server.name].with_traceback(None)
         try:
             return fleet.enter(server, name)
         except ServerUnreachable:

@@ -102,6 +102,10 @@ class Lookout:
         self._lock = threading.Lock()
         self._session: Session | None = None
 
+    def open(self) -> None:
+        """Begin the session. Raises what the server says."""
+        self.ask(lambda session: None)
+
     def ask(self, question: Callable[[Session], T]) -> T:
         """Put a question on the server, by a new session where there is none. Raises what the server says."""
         with self._lock:
@@ -261,7 +265,7 @@ class Run:
             self._shares[name] = share = Share(self.crew.stop, awaits=ServerUnreachable)
             stack.callback(lookout.close)
             try:
-                share.connect(partial(lookout.ask, free_connections))
+                share.connect(lookout.open)
             except PosduifError as error:
                 if len(names) == 1:
                     raise

@@ -171,7 +171,7 @@ class Runner:
         record.require_stored(pipeline, conn.database)
 
     def patiently(self, attempt: Callable[[], None]) -> None:
-        """Try again while locks are not to be had, until the patience is over; then name who held them."""
+        """Try again while locks cannot be obtained, until the patience is over; then name who held them."""
         limit = self.folders.lock_timeout
         tries = patience(self.conn)
         blockers: tuple[str, ...] = ()

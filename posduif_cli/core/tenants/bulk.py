@@ -236,7 +236,7 @@ class Creation(Run):
             server, found = entry.server or only or "", known.get(entry.wanted.name, [])
             try:
                 if server in away:
-                    raise away[server]
+                    raise away[server].with_traceback(None)
                 if entry.server is None:
                     server = placements.choose(entry.wanted.name, found, away, counts).name
                 existing = next((tenant for tenant in found if tenant.server == server), None)

@@ -137,8 +137,9 @@ def _keep_rights(
 ) -> Iterator[tuple[Step | None, str]]:
     """Yield what gives roles by name what they had by ownership or by PUBLIC: (step, what changes by it, in words).
 
-    TRIGGER and REFERENCES are not given: by them a role could have its own code run by every login that writes, which
-    from now on may be an administrator. Nor is CREATE on schema public: functions there could pass for PostgreSQL's.
+    TRIGGER and REFERENCES are not given: with them a role could run its own code in the session of every login that
+    writes, and from now on that may be an administrator. Nor is CREATE on schema public: functions there could pass
+    for PostgreSQL's own.
     """
     for role in (role for role in roles if not role.super):
         owned = role.role == owner
