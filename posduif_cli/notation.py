@@ -1,4 +1,4 @@
-"""How durations, origins, times, counts and lists are read and written."""
+"""How durations, origins, ports, times, counts and lists are read and written."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from posduif_cli.errors import InvalidDuration, UsageError
 
 UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = timedelta(days=3650)
+LAST_PORT = 65_535
 
 
 def duration(text: str, *, zero: bool = False) -> timedelta:
@@ -58,6 +59,32 @@ def origin(text: str) -> str:
         why="phones use the scheme, host and port of what they scan, and no path",
         hint="https://acme.example.com or https://acme.example.com:8443",
     )
+
+
+def ports(text: str) -> range:
+    """Read the TCP ports of `18080-18999`, or of one number. Raises UsageError.
+
+    >>> ports("18080-18999"), ports("8080")
+    (range(18080, 19000), range(8080, 8081))
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text.strip())
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 0 < first <= last <= LAST_PORT:
+        raise UsageError(f'"{text}" is no range of TCP ports', hint="18080-18999")
+    return range(first, last + 1)
+
+
+def redis(text: str) -> tuple[str, int | None]:
+    """Read `HOST[:PORT][/DB]`; return `HOST:PORT`, and the number of the database where it is given. Raises UsageError.
+
+    >>> redis("redis1"), redis("redis1:6380/3"), redis("[::1]/0")
+    (('redis1:6379', None), ('redis1:6380', 3), ('[::1]:6379', 0))
+    """
+    match = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:/([0-9]{1,5}))?", text)
+    port = int(match[2] or 6379) if match else 0
+    if match is None or not 0 < port <= LAST_PORT:
+        raise UsageError(f'"{text}" does not name a Redis server', hint="redis1, redis1:6379 or redis1:6379/3")
+    return f"{match[1]}:{port}", None if match[3] is None else int(match[3])
 
 
 def moment(when: datetime | str) -> str:

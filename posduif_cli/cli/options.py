@@ -28,6 +28,16 @@ Url = Annotated[
     str | None,
     typer.Option("--url", metavar="ORIGIN", help="Origin that phones reach the tenant by: https://host[:port]."),
 ]
+EnginePort = Annotated[
+    int | None,
+    typer.Option(
+        "--engine-port", metavar="PORT", min=1, max=65_535, help="TCP port that the tenant's engine listens on."
+    ),
+]
+Redis = Annotated[
+    str | None,
+    typer.Option("--redis", metavar="HOST[:PORT][/DB]", help="Redis server that the tenant's engine uses."),
+]
 ListAll = Annotated[bool, typer.Option("--list", help="List every tenant, the unchanged ones too.")]
 Jobs = Annotated[
     int, typer.Option("--jobs", metavar="N", min=1, max=64, help="At once on each server, within its share.")

@@ -9,86 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posduif_cli.cli import options, runs
+from posduif_cli import notation
+from posduif_cli.cli import keeping, options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
-from posduif_cli.errors import Busy, ConfigurationError, Run, TenantExists, UsageError
+from posduif_cli.errors import Busy, ConfigurationError, NoTargets, Run, UsageError, WrongState
 from posduif_cli.notation import moment
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet.fleet import Fleet, Found
     from posduif_cli.core.fleet.steps import Deed
+    from posduif_cli.core.tenants.engines import Engines
+    from posduif_cli.errors import PosduifError
     from posduif_cli.models.tenants import Loss, Tenant
 
 app = Noun(help="Create, list, show, change and drop tenants.")
-
-
-class Keeper:
-    """Takes an engine's new password before its role gets it: into a file, or to be shown once afterwards."""
-
-    def __init__(self, tenant: str, file: Path | None) -> None:
-        self.file = file
-        self.password: str | None = None
-        self.kept = False
-        if file:
-            from posduif_cli.render import engine_config
-
-            engine_config.check(file, tenant)
-
-    def __call__(self, password: str, settings: dict[str, Any]) -> None:
-        """Keep the password; raises FileExists or ConfigurationError."""
-        self.kept = True
-        if self.file is None:
-            self.password = password
-            return
-        from posduif_cli.render import engine_config
-
-        engine_config.write(self.file, settings)
-
-    def tell(self, app: App, tenant: str) -> None:
-        """Say where the password is, or show it this once."""
-        if self.file is not None:
-            app.out.say(f"engine configuration with the password: {self.file}")
-        elif self.password is not None:
-            app.out.say(f"password of {tenant}_engine, shown this once: {self.password}")
-
-
-def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
-    """Return what takes the password; None where it could only go into a pipe or JSON."""
-    import sys
-
-    shown = app.out.format == "table" and not app.out.quiet and sys.stdout.isatty() and sys.stderr.isatty()
-    return Keeper(tenant, file) if file or shown else None
-
-
-def bulk_keeper(folder: Path | None) -> Callable[[str, bool], Any]:
-    """Return what takes the passwords of many tenants: one file each in *folder*; nothing without a folder.
-
-    Raises ConfigurationError where the folder cannot be made.
-    """
-    if folder is None:
-        return lambda tenant, exists: None
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be made", why=error.strerror) from None
-
-    def keep(tenant: str, exists: bool) -> Keeper:
-        file = folder / f"{tenant}.yaml"
-        if exists and not file.exists():
-            raise _never_kept(tenant, file)
-        return Keeper(tenant, file)
-
-    return keep
-
-
-def _never_kept(tenant: str, file: Path) -> TenantExists:
-    message = f"tenant {tenant} exists, and its engine's password cannot be read again for {file}"
-    return TenantExists(message, hint=_rotate(tenant, file=str(file)))
-
-
-def _rotate(tenant: str, lead: str = "", *, file: str = "FILE") -> Run:
-    """Return the command that gives a tenant's engine a password."""
-    return Run("tenant", "rotate-password", tenant, "--engine-config", file, lead=lead)
 
 
 @app.verb("create", example="posduif tenant create acme --url https://acme.example.com --if-not-exists")
@@ -114,9 +48,11 @@ def create(
             "--from",
             metavar="FILE",
             help="Create all tenants of a list that do not exist: CSV, YAML or JSON with name, url, web_user, "
-            "server; - is stdin.",
+            "server, engine_port, redis; - is stdin.",
         ),
     ] = None,
+    engine_port: options.EnginePort = None,
+    redis: options.Redis = None,
     jobs: options.Jobs = 4,
     list_all: options.ListAll = False,
     if_not_exists: options.IfNotExists = False,
@@ -133,8 +69,10 @@ def create(
             "name a tenant, or a list of them by --from, and not both",
             hint=[Run("tenant", "create", "acme"), Run("tenant", "create", "--from", "tenants.csv")],
         )
-    if from_ is not None and (url or web_user):
-        raise UsageError("--url and --web-user do not go with --from", why="they are columns of the list")
+    if from_ is not None and (url or web_user or engine_port or redis):
+        raise UsageError(
+            "--url, --web-user, --engine-port and --redis do not go with --from", why="they are columns of the list"
+        )
     if name is None:
         _create_all(app, str(from_), jobs, engine_config, list_all, ignore_unreachable, dry_run)
         return
@@ -143,24 +81,25 @@ def create(
 
     if not dry_run:
         app.out.expect(Tenant)
-    wanted = create.Wanted(name, options.url(url), web_user)
+    asked = None if redis is None else notation.redis(redis)
+    wanted = create.Wanted(name, options.url(url), web_user, engine_port, asked)
     if dry_run:
         app.show_plan(
             create.creating(app.fleet, wanted, if_not_exists=if_not_exists, ignore_unreachable=ignore_unreachable)
         )
         return
-    keep = keeper(app, name, engine_config)
+    keep = keeping.keeper(app, name, engine_config)
     tenant, changed = create.create(
         app.fleet, wanted, if_not_exists=if_not_exists, ignore_unreachable=ignore_unreachable, keep=keep
     )
     if engine_config and not changed and not engine_config.exists():
-        raise _never_kept(name, engine_config)
+        raise keeping.never_kept(name, engine_config)
     app.out.say(f"tenant {name} {'created' if changed else 'exists, unchanged,'} on server {tenant.server}")
     if keep and changed:
         keep.tell(app, name)
     app.out.show(tenant, changed=changed)
     if changed and keep is None:
-        app.out.say(_rotate(name, "its engine has no password yet"))
+        app.out.say(keeping.rotate(name, "its engine has no password yet"))
 
 
 def _create_all(
@@ -187,13 +126,14 @@ def _create_all(
         app.show_plan(plan)
         app.report_failed(errors, among=names)
         return
-    keeper = bulk_keeper(engine_configs)
+    folder = keeping.Folder(engine_configs)
     with progress.watch(app.out) as watcher:
-        run = make(keeper=keeper, on_outcome=watcher.on_outcome)
+        run = make(keeper=folder, on_outcome=watcher.on_outcome)
         run.run()
+    folder.tell(app)
     runs.conclude(app, run, {}, names, every=list_all or app.out.machine, list_all=list_all)
     if engine_configs is None and any(outcome.changed for outcome in run.outcomes):
-        app.out.say(_rotate("TENANT", "their engines have no passwords yet"))
+        app.out.say(keeping.rotate("TENANT", "their engines have no passwords yet"))
 
 
 def _text(source: str) -> str:
@@ -317,6 +257,17 @@ def adopt(
             help="Take in code of other people on posduif's tables, named as the refusal names it; repeatable.",
         ),
     ] = None,
+    times_from: Annotated[
+        str | None,
+        typer.Option("--times-from", metavar="ZONE", help="Convert its times, written in this time zone, to UTC."),
+    ] = None,
+    keep_times: Annotated[
+        bool, typer.Option("--keep-times", help="Leave its times as they are; they count as UTC from then on.")
+    ] = False,
+    print_sql: Annotated[
+        bool,
+        typer.Option("--print-sql", help="Print what a superuser runs once where one owns it; change nothing."),
+    ] = False,
     ignore_unreachable: options.IgnoreUnreachable = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -326,10 +277,17 @@ def adopt(
     A superuser's session takes in no database that posduif did not make.
     """
     from posduif_cli.core.tenants.adopt import Adopting
+    from posduif_cli.core.tenants.times import Choice
     from posduif_cli.models.tenants import Adoption
 
     app = app_of(ctx)
-    adopting = Adopting(app.fleet, name, options.url(url), accept or (), ignore_unreachable)
+    if times_from is not None and keep_times:
+        raise UsageError("--times-from and --keep-times exclude each other")
+    choice = Choice(times_from, keep_times)
+    adopting = Adopting(app.fleet, name, options.url(url), accept or (), ignore_unreachable, choice)
+    if print_sql:
+        app.out.text(adopting.spell())
+        return
     if dry_run:
         app.show_plan(adopting.plan())
         return
@@ -339,13 +297,15 @@ def adopt(
         app.out.say(change)
     for thing in done.own:
         app.out.say(f"{thing} stays as it is")
+    for other in done.others:
+        app.out.say(f"note: {other}")
     app.out.say(f"database {name} {'adopted' if done.changed else 'is a tenant already'} on server {done.server}")
     # On a terminal the lists have just been told line by line.
     brief = ("tenant", "server", "state", "schema_version", "url", "changed")
     told = app.out.format == "table" and not app.out.fields
     app.out.show({field: getattr(done, field) for field in brief} if told else done)
     if done.changed:
-        app.out.say(_rotate(name, "a new password for its engine"))
+        app.out.say(keeping.rotate(name, "a new password for its engine"))
 
 
 @app.verb("verify", example="posduif tenant verify --all")
@@ -427,11 +387,25 @@ def _guard(app: App, confirm: str | None, danger: str, found: "Found") -> None:
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
 def rotate_password(
     ctx: typer.Context,
-    name: options.Tenant,
-    engine_config: options.EngineConfig = None,
+    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = None,
+    everyone: options.All = False,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="The tenants of a list, by its column name; - is stdin."),
+    ] = None,
+    engine_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine-config",
+            metavar="FILE|DIR",
+            help="Write it into this file of the sync engine (mode 0600); of several tenants, into DIR/TENANT.yaml.",
+        ),
+    ] = None,
     now: Annotated[
         bool, typer.Option("--now", help="End the engine's sessions, too, which the old one opened.")
     ] = False,
+    jobs: options.Jobs = 4,
+    list_all: options.ListAll = False,
     confirm: options.Confirm = None,
 ) -> None:
     """Give a tenant's engine a new password; without --now, sessions that are connected stay so."""
@@ -439,13 +413,24 @@ def rotate_password(
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
+    if (name is not None) + everyone + (from_ is not None) != 1:
+        raise NoTargets(
+            "name a tenant, a list of them by --from, or --all",
+            hint=[
+                Run("tenant", "rotate-password", "acme", "--engine-config", "acme.yaml"),
+                Run("tenant", "rotate-password", "--all", "--engine-config", "DIR"),
+            ],
+        )
+    if name is None:
+        _rotate_all(app, from_, engine_config, now, jobs, list_all, confirm)
+        return
     app.out.expect(Tenant)
-    keep = keeper(app, name, engine_config)
+    keep = keeping.keeper(app, name, engine_config)
     if keep is None:
         raise UsageError(
             "there is nowhere to put the new password",
             why="it is never written into a pipe or JSON",
-            hint=_rotate(name),
+            hint=keeping.rotate(name),
         )
     found = app.fleet.find(name)
     _guard(app, confirm, "rotate the password of {name} on the protected server {server}", found)
@@ -455,29 +440,157 @@ def rotate_password(
         if keep.kept:  # it was changed all the same
             keep.tell(app, name)
         raise
-    app.out.say(f"tenant {name}: the engine's password was changed; restart the engine with it")
+    app.out.say(f"tenant {name}: the engine's password was changed")
     keep.tell(app, name)
+    app.out.say(f"the engine does not learn it by itself: restart it{f' with {keep.file}' if keep.file else ''}")
     app.out.show(tenant, changed=True)
 
 
-@app.verb("engine-config", example="posduif tenant engine-config acme")
-def engine_config(ctx: typer.Context, name: options.Tenant, out: options.Out = None) -> None:
-    """Print the YAML file that a tenant's sync engine reads, with a placeholder for the password."""
+def _rotate_all(
+    app: App,
+    source: str | None,
+    folder: Path | None,
+    now: bool,
+    jobs: int,
+    list_all: bool,
+    confirm: str | None,
+) -> None:
+    """Give the engines of many tenants new passwords, in files in a folder."""
+    from posduif_cli.config import lists
     from posduif_cli.core.tenants import engine
+    from posduif_cli.models.runs import Outcome
+
+    if folder is None:
+        raise UsageError("there is nowhere to put the new passwords", hint="--engine-config DIR")
+    names = None
+    if source is not None:
+        rows = lists.rows(_text(source), "stdin" if source == "-" else source, required="name")
+        names = list(dict.fromkeys(row.values.get("name") or "" for row in rows))
+    app.out.expect(Outcome)
+    chosen, errors = app.fleet.choose(names)
+    servers = sorted({tenant.server for tenant in chosen if app.fleet.server(tenant.server).protected})
+    if servers:
+        which = ",".join(servers)
+        app.confirm(which, confirm, f"rotate {counted(len(chosen), 'password')}, also on the protected server {which}")
+    files = keeping.Folder(folder)
+
+    def work(found: "Found") -> bool:
+        keep = files(found.tenant.tenant, False)
+        assert keep is not None
+        engine.rotate_password(app.fleet, found, keep=keep, now=now)
+        return True
+
+    run = _change_engines(app, jobs, chosen, work)
+    files.tell(app)
+    if any(outcome.changed for outcome in run.outcomes):
+        app.out.say(f"the engines do not learn them by themselves: restart each with its file in {folder}")
+    _conclude(app, run, errors, names, list_all)
+
+
+def _change_engines(app: App, jobs: int, chosen: "Sequence[Tenant]", work: "Callable[[Found], bool]") -> "Engines":
+    """Do something for the engines of many tenants, with progress on stderr; return the run."""
+    from posduif_cli.core.fleet.run import Pace
+    from posduif_cli.core.tenants.engines import Engines
+    from posduif_cli.render import progress
+
+    fleet = app.fleet
+    with progress.watch(app.out) as watcher:
+        run = Engines(fleet, Pace(jobs), on_outcome=watcher.on_outcome)
+        run.change(chosen, work)
+    return run
+
+
+def _conclude(
+    app: App, run: "Engines", errors: "dict[str, PosduifError]", names: list[str] | None, list_all: bool
+) -> None:
+    """Show the outcomes; *errors* are of servers or, where tenants are named, of those."""
+    every = list_all or app.out.machine
+    runs.conclude(app, run, {} if names else errors, names, every=every, list_all=list_all)
+    if names:
+        app.report_failed(errors, among=names)
+
+
+@app.verb("engine-config", example="posduif tenant engine-config acme")
+def engine_config(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = None,
+    out: options.Out = None,
+    refresh: Annotated[
+        Path | None,
+        typer.Option(
+            "--refresh",
+            metavar="FILE",
+            help="Bring an engine's file, its record and its role's limit to what the configuration says now. "
+            "The password stays.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--all", metavar="DIR", help="Refresh DIR/TENANT.yaml of every tenant that has one.")
+    ] = None,
+    jobs: options.Jobs = 4,
+    list_all: options.ListAll = False,
+) -> None:
+    """Print the YAML file that a tenant's sync engine reads, with a placeholder for the password; or refresh files."""
+    from posduif_cli.core.tenants import engine
+    from posduif_cli.models.tenants import Tenant
     from posduif_cli.render import engine_config as render
 
     app = app_of(ctx)
+    if sum(value is not None for value in (out, refresh, folder)) > 1:
+        raise UsageError("--out, --refresh and --all exclude each other")
+    if folder is not None and name is not None:
+        raise UsageError("--all and a tenant by name exclude each other")
+    if folder is not None:
+        _refresh_all(app, folder, jobs, list_all)
+        return
+    if name is None:
+        raise NoTargets("no tenant is named", hint=Run("tenant", "engine-config", "acme"))
+    if refresh is not None:
+        app.out.expect(Tenant)
+        files = keeping.Refreshed()
+        tenant, changed = engine.refresh(app.fleet, app.fleet.find(name), write=partial(files, refresh))
+        files.tell(app, refresh)
+        app.out.show(tenant, changed=changed)
+        return
     settings = engine.engine_config(app.fleet, name=name)
     if out is not None:
         if os.path.lexists(out) and not out.is_char_device():
-            raise UsageError(f"{out} exists", hint=_rotate(name, file=str(out)))
+            hints = [keeping.refresh(name, out, lead="to bring it up to date"), keeping.rotate(name, file=str(out))]
+            raise UsageError(f"{out} exists", hint=hints)
         render.write(out, settings)
         app.out.say(f"written: {out}")
     elif app.out.machine:
-        app.out.show(settings)
+        app.out.show(render.complete(settings))
     else:
         app.out.text(render.text(settings))
-    app.out.say(_rotate(name, "the password in it is a placeholder"))
+    app.out.say(keeping.rotate(name, "the password in it is a placeholder", file=str(out or "FILE")))
+    if settings["sse"]["port"] is None:
+        keeping.warn_of_port(app, [name], keeping.refresh(name, out or "FILE", lead="then"))
+
+
+def _refresh_all(app: App, folder: Path, jobs: int, list_all: bool) -> None:
+    """Refresh the files of all tenants in a folder."""
+    from posduif_cli.core.tenants import engine
+    from posduif_cli.models.runs import Outcome
+
+    app.out.expect(Outcome)
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"{folder} is no folder", hint=Run("tenant", "rotate-password", "--all", "--engine-config", str(folder))
+        )
+    chosen, errors = app.fleet.choose(None)
+    files = keeping.Refreshed()
+
+    def work(found: "Found") -> bool:
+        file = folder / f"{found.tenant.tenant}.yaml"
+        if not os.path.lexists(file):
+            raise WrongState(f"{folder} has no file of it", hint=keeping.rotate(found.tenant.tenant, file=str(file)))
+        return engine.refresh(app.fleet, found, write=partial(files, file))[1]
+
+    run = _change_engines(app, jobs, chosen, work)
+    for file in sorted(files.changed):
+        files.tell(app, file)
+    _conclude(app, run, errors, None, list_all)
 
 
 def _danger(loss: "Loss") -> str:

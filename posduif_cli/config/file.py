@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posduif_cli.errors import ConfigurationError, InvalidDuration, Run, UsageError
-from posduif_cli.notation import duration, origin
+from posduif_cli.notation import LAST_PORT, duration, origin, ports
 
 Reader = Callable[[Any], Any]
 
@@ -31,6 +31,20 @@ def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 100_000:
         raise ValueError("must be a whole number")
     return value
+
+
+def _port(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LAST_PORT:
+        raise ValueError(f"must be a TCP port, 1 to {LAST_PORT}")
+    return value
+
+
+def _ports(value: Any) -> str:
+    try:
+        ports(str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value))
+    except UsageError as error:
+        raise ValueError(f"{error.message} (18080-18999)") from None
+    return str(value)
 
 
 def _flag(value: Any) -> bool:
@@ -55,6 +69,12 @@ def _origin(value: Any) -> str:
         raise ValueError(error.message) from None
 
 
+def _origins(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of origins")
+    return tuple(item if item == "*" else _origin(item) for item in value)
+
+
 def _path(value: Any) -> Path | None:
     return None if value is None else Path(_text(value)).expanduser()
 
@@ -72,13 +92,17 @@ SCHEMA: dict[str, Reader] = {
     "servers.*.max_connections": _count,
     "servers.*.protected": _flag,
     "servers.*.engine.host": _text,
-    "servers.*.engine.port": _count,
+    "servers.*.engine.port": _port,
     "servers.*.engine.ssl_mode": _text,
     "servers.*.engine.max_connections": _count,
-    "servers.*.engine.sse_port": _count,
-    "servers.*.engine.jwt_secret": _text,
+    "servers.*.engine.web_pool": _number,
+    "servers.*.engine.ports": _ports,
+    "servers.*.engine.sse_port": _port,
+    "servers.*.engine.secret_file": _path,
+    "servers.*.engine.jwt_secret": _text,  # known, so that it is refused with the reason
+    "servers.*.engine.cors": _origins,
     "servers.*.engine.redis.host": _text,
-    "servers.*.engine.redis.port": _count,
+    "servers.*.engine.redis.port": _port,
     "servers.*.engine.redis.password": _text,
     "servers.*.engine.redis.db": _number,
     "default_server": _text,
@@ -190,7 +214,14 @@ EXAMPLE_SERVER = """\
 #     url: "https://{tenant}.sync.example.com"
 #     max_connections: 8
 #     protected: true
-#     engine: {host: db1.internal, redis: {host: redis1}, max_connections: 5}
+#     engine:                     # what goes into the files of the tenants' sync engines
+#       host: db1.internal        # where engines reach PostgreSQL; also port and ssl_mode
+#       max_connections: 5        # an engine's pool
+#       web_pool: 16              # connections for the web-api beside it
+#       ports: 18080-18999        # each new tenant gets the next free one, on which its engine listens
+#       redis: {host: redis1}     # also port, password and db
+#       secret_file: jwt.key      # from it comes each tenant's jwt_secret; without it that is random
+#       cors: []                  # origins of browser apps; the tenant's own url unless given
 #   local: {embedded: true}     # the embedded server beside the others
 """
 

@@ -89,6 +89,9 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
     for key in ("embedded.data_dir", "embedded.bin_dir"):
         if values.get(key):
             values[key] = folder / values[key]
+    for key in values:
+        if re.fullmatch(r"servers\.[^.]+\.engine\.secret_file", key) and values[key]:
+            values[key] = folder / values[key]
     if "migrations.paths" in values:
         values["migrations.paths"] = tuple(folder / path for path in values["migrations.paths"])
 

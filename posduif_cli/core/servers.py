@@ -47,7 +47,7 @@ def start(data_dir: Path, bin_dir: Path | None, listen: tuple[str, int] | None =
     host, _, port = (now.listen or "").rpartition(":")
     engine = {"host": host, "port": int(port), "ssl_mode": "disable"} if now.listen else {}
     # No phone can reach an address of this machine alone, but a token needs one, and a try-out has no other.
-    url = "http://localhost:8080"
+    url = "http://localhost:{port}"
     dsn = starter.dsn(data_dir)
     return Server(NAME, dsn, "the embedded server", url, engine=engine, embedded=True, named=False), started
 

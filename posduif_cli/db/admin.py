@@ -3,6 +3,7 @@
 import secrets
 import string
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, LiteralString
 
 from psycopg.sql import Composed
@@ -15,6 +16,7 @@ from posduif_cli.db.record import Intent, Record, put_intent
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import AccessDenied, NotOurs, Run, UnsafeServer
 from posduif_cli.models.servers import Server
+from posduif_cli.models.tenants import Engine
 
 ENGINE_GROUP = "posduif_engine"
 SUPPORT_GROUP = "posduif_support"
@@ -30,7 +32,7 @@ ROLE_COMMENTS = {
 }
 LOGIN_COMMENT = "posduif: a login for administrators of tenants"
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
-SPARE = 3
+WEB_POOL = 16  # connections of the web-api beside an engine: it opens one per processor core, on most hosts fewer
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
 
 
@@ -189,12 +191,12 @@ def create_engine_role(session: Session, intent: Intent) -> None:
         pipeline.send()
 
 
-def equip_role(session: Session | Pipeline, tenant: str, pool: int) -> None:
-    """Give the engine's role what it has for life: its groups, its time zone, the connection limit of its *pool*."""
+def equip_role(session: Session | Pipeline, tenant: str, given: Engine) -> None:
+    """Give the engine's role what it has for life: its groups, its time zone, and its connection limit."""
     join_groups(session, tenant)
     name, role = identifier(tenant), identifier(engine_role(tenant))
     session.execute(compose("ALTER ROLE {role} IN DATABASE {name} SET timezone = 'UTC'", role=role, name=name))
-    limit_connections(session, tenant, pool)
+    limit_connections(session, tenant, given)
 
 
 def join_groups(session: Session | Pipeline, tenant: str) -> None:
@@ -307,41 +309,56 @@ def let_in(session: Session, tenant: str) -> None:
     session.execute(compose("GRANT CONNECT ON DATABASE {name} TO {role}", name=name, role=role))
 
 
-def configured_pool(server: Server) -> int:
-    """Return how many connections this machine's configuration gives a new engine on *server*."""
-    return int(server.engine.get("max_connections", ENGINE_POOL))
+def configured(server: Server) -> Engine:
+    """Return what this machine's configuration gives every new engine on *server*."""
+    web_pool, redis = server.engine.get("web_pool", WEB_POOL), server.engine.get("redis", {})
+    return Engine(
+        pool=int(server.engine.get("max_connections", ENGINE_POOL)),
+        web_pool=None if web_pool == WEB_POOL else int(web_pool),
+        redis_db=int(redis.get("db", 0)),
+    )
 
 
-def decided_pool(session: Session, tenant: str, noted: Record | None) -> int:
-    """Return how many connections a tenant's engine was given, by the record *noted* if it says so.
+def decided(session: Session, tenant: str, noted: Record | None) -> Engine:
+    """Return what a tenant's engine was given, with its pool, by the record *noted* if it says so.
 
     Else the limit of the engine's role tells; the configuration of this machine only where that has none either.
     """
-    if noted is not None and noted.pool is not None:
-        return noted.pool
+    if noted is not None and (given := noted.given).pool is not None:
+        return given
     limit = session.value(queries.load("db/admin")["read_limit"], role=engine_role(tenant))
-    return pool_by(session.server, noted, limit)
+    return decided_by(session.server, noted, limit)
 
 
-def pool_by(server: Server, noted: Record | None, limit: int | None) -> int:
-    """Return an engine's pool as `decided_pool` does, by the connection *limit* of its role, None without a role."""
-    if noted is not None and noted.pool is not None:
-        return noted.pool
-    return configured_pool(server) if limit in (None, -1) else max(limit - SPARE, 1)
+def decided_by(server: Server, noted: Record | None, limit: int | None) -> Engine:
+    """Return what an engine was given as `decided` does, by the connection *limit* of its role, None without a role.
 
-
-def engine_limit(pool: int) -> int:
-    """Return how many connections a tenant's engine may have: its *pool*, and a few beside it.
-
-    A pool is all that the engine opens today; the rest is for a restart, when the old sessions are still being torn
-    down.
+    Where the record names no pool, the limit is what was decided: the pools returned are those that it is made of.
     """
-    return pool + SPARE
+    given = noted.given if noted is not None else Engine()
+    if given.pool is not None:
+        return given
+    usual = configured(server)
+    if limit is None or limit < 1:
+        return replace(given, pool=usual.pool, web_pool=usual.web_pool)
+    web_pool = WEB_POOL if usual.web_pool is None else usual.web_pool
+    pool = max((limit - web_pool) // 2, min(usual.pool or 1, limit // 2), 1)
+    rest = max(limit - 2 * pool, 0)
+    return replace(given, pool=pool, web_pool=None if rest == WEB_POOL else rest)
 
 
-def limit_connections(session: Session | Pipeline, tenant: str, pool: int) -> None:
-    """Give the engine's role the connection limit that its *pool* takes; part of a transaction."""
-    role, limit = identifier(engine_role(tenant)), literal(engine_limit(pool))
+def engine_limit(given: Engine) -> int:
+    """Return how many connections a tenant's role may have.
+
+    In a rolling restart two engines run side by side, each with its whole pool; the web-api logs in as the same role.
+    """
+    web_pool = WEB_POOL if given.web_pool is None else given.web_pool
+    return 2 * (given.pool or ENGINE_POOL) + web_pool
+
+
+def limit_connections(session: Session | Pipeline, tenant: str, given: Engine) -> None:
+    """Give the engine's role the connection limit that its pools take; part of a transaction."""
+    role, limit = identifier(engine_role(tenant)), literal(engine_limit(given))
     session.execute(compose("ALTER ROLE {role} CONNECTION LIMIT {limit}", role=role, limit=limit))
 
 

@@ -6,8 +6,9 @@ the database. The comment on the engine's role is its twin: the intent, which ou
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
@@ -15,12 +16,12 @@ from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import OperationFailed, Run, WrongState
-from posduif_cli.models.tenants import Failure, State
+from posduif_cli.models.tenants import Engine, Failure, State
 
 PREFIX = "posduif "
 UNDEFINED_DATABASE = "3D000"
 KNOWN = frozenset({"v", "state", "schema", "set", "url", "created", "failed", "note", "engine", "desk"})
-MOST_CONNECTIONS = 100_000
+MOST_CONNECTIONS = 99_999
 _decode = json.JSONDecoder().raw_decode  # in place: `loads` takes twice the time for a text this short
 _STATES = {state.value: state for state in State}  # State(...) is slow, and a fleet has many records
 
@@ -46,19 +47,39 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def pool(self) -> int | None:
-        """How many connections the tenant's engine was given; None when the record does not say it."""
-        pool = self.engine.get("pool")
-        return pool if isinstance(pool, int) and not isinstance(pool, bool) and 0 < pool < MOST_CONNECTIONS else None
+    def port(self) -> int | None:
+        """Where the tenant's engine was told to listen; None where no port was chosen."""
+        return _number(self.engine.get("port"), 1, 65_535)
+
+    @property
+    def given(self) -> Engine:
+        """What the tenant's engine was given, as far as the record says it in a form that posduif writes."""
+        redis = _text(self.engine.get("redis"))
+        return Engine(
+            pool=_number(self.engine.get("pool"), 1, MOST_CONNECTIONS),
+            web_pool=_number(self.engine.get("web_pool"), 0, MOST_CONNECTIONS),
+            port=self.port,
+            redis=redis if redis and re.fullmatch(r"[^\s:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}", redis) else None,
+            redis_db=_number(self.engine.get("redis_db"), 0, MOST_CONNECTIONS),
+        )
+
+    def giving(self, given: Engine) -> "Record":
+        """Return the record with what the engine is given; what is None stays as it was noted."""
+        changed = {key: value for key, value in vars(given).items() if value is not None}
+        return replace(self, engine={**self.engine, **changed})
 
 
 @dataclass(frozen=True)
 class Intent:
-    """The comment on an engine's role; *nonce* marks the database that `create` is about to make."""
+    """The comment on an engine's role; *nonce* marks the database that `create` is about to make.
+
+    *port* is where the engine is to listen. It is chosen before there is a record, and known when `create` goes on.
+    """
 
     tenant: str
     state: State
     nonce: int
+    port: int | None = None
 
 
 def instant(text: object) -> datetime | None:
@@ -76,6 +97,10 @@ def instant(text: object) -> datetime | None:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _number(value: object, least: int, most: int) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most else None
 
 
 def _payload(comment: str | None) -> dict[str, Any] | None:
@@ -160,13 +185,14 @@ def parse_intent(comment: str | None) -> Intent | None:
     payload = _payload(comment)
     if payload is None or (state := _state(payload)) is None:
         return None
-    tenant, nonce = payload.get("tenant"), payload.get("nonce")
-    return Intent(tenant, state, nonce) if isinstance(tenant, str) and isinstance(nonce, int) else None
+    tenant, nonce, port = payload.get("tenant"), payload.get("nonce"), _number(payload.get("port"), 1, 65_535)
+    return Intent(tenant, state, nonce, port) if isinstance(tenant, str) and isinstance(nonce, int) else None
 
 
 def dump_intent(intent: Intent) -> str:
     """Write an intent as the comment on the engine's role."""
     payload = {"v": 1, "tenant": intent.tenant, "state": intent.state.value, "nonce": intent.nonce}
+    payload |= {"port": intent.port} if intent.port is not None else {}
     return PREFIX + json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
 
 

@@ -31,13 +31,29 @@ class Failure(Value):
     time: datetime
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What a tenant's engine was given; None for what is not noted.
+
+    *pool* is how many connections it opens at most, *web_pool* how many the web-api beside it opens; *port* is where it
+    listens; *redis* is `HOST:PORT` where that is not the configured one, *redis_db* the number of its Redis database.
+    """
+
+    pool: int | None = None
+    web_pool: int | None = None
+    port: int | None = None
+    redis: str | None = None
+    redis_db: int | None = None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Tenant(Value):
     """One customer's database.
 
     *pending* counts the migrations that it lacks, *ahead* those that it has and this machine has no files for, as far
     as the record tells; *engine_sessions* counts those of the engine's role, and 0 do not mean that the engine is off:
-    an idle one keeps none; *engine_may_log_in* is None without that role; *size_bytes* is None unless it was asked for;
+    an idle one keeps none; *engine_may_log_in* is None without that role; *engine_port* is where the engine was told to
+    listen, None where posduif chose nothing; *size_bytes* is None unless it was asked for;
     *has_database* tells, of a lost tenant only, whether its database is there, with another owner or without its
     record, or gone.
     """
@@ -56,6 +72,7 @@ class Tenant(Value):
     has_database: bool | None = None
     ahead: int = 0
     engine_may_log_in: bool | None = None
+    engine_port: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,8 +92,8 @@ class Loss(Value):
 class Adoption(Value):
     """A database taken in as a tenant.
 
-    *made* is what was added to its schema, *own* what it has beyond a tenant's and keeps, *changes* says in
-    words what its roles gained and lost.
+    *made* is what was added to its schema, *own* what it has beyond a tenant's and keeps, *changes* says in words what
+    its roles gained and lost, *others* who else still reaches it and what keeps WAL for it, with what to type.
     """
 
     tenant: str
@@ -88,3 +105,4 @@ class Adoption(Value):
     made: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()

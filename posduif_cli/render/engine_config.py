@@ -1,26 +1,80 @@
 """The YAML file that a tenant's sync engine reads."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from posduif_cli.errors import ConfigurationError, FileExists
+from posduif_cli.errors import ConfigurationError, FileExists, Run
 from posduif_cli.render import files
 
+DEFAULT_PORT = 8080  # of an engine for which no port was chosen
 HEADER = """\
 # Configuration of the sync engine of tenant {tenant}, made by posduif.
 # Run the engine with TZ=UTC in its environment, or the tokens it makes itself are off by its host's offset.
-# Give every tenant a Redis database number of its own: the engine's streams have no tenant prefix.
 # WAL mode stays off: it delivers nothing, and its slot keeps the server from recycling WAL.
 """
 
 
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with a secret and a port where they hold none."""
+    return _merged(settings, _DEFAULTS | {"auth": {"jwt_secret": secrets.token_urlsafe(32)}})
+
+
+_DEFAULTS: dict[str, Any] = {"sse": {"port": DEFAULT_PORT}}
+
+
 def text(settings: Mapping[str, Any]) -> str:
     """Write the settings as the file that the engine reads."""
-    body = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=False)
+    body = yaml.safe_dump(complete(settings), sort_keys=False, default_flow_style=False)
     return HEADER.format(tenant=settings["postgres"]["db"]) + body
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what *first* says, and what *second* says where that has no value; mappings are merged."""
+    found = {**first}
+    for key, value in second.items():
+        if isinstance(found.get(key), Mapping) and isinstance(value, Mapping):
+            found[key] = _merged(found[key], value)
+        elif found.get(key) is None:
+            found[key] = value
+    return found
+
+
+def _differing(settings: Mapping[str, Any], document: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the keys of *settings*, dotted, whose value a file's *document* has not."""
+    found = []
+    for key, value in settings.items():
+        there = document.get(key)
+        if isinstance(value, Mapping):
+            found += _differing(value, there if isinstance(there, Mapping) else {}, f"{prefix}{key}.")
+        elif value is not None and value != there:
+            found.append(prefix + key)
+    return found
+
+
+def refresh(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Bring a file to the *settings* but for the password, and return the keys that were changed.
+
+    The file keeps its password, keys that posduif does not write, and its secret and port where *settings* hold none.
+    Raises FileExists for another tenant's file, ConfigurationError where there is none or it cannot be written.
+    """
+    tenant, content = settings["postgres"]["db"], files.read(path)
+    if content is None:
+        raise ConfigurationError(
+            f"there is no file {path} to refresh",
+            why="only a new password makes a file that an engine starts with",
+            hint=Run("tenant", "rotate-password", tenant, "--engine-config", str(path)),
+        )
+    _password(path, content, tenant)
+    document = yaml.safe_load(content)
+    wanted = {**settings, "postgres": {**settings["postgres"], "password": document["postgres"]["password"]}}
+    changed = _differing(wanted, document)
+    if changed:
+        files.write_private(path, text(_merged(wanted, document)).encode())
+    return changed
 
 
 def check(path: Path, tenant: str) -> None:
@@ -30,17 +84,18 @@ def check(path: Path, tenant: str) -> None:
         _password(path, content, tenant)
 
 
-def write(path: Path, settings: Mapping[str, Any]) -> None:
+def write(path: Path, settings: Mapping[str, Any]) -> list[str]:
     """Write the file with mode 0600 and fsync it; of an existing one only `postgres.password` is changed.
 
-    Raises FileExists when the file is not the configuration of this tenant's engine, ConfigurationError when
-    it cannot be written.
+    Return the keys, dotted, in which an existing file differs from the *settings* and stays as it was. Raises
+    FileExists when the file is not the configuration of this tenant's engine, ConfigurationError when it cannot be
+    written.
     """
     postgres = settings["postgres"]
     content = files.read(path)
     if content is None:
         files.write_private(path, text(settings).encode())
-        return
+        return []
     node = _password(path, content, postgres["db"])
     start, end = node.start_mark.index, node.end_mark.index
     quoted = yaml.safe_dump(postgres["password"], default_flow_style=True).split("\n")[0]
@@ -58,6 +113,7 @@ def write(path: Path, settings: Mapping[str, Any]) -> None:
             hint=f"write `password: old` there, each on a line of its own, or move {path} away",
         )
     files.write_private(path, changed.encode())
+    return _differing(settings, wanted)
 
 
 def _password(path: Path, content: str, tenant: str) -> Any:

@@ -72,7 +72,7 @@ def test_what_an_engine_was_given_is_read_and_its_unknown_keys_are_kept(more: di
     payload = {"v": 1, "state": "active", "engine": {**more, "pool": pool}}
     noted = record.parse(PREFIX + json.dumps(payload))
     assert noted is not None
-    assert noted.pool == pool
+    assert noted.given.pool == pool
     assert json.loads(record.dump(noted).removeprefix(PREFIX)) == payload
 
 
@@ -81,7 +81,7 @@ def test_what_an_engine_was_given_is_read_and_its_unknown_keys_are_kept(more: di
 def test_a_pool_that_is_none_is_not_taken_for_one(engine: Any) -> None:
     noted = record.parse(PREFIX + json.dumps({"v": 1, "state": "active", "engine": engine}))
     assert noted is not None
-    assert noted.pool is None
+    assert noted.given.pool is None
 
 
 @given(intents)

@@ -164,7 +164,7 @@ class TestPlantedRoles:
         olga("tenant", "suspend", "acme")
 
 
-class Engine:
+class Nuisance:
     """An engine that wants to be in the way: what it does, it does again as soon as its session is ended."""
 
     def __init__(self, server: PgServer, tenant: str, database: str, *deeds: str, stubborn: bool = True) -> None:
@@ -174,7 +174,7 @@ class Engine:
         self.holding = threading.Event()
         self.thread = threading.Thread(target=self._hold, daemon=True)
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> "Nuisance":
         self.thread.start()
         assert self.holding.wait(20)
         return self
@@ -204,10 +204,10 @@ HOLDS = {
 
 
 @contextmanager
-def hostile(server: PgServer, name: str, hold: str, *, stubborn: bool = True) -> Iterator[Engine]:
+def hostile(server: PgServer, name: str, hold: str, *, stubborn: bool = True) -> Iterator[Nuisance]:
     server.sql(f"ALTER ROLE {name}_engine PASSWORD 'known'")
     deeds = HOLDS[hold].format(lock=LOCK_CLASS, name=name).split("; ")
-    with Engine(server, name, name, *deeds, stubborn=stubborn) as engine:
+    with Nuisance(server, name, name, *deeds, stubborn=stubborn) as engine:
         yield engine
 
 
@@ -273,7 +273,7 @@ def test_an_engine_keeps_no_other_tenant_from_being_made_or_dropped(
     lock = f"SELECT pg_advisory_lock({LOCK_CLASS}, hashtext('{other}'))"
     try:
         for argv in (("tenant", "create", other), ("tenant", "drop", other, "--confirm", other)):
-            with Engine(server, tenant, "postgres", lock, stubborn=False):
+            with Nuisance(server, tenant, "postgres", lock, stubborn=False):
                 assert f"of {tenant}_engine: held the lock on {other}" in posduif(*argv).err
     finally:
         server.sql(f"DROP DATABASE IF EXISTS {other} WITH (FORCE)")

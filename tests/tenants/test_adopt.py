@@ -103,7 +103,6 @@ def test_a_database_comes_in_whole_and_works(
         assert "index public.idx_sync_metadata_lsn" in done["made"]
         assert done["own"] == [
             "function public.note_message()",
-            "index public.idx_messages_recipient",
             "trigger public.messages.note_message",
         ]
 
@@ -141,23 +140,69 @@ def test_what_is_adopted_is_as_it_should_be(
     as_engine(server, name) if text != "SELECT 1" else None
 
 
+SEED = "-- migrate:up\nCREATE TABLE plan (name text);\nINSERT INTO plan VALUES ('free');\nSELECT 1;\n"
+MORE = "-- migrate:up\nALTER TABLE plan ADD COLUMN price int;\nALTER TABLE users ALTER username TYPE text;\n"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[str, str]:
+    """The option for a machine with migrations of its own."""
+    (tmp_path / "1000_seed.sql").write_text(SEED)
+    (tmp_path / "1001_more.sql").write_text(MORE)
+    (tmp_path / "config.yaml").write_text(f"migrations: {{paths: ['{tmp_path}']}}\n")
+    return ("--config", str(tmp_path / "config.yaml"))
+
+
+@pytest.mark.one_server
+def test_it_is_adopted_at_the_bundled_version_and_own_migrations_are_run(
+    posduif: Posduif, server: PgServer, make: Make, name: str, own: tuple[str, str]
+) -> None:
+    make(UP[0])
+    steps = posduif.json("tenant", "adopt", name, "-n", *own)["steps"]
+    assert [step["subject"] for step in steps if step["action"] == "migrate"] == ["1000_seed", "1001_more"]
+    done = posduif.json("tenant", "adopt", name, *own)
+    assert done["schema_version"] == "1001"
+    assert "migration 1001_more was applied" in done["changes"]
+    assert server.sql("SELECT * FROM plan", database=name) == [("free", None)], "run, not copied"
+    assert posduif.json("tenant", "adopt", name, *own)["changed"] is False
+
+
+@pytest.mark.one_server
+def test_own_migrations_that_another_tool_noted_are_not_run_again(
+    posduif: Posduif, server: PgServer, make: Make, name: str, own: tuple[str, str]
+) -> None:
+    seed = SEED.removeprefix("-- migrate:up\n")
+    make(f"{DBMATE}; {seed}; INSERT INTO schema_migrations VALUES ('1000')")
+    posduif("tenant", "adopt", name, *own)
+    assert server.sql("SELECT * FROM plan", database=name) == [("free", None)]
+    states = {row["version"]: row["state"] for row in posduif.json("migrate", "list", name, *own)}
+    assert set(states.values()) == {"applied"}
+
+
 @pytest.mark.one_server
 def test_data_that_a_migration_would_have_made_is_named(
-    posduif: Posduif, server: PgServer, make: Make, name: str, tmp_path: Path
+    posduif: Posduif, server: PgServer, make: Make, name: str, own: tuple[str, str]
 ) -> None:
-    (tmp_path / "1000_seed.sql").write_text(
-        "-- migrate:up\nCREATE TABLE plan (name text);\nINSERT INTO plan VALUES ('free');\nSELECT 1;\n"
-    )
-    (tmp_path / "1001_more.sql").write_text("-- migrate:up\nALTER TABLE plan ADD COLUMN price int;\n")
-    (tmp_path / "config.yaml").write_text(f"migrations: {{paths: ['{tmp_path}']}}\n")
-    option = ("--config", str(tmp_path / "config.yaml"))
-    make(UP[0])
-    steps = posduif.json("tenant", "adopt", name, "-n", *option)["steps"]
-    (mind,) = [step["subject"] for step in steps if step["action"] == "mind"]
-    assert "1000_seed is noted as applied and was not run" in mind
+    """Somebody made by hand what the migrations make: they cannot be run any more."""
+    make(UP[0] + "CREATE TABLE plan (name text, price int); ALTER TABLE users ALTER username TYPE text")
+    changes = posduif.json("tenant", "adopt", name, *own)["changes"]
+    (mind,) = [change for change in changes if "1000_seed is noted as applied and was not run" in change]
     assert "in lines 3, 4" in mind
-    assert mind in posduif.json("tenant", "adopt", name, *option)["changes"]
     assert server.sql("SELECT count(*) FROM plan", database=name) == [(0,)]
+    assert posduif.json("tenant", "show", name, *own)["pending"] == 0
+
+
+@pytest.mark.one_server
+def test_an_own_migration_that_fails_leaves_a_tenant_that_can_be_migrated(
+    posduif: Posduif, server: PgServer, make: Make, name: str, own: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "1002_bad.sql").write_text("-- migrate:up\nCREATE TABLE invoices (id text);\n")
+    make(UP[0] + "CREATE TABLE invoices (id int)")
+    error = posduif("tenant", "adopt", name, *own, "-o", "json", code=7).error
+    assert f"posduif migrate up {name}" in error["try"][-1]
+    assert posduif.json("tenant", "show", name, *own)["schema_version"] == "1001"
+    (tmp_path / "1002_bad.sql").unlink()
+    posduif("migrate", "up", name, *own)
 
 
 @pytest.mark.parametrize("how", ["COMMENT ON DATABASE {name} IS NULL", "ALTER DATABASE {name} OWNER TO postgres"])
@@ -239,7 +284,7 @@ def test_those_who_worked_there_go_on(posduif: Posduif, server: PgServer, make: 
         + "CREATE TABLE invoices (id serial PRIMARY KEY, owed int); INSERT INTO invoices (owed) VALUES (7);"
     )
     done = posduif.json("tenant", "adopt", name)
-    assert done["own"] == ["index public.idx_messages_recipient", "table public.invoices"]
+    assert done["own"] == ["table public.invoices"]
     for role in ("app", "boss"):
         with server.connect(name) as conn:
             conn.execute(f"SET SESSION AUTHORIZATION {name}_{role}".encode())
@@ -380,12 +425,11 @@ def test_no_hint_drops_what_may_hold_rows(
 
 @pytest.mark.one_server
 def test_a_refusal_is_read_line_by_line(posduif: Posduif, server: PgServer, make: Make, name: str) -> None:
-    """The engine's own script: its functions differ in a test that means nothing."""
-    odd = "OLD.status IS NULL OR OLD.status !="
+    odd = "OLD.read_at IS NULL OR OLD.status !="
     make(UP[0].replace("OLD.status !=", odd) + "CREATE VIEW x AS SELECT random() FROM users")
     lines = posduif("tenant", "adopt", name, code=5).err.splitlines()
     assert lines[0] == f"error: database {name} cannot be adopted as it is, for 3 reasons"
-    more = "has `IS NULL OR OLD.status` more than the migrations'"
+    more = "has `OLD.read_at IS NULL OR` more than the migrations'"
     assert lines[1:6] == [
         f"  why   function public.update_read_at() {more}",
         f"        function public.update_synced_at() {more}",
@@ -531,3 +575,270 @@ def test_it_waits_for_nobody_for_long(posduif: Posduif, server: PgServer, make: 
         conn.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
         posduif("tenant", "adopt", name, code=10)
     posduif("tenant", "adopt", name)
+
+
+# As the sync engine's own script makes a database, where it differs from the migrations: a test of a column that is
+# never null, tokens that go with the web user who made them, foreign keys in the columns, an extension.
+CREATED_BY = "created_by UUID NOT NULL REFERENCES users (id)"
+SCRIPT = """DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_available_extensions WHERE name = 'uuid-ossp') THEN CREATE EXTENSION "uuid-ossp"; END IF;
+END $$;""" + (
+    UP[0]
+    .replace("OLD.status != 'synced'", "(OLD.status IS NULL OR OLD.status != 'synced')")
+    .replace("OLD.status != 'read'", "(OLD.status IS NULL OR OLD.status != 'read')")
+    .replace(CREATED_BY, f"{CREATED_BY} ON DELETE CASCADE")
+    .replace("fk_messages_sender", "messages_sender_id_fkey")
+    .replace("fk_messages_recipient", "messages_recipient_id_fkey")
+    .replace("users_enrollment_token_id_fkey", "fk_users_enrollment_token")
+)
+FURTHER = {
+    "type": ("ALTER TABLE users ALTER device_id TYPE text", "column public.users.device_id"),
+    "not null": ("ALTER TABLE messages ALTER content DROP NOT NULL", "column public.messages.content"),
+    "default": ("ALTER TABLE messages ALTER status SET DEFAULT 'synced'", "column public.messages.status"),
+    "check": (
+        "ALTER TABLE messages DROP CONSTRAINT chk_status, ADD CONSTRAINT chk_status CHECK (status IN "
+        "('pending_sync', 'synced', 'read', 'lost'))",
+        "constraint public.messages.chk_status",
+    ),
+    "foreign key": (
+        "ALTER TABLE messages DROP CONSTRAINT messages_sender_id_fkey, ADD CONSTRAINT fk_messages_sender "
+        "FOREIGN KEY (sender_id) REFERENCES users (id)",
+        "constraint public.messages.fk_messages_sender",
+    ),
+    "function": (
+        "CREATE OR REPLACE FUNCTION update_updated_at_column() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN RETURN NEW; END'",
+        "function public.update_updated_at_column()",
+    ),
+    "trigger": ("ALTER TABLE messages DISABLE TRIGGER update_messages_read_at", "trigger public.messages."),
+    "index": ("DROP INDEX idx_users_device_id; CREATE INDEX idx_users_device_id ON users (username)",
+              "index public.idx_users_device_id"),
+    "security": ("ALTER TABLE users ENABLE ROW LEVEL SECURITY", "table public.users"),
+    "unlogged": ("ALTER TABLE sync_metadata SET UNLOGGED", "table public.sync_metadata"),
+}  # fmt: skip
+
+
+def test_a_database_of_the_engine_s_own_script_comes_in_by_one_command(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT + ROWS)
+    steps = posduif.json("tenant", "adopt", name, "-n")["steps"]
+    adjusted = [
+        "constraint public.enrollment_tokens.enrollment_tokens_created_by_fkey",
+        "function public.update_read_at()",
+        "function public.update_synced_at()",
+        "index public.idx_messages_recipient",
+    ]
+    assert sorted(step["subject"] for step in steps if step["action"] == "adjust") == adjusted
+    changes = posduif.json("tenant", "adopt", name)["changes"]
+    assert sorted(change for change in changes if "as the migrations make it" in change) == [
+        f"{subject} is now as the migrations make it" for subject in adjusted[:3]
+    ]
+    found = {f["level"] for f in posduif.json("tenant", "verify", name, code=None)}
+    assert "critical" not in found
+    drift = [f["message"] for f in posduif.json("migrate", "verify", name, code=None)]
+    assert not [text for text in drift if re.search("update_|created_by|idx_", text)], drift
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("difference", FURTHER)
+def test_any_further_difference_is_refused_and_named(
+    posduif: Posduif, server: PgServer, make: Make, name: str, difference: str
+) -> None:
+    sql, thing = FURTHER[difference]
+    make(f"{SCRIPT}; {sql}")
+    before = dump(server, name, "-C")
+    error = posduif("tenant", "adopt", name, "-o", "json", code=5).error
+    assert error["message"].endswith("for 1 reason"), error
+    assert thing in error["why"]
+    assert any(f"in {name}:" in hint for hint in error["try"]), "who types it, and where"
+    assert dump(server, name, "-C") == before
+    obey(server, error["try"])
+    posduif("tenant", "adopt", name)
+
+
+TIMES = """
+INSERT INTO users (username, user_type) VALUES ('desk', 'web'), ('phone', 'mobile');
+INSERT INTO enrollment_tokens (created_by, tenant_id, expires_at) SELECT id, 'x', now() - interval '2 hours' FROM users
+    WHERE username = 'desk';
+INSERT INTO enrollment_tokens (created_by, tenant_id, expires_at) SELECT id, 'x', now() + interval '1 hour' FROM users
+    WHERE username = 'desk';
+INSERT INTO messages (sender_id, recipient_id, content) SELECT a.id, b.id, 'hello ' || n
+    FROM users a, users b, generate_series(1, 200) n WHERE a.username = 'desk' AND b.username = 'phone';
+"""
+
+
+def moments(server: PgServer, name: str, zone: str | None) -> list[Any]:
+    """All times of the tenant's tables as instants, read as local ones of a zone."""
+    found = []
+    for table, column in (("users", "created_at"), ("users", "updated_at"), ("messages", "created_at"),
+                          ("messages", "updated_at"), ("enrollment_tokens", "expires_at")):  # fmt: skip
+        question = f"SELECT {column} AT TIME ZONE '{zone or 'UTC'}' FROM {table} ORDER BY id"
+        found.append(server.sql(question, database=name))
+    return found
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_times_of_another_zone_are_converted_or_kept_as_it_is_decided(
+    posduif: Posduif, server: PgServer, make: Make, name: str, zone: str
+) -> None:
+    make(SCRIPT)
+    server.sql(f"ALTER DATABASE {name} SET timezone = '{zone}'")
+    server.sql(TIMES, database=name)
+    before = moments(server, name, zone)
+    error = posduif("tenant", "adopt", name, "-o", "json", code=5).error
+    assert zone in error["why"]
+    assert error["why"].count(" becomes ") == 3
+    assert error["try"] == [
+        f"to convert them: posduif tenant adopt {name} --times-from {zone}",
+        f"to have them count as UTC as they are: posduif tenant adopt {name} --keep-times",
+    ]
+    plan = posduif.json("tenant", "adopt", name, "-n", "--times-from", zone)["steps"]
+    assert {step["subject"] for step in plan if step["action"] == "convert times"} == {
+        "public.users", "public.messages", "public.enrollment_tokens", "public.sync_metadata"
+    }  # fmt: skip
+    assert moments(server, name, zone) == before
+    done = posduif.json("tenant", "adopt", name, "--times-from", zone.lower())
+    assert moments(server, name, None) == before, "the same instants, open tokens included"
+    assert sum(" becomes " in change for change in done["changes"]) == 3
+    triggers = "SELECT tgname::text, tgenabled::text FROM pg_trigger WHERE NOT tgisinternal"
+    assert {state for _, state in server.sql(triggers, database=name)} == {"O"}
+    states = sorted(token["status"] for token in posduif.json("token", "list", name))
+    assert states == ["active", "expired"], "a token that had expired stays so"
+
+
+@pytest.mark.one_server
+def test_kept_times_count_as_utc_and_open_tokens_are_listed(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT)
+    server.sql(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    server.sql(TIMES, database=name)
+    before = moments(server, name, None)
+    posduif("tenant", "adopt", name, "--keep-times", "--times-from", "UTC", code=2)
+    done = posduif.json("tenant", "adopt", name, "--keep-times")
+    assert moments(server, name, None) == before
+    assert sum("is open and expires at" in change for change in done["changes"]) == 2
+
+
+@pytest.mark.one_server
+def test_a_zone_is_known_by_its_name_alone(posduif: Posduif, server: PgServer, make: Make, name: str) -> None:
+    make(SCRIPT + ROWS)
+    for wrong in ("Nowhere/City", "UTC+9", "+09:00", "'; DROP TABLE users; --"):
+        error = posduif("tenant", "adopt", name, "--times-from", wrong, "-o", "json", code=2).error
+        assert "is not a time zone" in error["message"]
+
+
+@pytest.mark.one_server
+def test_times_that_occur_twice_or_never_are_counted(posduif: Posduif, server: PgServer, make: Make, name: str) -> None:
+    make(
+        SCRIPT + "INSERT INTO users (username, user_type, last_seen) VALUES ('twice', 'web', '2025-10-26 02:30'), "
+        "('never', 'web', '2025-03-30 02:30'), ('plain', 'web', '2025-07-01 12:00'), ('ever', 'web', 'infinity')"
+    )
+    changes = posduif.json("tenant", "adopt", name, "--times-from", "Europe/Berlin")["changes"]
+    assert [change for change in changes if "public.users hold a time" in change] == [
+        "1 rows of public.users hold a time that occurs twice in Europe/Berlin: the later one was taken",
+        "1 rows of public.users hold a time that Europe/Berlin skips: it was read as PostgreSQL does, an hour later",
+    ]
+    seen = dict(server.sql("SELECT username::text, last_seen::text FROM users", database=name))
+    assert seen == {"twice": "2025-10-26 01:30:00", "never": "2025-03-30 01:30:00", "plain": "2025-07-01 10:00:00",
+                    "ever": "infinity"}  # fmt: skip
+
+
+@pytest.mark.one_server
+def test_an_empty_database_and_one_in_utc_are_asked_nothing(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT)
+    server.sql(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    done = posduif.json("tenant", "adopt", name)
+    assert "its sessions used Asia/Tokyo" in done["changes"]
+
+
+@pytest.mark.one_server
+def test_a_login_with_a_zone_of_its_own_is_named(posduif: Posduif, server: PgServer, make: Make, name: str) -> None:
+    make(SCRIPT + ROWS)
+    server.sql(f"ALTER DATABASE {name} SET timezone = 'UTC'; ALTER ROLE {name}_app SET timezone = 'Asia/Tokyo'")
+    error = posduif("tenant", "adopt", name, "-o", "json", code=5).error
+    assert f"UTC, Asia/Tokyo ({name}_app)" in error["why"]
+
+
+def test_a_killed_conversion_is_not_done_twice(posduif: Posduif, server: PgServer, make: Make, name: str) -> None:
+    make(SCRIPT)
+    server.sql(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    server.sql(TIMES, database=name)
+    before, instants = dump(server, name, "-C"), moments(server, name, "Asia/Tokyo")
+    command = ("tenant", "adopt", name, "--times-from", "Asia/Tokyo")
+    kill("before db.record.write 1", *command)
+    assert dump(server, name, "-C") == before
+    posduif(*command)
+    assert posduif.json(*command)["changed"] is False
+    assert moments(server, name, None) == instants
+
+
+def test_a_superuser_s_database_comes_in_by_two_steps(
+    posduif: Posduif, server: PgServer, name: str, request: pytest.FixtureRequest
+) -> None:
+    """As the engine's own set-up makes it: its login is a superuser and owns all."""
+    server.sql(f"CREATE ROLE {name}_boss LOGIN SUPERUSER PASSWORD 'secret'")
+    request.addfinalizer(lambda: server.sql(f"DROP ROLE {name}_boss"))
+    server.sql(f"CREATE DATABASE {name} OWNER {name}_boss")
+    request.addfinalizer(lambda: forget(server, name))
+    server.sql(f"SET ROLE {name}_boss; {SCRIPT} {ROWS}; CREATE TABLE invoices (id int)", database=name)
+    with server.connect(name, user=f"{name}_boss", application_name="old engine") as old:
+        error = posduif("tenant", "adopt", name, "-o", "json", code=6).error
+        assert f"GRANT {name}_boss" not in str(error), "never the advice to become a member of a superuser"
+        assert f"posduif tenant adopt {name} --print-sql" in error["try"][0]
+        before = dump(server, name, "-C")
+        printed = posduif("tenant", "adopt", name, "--print-sql").out
+        assert dump(server, name, "-C") == before
+        database = "postgres"
+        for line in printed.splitlines():
+            if line.startswith("\\connect "):
+                database = line.split()[1].strip('"')
+            elif not line.startswith("--"):
+                server.sql(line, database=database)
+        done = posduif.json("tenant", "adopt", name)
+        (other,) = [text for text in done["others"] if f"login {name}_boss, a superuser," in text]
+        assert f"is connected (pid {old.info.backend_pid})" in other
+        assert f"ALTER ROLE {name}_boss NOLOGIN;" in other
+        suspended = posduif("tenant", "suspend", name, "-o", "json", code=10).error
+        assert f"pid {old.info.backend_pid} ({name}_boss, old engine)" in suspended["why"]
+        posduif("tenant", "resume", name)
+    assert posduif("tenant", "adopt", name, "--print-sql").out == f"-- {name} is a tenant already\n"
+    found = {f["level"] for f in posduif.json("tenant", "verify", name, code=None)}
+    assert "critical" not in found
+
+
+@pytest.mark.one_server
+def test_an_old_login_and_its_slot_are_named_with_what_ends_them(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT)
+    if server.sql("SHOW wal_level") != [("logical",)]:
+        slot = None
+    else:
+        slot = f"posduif_sync_{name}"
+        server.sql("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot, database=name)
+    with server.connect(name, user=f"{name}_app") as old:
+        others = posduif.json("tenant", "adopt", name)["others"]
+        (login,) = [text for text in others if f"login {name}_app" in text]
+        assert f"(pid {old.info.backend_pid})" in login
+        assert f"REVOKE ALL ON DATABASE {name} FROM {name}_app;" in login
+    assert any(f"pg_drop_replication_slot('{slot}')" in text for text in others) is (slot is not None)
+    assert obey(server, [login[login.index("a member of") :]]) == 1
+    with pytest.raises(psycopg.OperationalError):
+        server.connect(name, user=f"{name}_app")
+
+
+def test_fifty_thousand_messages_come_in_while_an_engine_reads(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT)
+    server.sql(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    server.sql(TIMES.replace("200", "50000"), database=name)
+    instants = moments(server, name, "Asia/Tokyo")
+    with server.connect(name, user=f"{name}_app") as old:
+        posduif("tenant", "adopt", name, "--times-from", "Asia/Tokyo")
+        assert old.execute("SELECT count(*) FROM messages").fetchone() == (50_000,)
+    assert moments(server, name, None) == instants

@@ -377,7 +377,7 @@ def test_another_machine_s_configuration_changes_no_engine(
     """The limit was decided on the machine that made the tenant; the record says so to all others."""
     machine(50)
     posduif("tenant", "create", name, "--web-user", "desk")
-    assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+    assert (noted_pool(server, name), role(server, name)[3]) == (50, 116)
     for other in (None, 5, 90):
         machine(other)
         assert [f["level"] for f in posduif.json("tenant", "verify", name)] == ["ok"]
@@ -389,10 +389,10 @@ def test_another_machine_s_configuration_changes_no_engine(
         assert yaml.safe_load(file.read_text())["postgres"]["max_connections"] == 50
         told = yaml.safe_load(posduif("tenant", "engine-config", name).out)
         assert told["postgres"]["max_connections"] == 50
-        assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+        assert (noted_pool(server, name), role(server, name)[3]) == (50, 116)
     server.sql(f"DROP OWNED BY {name}_engine; DROP ROLE {name}_engine", database=name)
     posduif("tenant", "verify", name, "--repair")
-    assert role(server, name)[3] == 53, "a new role gets what was decided for the old one"
+    assert role(server, name)[3] == 116, "a new role gets what was decided for the old one"
 
 
 def test_an_interrupted_creation_is_finished_with_what_was_begun(
@@ -409,14 +409,14 @@ def test_an_interrupted_creation_is_finished_with_what_was_begun(
     file = tmp_path / "engine.yaml"
     posduif("tenant", "create", name, "--engine-config", str(file))
     assert yaml.safe_load(file.read_text())["postgres"]["max_connections"] == 50
-    assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+    assert (noted_pool(server, name), role(server, name)[3]) == (50, 116)
 
 
 def test_a_record_from_before_takes_the_role_s_limit_for_what_was_decided(
     posduif: Posduif, server: PgServer, tenant: str, machine: Callable[[int | None], None]
 ) -> None:
     machine(5)
-    for limit in (53, -1):
+    for limit in (116, 40, -1):
         payload = record(server, tenant)
         payload["engine"] = {"port": 18080}
         server.sql(f"COMMENT ON DATABASE {tenant} IS 'posduif {json.dumps(payload)}'")
@@ -425,7 +425,8 @@ def test_a_record_from_before_takes_the_role_s_limit_for_what_was_decided(
         assert (found[0]["check"], found[0]["level"]) == ("record.pool" if limit > 0 else "engine.limit", "warning")
         posduif("tenant", "verify", tenant, "--repair", code=0 if limit > 0 else 1)
         assert role(server, tenant)[3] == limit, "never lowered"
-        assert record(server, tenant)["engine"] == {"port": 18080, "pool": 50 if limit > 0 else 5}
+        engine = {116: {"pool": 50}, 40: {"pool": 12}, -1: {"pool": 5}}[limit]
+        assert record(server, tenant)["engine"] == {"port": 18080, **engine}, "2 pools and 16 for a web-api"
 
 
 def test_a_limit_above_what_was_decided_is_told_and_not_lowered(
@@ -437,7 +438,7 @@ def test_a_limit_above_what_was_decided_is_told_and_not_lowered(
             f for f in posduif.json("tenant", "verify", tenant, *option, code=1) if f["check"] == "engine.limit"
         ]
         assert (found["level"], found["changed"]) == ("warning", False)
-        assert "100 connections; a pool of 5 takes 8" in found["message"]
+        assert "100 connections; two engines with a pool of 5 and their web-api take 26" in found["message"]
         assert role(server, tenant)[3] == 100
     server.sql(f"SET ROLE posduif_admin; {found['fix']}")
     assert [f["level"] for f in posduif.json("tenant", "verify", tenant)] == ["ok"]
@@ -456,11 +457,11 @@ def test_adopting_again_on_another_machine_keeps_what_the_engine_was_given(
         machine(None, user=ops)
         server.sql(f"ALTER DATABASE {name} OWNER TO {name}_x")  # its record is not trusted any more
         posduif("tenant", "adopt", name)
-        assert (noted_pool(server, name), role(server, name)[3]) == (50, 53)
+        assert (noted_pool(server, name), role(server, name)[3]) == (50, 116)
         server.sql(f"CREATE DATABASE {stranger} OWNER {name}_x")
         machine(20, user=ops)
         posduif("tenant", "adopt", stranger)
-        assert (noted_pool(server, stranger), role(server, stranger)[3]) == (20, 23)
+        assert (noted_pool(server, stranger), role(server, stranger)[3]) == (20, 56)
     finally:
         forget(server, stranger)
         server.sql(f"DROP OWNED BY {name}_x, {ops}", database=name)

@@ -19,7 +19,7 @@ from posduif_cli.errors import PosduifError
 from posduif_cli.models.checks import ServerHealth, TenantHealth
 from posduif_cli.models.schema import Migration
 from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.tenants import Engine, State, Tenant
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ class Inspection(Recorded):
         return self.record.state is State.ACTIVE
 
     @property
-    def pool(self) -> int:
-        """The connections that the engine was given: another machine's configuration does not decide that."""
-        return admin.pool_by(self.server, self.record, self.outside.role_limit)
+    def given(self) -> Engine:
+        """What the engine was given: another machine's configuration does not decide that."""
+        return admin.decided_by(self.server, self.record, self.outside.role_limit)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ creates = rule("engine.creates", "The engine's role creates no objects",
 def _make_role(conn: Session, facts: Inspection, _: str) -> None:
     name, state = facts.subject, facts.record.state
     admin.create_engine_role(conn, record.Intent(name, state, admin.new_nonce()))
-    admin.equip_role(conn, name, facts.pool)
+    admin.equip_role(conn, name, facts.given)
     (admin.let_in if state is State.ACTIVE else admin.shut_out)(conn, name)
 
 
@@ -207,15 +207,17 @@ memberships = rule("engine.member", "The engine's role is in no other group",
     repair=sql("REVOKE {thing} FROM {role}"))  # fmt: skip
 
 
-@verified("engine.limit", "The engine's role may have the connections of its pool",
-    "The limit keeps one engine from taking all connections. The record says which pool was decided for this engine.",
-    repair=lambda conn, facts, _: admin.limit_connections(conn, facts.subject, facts.pool))  # fmt: skip
+@verified("engine.limit", "The engine's role may have the connections of its pools",
+    "The limit keeps one engine from taking all connections, with room for a rolling restart and the web-api. "
+    "The record says which pools were decided for this engine.",
+    repair=lambda conn, facts, _: admin.limit_connections(conn, facts.subject, facts.given))  # fmt: skip
 def limit(facts: Inspection) -> Iterator[Verdict]:
     """Judge the role's connection limit; more than was decided is told only, for an engine may live on it by now."""
-    found, wanted = facts.outside.role_limit, admin.engine_limit(facts.pool)
+    found, wanted = facts.outside.role_limit, admin.engine_limit(facts.given)
     if facts.outside.has_role and found is not None and found != wanted:
         spelled = "any number of connections" if found == -1 else counted(found, "connection")
-        text, less = f"{facts.role} may have {spelled}; a pool of {facts.pool} takes {wanted}", -1 < found < wanted
+        pools = f"two engines with a pool of {facts.given.pool} and their web-api"
+        text, less = f"{facts.role} may have {spelled}; {pools} take {wanted}", -1 < found < wanted
         by_hand = None if less else f"ALTER ROLE {facts.role} CONNECTION LIMIT {wanted};"
         yield Verdict(Level.WARNING, text, fix=by_hand, repairable=less)
 
@@ -235,12 +237,12 @@ def intent(facts: Inspection) -> Iterator[Verdict]:
 
 def _note_pool(conn: Session, facts: Inspection, _: str) -> None:
     current = record.read(conn)
-    record.write(conn, replace(current, engine={**current.engine, "pool": facts.pool}))
+    record.write(conn, current.giving(facts.given))
 
 
 noted_pool = rule("record.pool", "The record says which pool the engine was given",
     "Otherwise the limit of the engine's role is taken for what was decided.",
-    lambda facts: facts.record.pool is None,
+    lambda facts: facts.record.given.pool is None,
     "the record does not say how many connections {facts.role} was given",
     level=Level.WARNING, repair=_note_pool)  # fmt: skip
 creators = rule("objects.creators", "Only posduif creates objects in the schema public",

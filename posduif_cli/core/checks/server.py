@@ -222,18 +222,18 @@ def monitoring(facts: Setup) -> Iterator[Verdict]:
 
 
 @init("server.connections", "There are connections for all engines",
-    "Each engine may open its pool and a few connections beside it; posduif and people need some, too.")  # fmt: skip
+    "Each engine opens its pool; posduif and people need some connections, too.")  # fmt: skip
 def room(facts: Setup) -> Iterator[Verdict]:
     """Judge max_connections by the number of engines."""
     if facts.missing is None:
         return
     number = max(facts.tenants, 1) if facts.engines is None else facts.engines
-    pool = admin.engine_limit(admin.configured_pool(facts.server))
+    pool = admin.configured(facts.server).pool or 1
     spare = facts.reserved + SPARE_CONNECTIONS
     wanted = number * pool + facts.server.max_connections + spare
     yield Verdict(
         Level.WARNING if facts.max_connections < wanted else Level.OK,
-        f"{number} engine{'s' if number > 1 else ''} of up to {pool} connections, posduif and "
+        f"{number} engine{'s' if number > 1 else ''} with a pool of {pool}, posduif and "
         f"{spare} in reserve want {wanted}; the server allows {facts.max_connections}",
         facts.max_connections,
         fix=f"ALTER SYSTEM SET max_connections = {wanted}; -- and restart the server",

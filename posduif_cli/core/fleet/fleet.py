@@ -175,6 +175,7 @@ class Fleet:
             return None
         schema, applied = (noted.schema, noted.applied) if noted else (None, None)
         standing = self.folders.standing(schema, applied)
+        port = noted.port if noted else None
         self._bundled[server.name, name] = bundled_in(applied) if noted else None
         return Tenant(
             tenant=name,
@@ -184,11 +185,12 @@ class Fleet:
             latest_version=self.folders.latest,
             pending=standing.pending,
             ahead=standing.ahead,
-            url=noted.url if noted and noted.url else origin(server, name),
+            url=noted.url if noted and noted.url else origin(server, name, port),
             created_at=noted.created if noted else None,
             error=noted.failed if noted else None,
             engine_sessions=row["engine_sessions"],
             engine_may_log_in=row["may_log_in"],
+            engine_port=port,
             size_bytes=row["size_bytes"],
             has_database=row["has_database"] if state is State.LOST else None,
         )
@@ -422,9 +424,12 @@ def wrong_state(tenant: Tenant) -> WrongState:
     return WrongState(f"tenant {tenant.tenant} is {tenant.state}", why=why, hint=hints)
 
 
-def origin(server: Server, name: str) -> str | None:
-    """Return the origin that phones reach a tenant by, as its server's `url` says it; None where that is not set."""
-    return server.url and server.url.replace("{tenant}", name)
+def origin(server: Server, name: str, port: int | None = None) -> str | None:
+    """Return the origin that phones reach a tenant by, as its server's `url` says it; None where that is not set.
+
+    *port* is that of the tenant's engine, which the embedded server's url has.
+    """
+    return server.url and server.url.replace("{tenant}", name).replace("{port}", str(port or 8080))
 
 
 def naming(server: Server) -> tuple[str, ...]:

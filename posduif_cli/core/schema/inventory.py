@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -144,8 +144,8 @@ def snapshot() -> tuple[Thing, ...]:
     return tuple(Thing(**row) for row in rows)
 
 
-def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
-    """Return what the migrations make on this server, found by making it in a scratch database.
+def reference(fleet: Fleet, server: Server, versions: Collection[str] | None = None) -> tuple[Thing, ...]:
+    """Return what the migrations, or those of some *versions*, make on this server, by making it in a scratch database.
 
     Raises AccessDenied where posduif's roles are missing, ServerError, or QueryFailed when a migration fails there.
     The scratch database is dropped afterwards, and so are those of runs that were killed.
@@ -155,7 +155,8 @@ def reference(fleet: Fleet, server: Server) -> tuple[Thing, ...]:
         _sweep(session)
         with _scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
             for file in files.of(fleet.folders).all:
-                _run(conn, file.up)
+                if versions is None or file.version in versions:
+                    _run(conn, file.up)
             return inventory(conn)
 
 

@@ -1,26 +1,30 @@
 """Adoptions: take in a database that other people made, without losing anything of it.
 
 Its schema is compared, object by object, with what the migrations make. What is missing is added, what is
-different is refused with the SQL that repairs it, what is its own is left alone. All of it happens in one
-transaction, so that a kill at any moment leaves the database as it was. Until then other people own the database: none
-of its triggers, rules or functions may run with an administrator's rights. What would run them later on, when posduif
-writes to the tables, is refused unless it is accepted by name.
+different is refused with the SQL that repairs it, what is its own is left alone. Migrations of the operator's own
+whose effect is not there are applied afterwards. All else happens in one transaction, so that a kill at any moment
+leaves the database as it was. Until then other people own the database: none of its triggers, rules or functions may
+run with an administrator's rights. What would run them later on, when posduif writes to the tables, is refused unless
+it is accepted by name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import LiteralString
 
 from posduif_cli.core import folders, names
 from posduif_cli.core.fleet.fleet import Fleet, Traces, naming, origin, wrong_state
 from posduif_cli.core.fleet.placement import Placements
 from posduif_cli.core.fleet.steps import Deed, perform, plan, scripts
-from posduif_cli.core.schema import files, grants, inventory, parse, strangers
+from posduif_cli.core.schema import apply, files, grants, inventory, parse, strangers
+from posduif_cli.core.schema.files import File
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.core.schema.strangers import ACCEPTED, BOOKKEEPING, Stranger
-from posduif_cli.core.tenants import differences, takeover
-from posduif_cli.core.tenants.differences import Objection
+from posduif_cli.core.tenants import differences, settings, takeover, times
+from posduif_cli.core.tenants.differences import Judgement, Objection
+from posduif_cli.core.tenants.times import Choice
 from posduif_cli.db import admin, connect, queries, record
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.patience import Patience
@@ -32,6 +36,7 @@ from posduif_cli.errors import (
     Busy,
     ChecksumDiffers,
     Conflict,
+    MigrationFailed,
     NotOurs,
     QueryFailed,
     Run,
@@ -39,9 +44,12 @@ from posduif_cli.errors import (
     TenantNotFound,
 )
 from posduif_cli.models.runs import Plan, Step
+from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Adoption, State, Tenant
 
 VERSIONS = BOOKKEEPING[0]
+UNDECIDED = Choice()
+MAY_ACT: LiteralString = "SELECT pg_has_role(session_user, %(owner)s, 'USAGE')"
 # Rows or names conflict with a statement: integrity constraints, and names that are taken.
 CONFLICTS = ("23", "42P07", "42710", "42701", "42P16", "42804", "42830")
 
@@ -67,36 +75,58 @@ class _Candidate:
 class _Work:
     """What an adoption does: statements as the login, then as posduif_admin, and the record.
 
-    *intent* is that on an engine's role that is there, *before* are versions noted already, *accepted* the names of
-    other people's code that is taken in. *told* are steps without SQL, for a dry run alone.
+    *intent* is that on an engine's role that is there, *before* are versions noted already, *files* those to be noted,
+    *accepted* the names of other people's code that is taken in, *others* who still reaches the database. *told* are
+    steps without SQL, for a dry run alone.
     """
 
     intent: Intent | None
     take: Sequence[Step]
     make: Sequence[Step]
+    times: Sequence[Step]
     before: Mapping[str, str | None]
+    files: Sequence[File]
     record: Record
     own: Sequence[str]
     changes: Sequence[str]
     accepted: Sequence[str]
+    others: Sequence[str]
     told: Sequence[Step]
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """What a schema is compared with: what all files make, or what *some* versions make, where the rest is to be run.
+
+    *sure* is False where that is not known without writing; then differences are told, not refused.
+    """
+
+    whole: Sequence[Thing]
+    some: Sequence[Thing]
+    versions: frozenset[str]
+    sure: bool = True
+
+
+@dataclass(frozen=True)
 class Adopting:
-    """A database to take in as a tenant; *accept* names other people's code to take in too, as the refusal does."""
+    """A database to take in as a tenant; *accept* names other people's code to take in too, as the refusal does.
+
+    *times* says what becomes of times that were written in another zone than UTC.
+    """
 
     fleet: Fleet
     database: str
     url: str | None = None
     accept: Sequence[str] = ()
     ignore_unreachable: bool = False
+    times: Choice = UNDECIDED
 
     def run(self) -> Adoption:
-        """Take the database in.
+        """Take the database in, and apply the migrations of further folders whose effect it has not.
 
-        Raises InvalidName, TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as
-        `create.create`, NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
+        Raises MigrationFailed for one of these, when the database is a tenant already. Raises InvalidName,
+        TenantNotFound, Conflict with every difference and the SQL that repairs it, TenantExists as `create.create`,
+        NotOurs, WrongState, AccessDenied, SuperuserSession, Busy.
         """
         fleet, database = self.fleet, names.tenant(self.database)
         server = fleet.server_for_new()
@@ -111,11 +141,17 @@ class Adopting:
                 if isinstance(found, Tenant):
                     return _result(found, None)
                 self._require_possible(session, found)
-                expected = inventory.snapshot() if not fleet.folders.further else inventory.reference(fleet, server)
-                with connect.connect(server, database, command=fleet.command) as conn, conn.lock(database):
-                    with self._inside(conn, expected, read_only=True):
-                        self._prepare(conn, found, expected)
-                    with self._inside(conn, expected):
+                kept = found.kept or Record(State.ACTIVE)
+                url = self.url or kept.url or origin(server, database)
+                with (
+                    settings.port(session, database, asked=kept.port, url=url) as port,
+                    connect.connect(server, database, command=fleet.command) as conn,
+                    conn.lock(database),
+                ):
+                    wanted = self._wanted(conn)
+                    with self._inside(conn):
+                        self._prepare(conn, found, wanted)
+                    with self._inside(conn, wanted):
                         if others := _await_others(conn, fleet.folders.lock_timeout):
                             raise Busy(
                                 f"database {database} is being changed",
@@ -124,9 +160,10 @@ class Adopting:
                                 ],
                                 hint="try again when that is done",
                             )
-                        work = self._prepare(conn, found, expected)
+                        work = self._prepare(conn, found, wanted, port=port)
                         perform(self._deeds(work), conn)
-                    work = _look_again(conn, expected, work)
+                    work = _look_again(conn, wanted.whole, work)
+                self._migrate(server)
             adopted = fleet.look(session, database).tenant
             assert adopted is not None
             return _result(adopted, work)
@@ -135,7 +172,8 @@ class Adopting:
         """Return the steps of `run`, having read only; raises as it does.
 
         What further folders' migrations make can be known only by running them. So the database is compared with what
-        the bundled ones make, and each difference is a step "compare" in place of an error.
+        the bundled ones make, and each difference is a step "compare" in place of an error; each of those files is a
+        step "migrate".
         """
         fleet, database = self.fleet, names.tenant(self.database)
         server = fleet.server_for_new()
@@ -149,11 +187,69 @@ class Adopting:
             making = admin.role_statements(session, admin.missing_roles(session))
             roles = [Step("make", "posduif's roles", sql) for sql in making]
             self._require_possible(session, found)
-            expected = inventory.snapshot()
+            bundled, versions = inventory.snapshot(), frozenset(fleet.folders.bundled)
+            wanted = _Wanted(bundled, bundled, versions, sure=not fleet.folders.further)
             with connect.connect(server, database, command=fleet.command) as conn:
-                with self._inside(conn, expected, read_only=True):
-                    work = self._prepare(conn, found, expected, sure=not fleet.folders.further)
+                with self._inside(conn):
+                    work = self._prepare(conn, found, wanted)
                 return plan([Deed(admin.ensure_roles, roles), *self._deeds(work)])
+
+    def spell(self) -> str:
+        """Return the SQL that a superuser runs, once, so that this login may take the database in; nothing is changed.
+
+        Object by object: PostgreSQL refuses REASSIGN OWNED for what the bootstrap superuser owns. Raises as `run`.
+        """
+        fleet, database = self.fleet, names.tenant(self.database)
+        with fleet.maintenance(server := fleet.server_for_new()) as session:
+            found = self._find(session)
+            if isinstance(found, Tenant):
+                return f"-- {database} is a tenant already"
+            _require_plain(session, found.there)
+            login, owner = quoted(session.login), found.there.owner or ""
+            lines = [f"{sql};" for sql in admin.role_statements(session, admin.missing_roles(session))]
+            lines += [] if found.may_own else [f"ALTER ROLE {login} CREATEDB;"]
+            if owner != ADMIN_ROLE and not session.value(MAY_ACT, owner=owner):
+                # Not to posduif_admin: with it a record that an ordinary role wrote would be believed.
+                lines.append(f"ALTER DATABASE {quoted(database)} OWNER TO {login};")
+            expected = inventory.snapshot()
+            with (
+                connect.connect(server, database, command=fleet.command) as conn,
+                self._inside(conn),
+            ):
+                present = inventory.inventory(conn)
+                owners = takeover.owners(conn, ADMIN_ROLE, present)
+                own = differences.judge(expected, present).own
+                inside = takeover.out_of_reach(conn, owners, expected, present, own)
+            lines += [f"\\connect {quoted(database)}"] * bool(inside) + [f"{step.sql};" for step in inside]
+        head = f"-- What a superuser runs once, by psql in database postgres, so that {login} may adopt {database}:"
+        return "\n".join([head, *lines] if lines else [f"-- {login} may adopt {database} as it is"])
+
+    def _wanted(self, conn: Session) -> _Wanted:
+        """Return what to compare with; what other tools noted as applied counts as run."""
+        fleet, server = self.fleet, conn.server
+        bundled = frozenset(fleet.folders.bundled)
+        if not fleet.folders.further:
+            return _Wanted(inventory.snapshot(), inventory.snapshot(), bundled)
+        named = queries.load("tenants/adopt")
+        with self._inside(conn):
+            there = conn.tuples(named["find_tables"], tables=[VERSIONS])
+            noted = {version for version, _ in conn.tuples(named["list_noted"])} if there else set()
+        some = bundled | (noted & set(fleet.folders.paths))
+        return _Wanted(
+            inventory.reference(fleet, server),
+            inventory.snapshot() if some == bundled else inventory.reference(fleet, server, some),
+            some,
+        )
+
+    def _migrate(self, server: Server) -> None:
+        """Apply the migrations that were not noted."""
+        with self.fleet.enter(server, self.database) as conn:
+            try:
+                apply.up(conn, folders=self.fleet.folders)
+            except MigrationFailed as error:
+                then = Run("migrate", "up", self.database, lead=f"{self.database} is a tenant now; then")
+                error.hints = (*error.hints, then)
+                raise
 
     def _find(self, session: Session) -> _Candidate | Tenant:
         """Return the database to adopt, or the active tenant that it is already."""
@@ -192,25 +288,26 @@ class Adopting:
         _require_role(found.there)
 
     @contextmanager
-    def _inside(self, conn: Session, expected: Sequence[Thing], *, read_only: bool = False) -> Iterator[None]:
-        """Run the block in one transaction as the login itself, with the tenant's tables as they are."""
+    def _inside(self, conn: Session, wanted: _Wanted | None = None) -> Iterator[None]:
+        """Run the block in one transaction as the login itself; it only reads where no *wanted* tables are locked."""
         limits = self.fleet.folders
         with conn.transaction(
-            read_only=read_only, lock_timeout=limits.lock_timeout, statement_timeout=limits.statement_timeout
+            read_only=wanted is None, lock_timeout=limits.lock_timeout, statement_timeout=limits.statement_timeout
         ):
             conn.execute("SET LOCAL ROLE NONE")
             conn.execute("SET LOCAL search_path = pg_catalog")
-            if not read_only:
-                _lock(conn, [*(thing.name for thing in expected if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
+            if wanted is not None:
+                _lock(conn, [*(thing.name for thing in wanted.whole if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
             yield
 
-    def _prepare(self, conn: Session, found: _Candidate, expected: Sequence[Thing], *, sure: bool = True) -> _Work:
-        """Compare, refuse what is against the adoption, and work out what it takes.
-
-        Where *expected* is not all that the migrations make, *sure* is False, and differences are told, not refused.
-        """
-        present = inventory.inventory(conn)
+    def _prepare(self, conn: Session, found: _Candidate, wanted: _Wanted, *, port: int | None = None) -> _Work:
+        """Compare, refuse what is against the adoption, and work out what it takes."""
+        present, sure = inventory.inventory(conn), wanted.sure
+        expected, versions = wanted.whole, {*self.fleet.folders.paths}
         judged = differences.judge(expected, present)
+        if not sure or not _has_all(wanted, judged):
+            expected, versions = wanted.some, {*wanted.versions}
+            judged = differences.judge(expected, present)
         code = _strangers(conn, expected, present)
         acceptable = {*self.accept, *(strangers.accepted(found.kept.extra) if found.kept else ())}
         taken = [stranger for stranger in code if stranger.name in acceptable and stranger.acceptable]
@@ -221,14 +318,23 @@ class Adopting:
         refused = [stranger for stranger in code if stranger not in taken]
         if objections := _objections(conn, judged.objections if sure else (), refused):
             raise _refusal(conn, owners, objections)
+        tables = [thing.name for thing in expected if thing.kind == "table" and thing.name not in BOOKKEEPING]
+        there = [thing.name for thing in present if thing.kind == "table" and thing.name in tables]
+        moments = times.judge(conn, self.times, present, there)
         before: dict[str, str | None] = dict(conn.tuples(queries.load("tenants/adopt")["list_noted"])) if noted else {}
-        unrun = list(self._unrun(before))
+        chosen = [file for file in files.of(self.fleet.folders).all if file.version in versions]
+        unrun = list(self._unrun(before, chosen))
+        others = list(takeover.remaining(conn, engine_role(self.database)))
+        rest = [file for file in files.of(self.fleet.folders).all if file.version not in {*versions, *before}]
         own = [f"{thing.kind} {thing.name}" for thing in differences.outermost(judged.own)]
         accepted = [stranger.name for stranger in taken]
         told = [
             *(Step("leave alone", thing) for thing in own),
             *(Step("mind", what) for what in unrun),
             *(Step("accept", name) for name in accepted),
+            *(Step("tell", what) for what in moments.changes),
+            *(Step("look after", who) for who in others),
+            *(Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in rest),
         ]
         if not sure:
             unless = "unless a migration of your own makes it so"
@@ -236,24 +342,38 @@ class Adopting:
         return _Work(
             intent=found.there.intent,
             take=take,
-            make=[*judged.renames, *(Step("make", f"{t.kind} {t.name}", t.ddl) for t in judged.missing), *keep],
+            make=[
+                *judged.adjusted,
+                *judged.renames,
+                *(Step("make", f"{t.kind} {t.name}", t.ddl) for t in judged.missing),
+                *keep,
+            ],
+            times=moments.steps,
             before=before,
-            record=self._record(conn, found, {*before, *self.fleet.folders.paths}, accepted),
+            files=chosen,
+            record=self._record(conn, found, {*before, *versions}, accepted, port),
             own=own,
-            changes=[*changes, *unrun],
+            changes=[
+                *(_adjusted(step) for step in judged.adjusted),
+                *changes,
+                *moments.changes,
+                *unrun,
+                *(f"migration {file.version}_{file.name} was applied" for file in rest),
+            ],
             accepted=accepted,
+            others=others,
             told=told,
         )
 
-    def _unrun(self, before: Mapping[str, str | None]) -> Iterator[str]:
-        """Yield what migrations would do to data and have not; raises ChecksumDiffers for a file that changed."""
+    def _unrun(self, before: Mapping[str, str | None], chosen: Sequence[File]) -> Iterator[str]:
+        """Yield what *chosen* files would do to data and have not; raises ChecksumDiffers for a file that changed."""
         for file in files.of(self.fleet.folders).all:
             if before.get(file.version) not in (None, file.checksum):
                 raise ChecksumDiffers(
                     f"{file.path} changed after it was applied to {self.database}",
                     hint="restore the file and put the change into a new migration",
                 )
-        for file in files.of(self.fleet.folders).all:
+        for file in chosen:
             lines = [s.line for s in file.up.statements if parse.touches_data(s)]
             if file.version not in before and lines:
                 where = f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
@@ -266,21 +386,22 @@ class Adopting:
         database, role = takeover.name(name), takeover.name(engine)
         yield scripts(work.take)
         yield Deed(lambda conn: _make(conn, work.make), work.make)
+        yield scripts(work.times)
         named = queries.load("schema/history")
         bookkeeping = "\n".join((named["create_table"], named["complete_table"]))
         yield Deed(lambda conn: conn.script(bookkeeping), [Step("make", f"table {VERSIONS}", bookkeeping)])
         noting = f"INSERT INTO {VERSIONS} (version, checksum) VALUES ({{}}, '{{}}')"  # noqa: S608
         noted = [
             Step("note as applied", file.version, noting.format(literal(file.version).as_string(None), file.checksum))
-            for file in files.of(self.fleet.folders).all
+            for file in work.files
             if file.version not in work.before
         ]
-        yield Deed(lambda conn: self._note(conn, work.before), noted)
+        yield Deed(lambda conn: _note(conn, work), noted)
         making = Step("create role", engine, f"CREATE ROLE {role} LOGIN")
         yield Deed(lambda conn: _make_role(conn, work.intent), [making])
         joining = Step("join group", engine, f"GRANT {ENGINE_GROUP} TO {role}; GRANT {role} TO {ADMIN_ROLE}")
         yield Deed(lambda conn: admin.join_groups(conn, name), [joining])
-        limit = f"ALTER ROLE {role} CONNECTION LIMIT {admin.engine_limit(work.record.engine['pool'])}"
+        limit = f"ALTER ROLE {role} CONNECTION LIMIT {admin.engine_limit(work.record.given)}"
         yield scripts(
             [
                 Step("limit connections", engine, limit),
@@ -300,30 +421,46 @@ class Adopting:
         yield Deed(lambda conn: record.write(conn, work.record), [writing])
         yield Deed(lambda conn: None, work.told)
 
-    def _note(self, conn: Session, before: Mapping[str, str | None]) -> None:
-        """Note every version as applied, with its checksum."""
-        add, complete = queries.load("schema/history")["add_applied"], queries.load("tenants/adopt")["complete_noted"]
-        for file in files.of(self.fleet.folders).all:
-            if file.version in before:
-                conn.execute(complete, version=file.version, checksum=file.checksum)
-            else:
-                conn.execute(add, version=file.version, checksum=file.checksum, duration_ms=None, applied_by=conn.login)
-
-    def _record(self, conn: Session, found: _Candidate, versions: set[str], accepted: Sequence[str]) -> Record:
+    def _record(
+        self, conn: Session, found: _Candidate, versions: set[str], accepted: Sequence[str], port: int | None
+    ) -> Record:
         """Return the record of the new tenant; what the database's own record says is kept where it is trusted."""
         comment, kept = found.there.comment, found.kept or Record(State.ACTIVE)
         earlier = record.parse(comment)
         extra = {key: value for key, value in kept.extra.items() if key != ACCEPTED}
+        given, usual = admin.decided(conn, conn.database, found.kept), admin.configured(conn.server)
+        given = replace(given, port=port, redis_db=usual.redis_db if given.redis_db is None else given.redis_db)
         return Record(
             State.ACTIVE,
             schema=max(versions, default=None),
             applied=folders.digest(versions),
-            url=self.url or kept.url or origin(conn.server, conn.database),
+            url=self.url or kept.url or origin(conn.server, conn.database, port),
             created=kept.created or found.there.at,
             note=earlier.note if earlier else comment,
             extra=extra | ({ACCEPTED: [*accepted]} if accepted else {}),
-            engine={**kept.engine, "pool": admin.decided_pool(conn, conn.database, found.kept)},
-        )
+            engine=kept.engine,
+        ).giving(given)
+
+
+def _has_all(wanted: _Wanted, judged: Judgement) -> bool:
+    """Return whether the effect of further folders' migrations is there, though nothing notes that they were run."""
+    ours = {(thing.kind, thing.name) for thing in wanted.some}
+    return not judged.objections and all((thing.kind, thing.name) in ours for thing in judged.missing)
+
+
+def _adjusted(step: Step) -> str:
+    dropped = step.subject.startswith("index ")
+    return f"{step.subject} {'was dropped: another took its place' if dropped else 'is now as the migrations make it'}"
+
+
+def _note(conn: Session, work: _Work) -> None:
+    """Note versions as applied, with their checksums."""
+    add, complete = queries.load("schema/history")["add_applied"], queries.load("tenants/adopt")["complete_noted"]
+    for file in work.files:
+        if file.version in work.before:
+            conn.execute(complete, version=file.version, checksum=file.checksum)
+        else:
+            conn.execute(add, version=file.version, checksum=file.checksum, duration_ms=None, applied_by=conn.login)
 
 
 def _await_others(conn: Session, limit: timedelta | None = None) -> list[str]:
@@ -402,6 +539,7 @@ def _result(tenant: Tenant, work: _Work | None) -> Adoption:
         made=tuple(step.subject for step in work.make if step.action in ("make", "rename")) if work else (),
         own=tuple(work.own) if work else (),
         changes=tuple(work.changes) if work else (),
+        others=tuple(work.others) if work else (),
     )
 
 
@@ -411,12 +549,15 @@ def _require_rights(session: Session, found: _Candidate) -> None:
     if owner == ADMIN_ROLE:
         return
     fixes = [] if found.may_own else [f"ALTER ROLE {quoted(session.login)} CREATEDB;"]
-    if not session.value("SELECT pg_has_role(session_user, %(owner)s, 'USAGE')", owner=owner):
-        if found.powerful:
-            # Not to posduif_admin: with it a record that an ordinary role wrote would be believed.
-            fixes.append(f"ALTER DATABASE {quoted(name)} OWNER TO {quoted(session.login)};")
-        else:
-            fixes.append(f"GRANT {quoted(owner)} TO {quoted(session.login)};")
+    away = not session.value(MAY_ACT, owner=owner)
+    if away and not found.powerful:
+        fixes.append(f"GRANT {quoted(owner)} TO {quoted(session.login)};")
+    if away and found.powerful:
+        raise AccessDenied(
+            f"{session.login} may not take over database {name}, which belongs to {owner}",
+            why=f"{owner} has a superuser's rights, and nobody should become a member of that",
+            hint=[takeover.printing(name), Run("tenant", "adopt", name, lead="then")],
+        )
     if fixes:
         raise AccessDenied(
             f"{session.login} may not take over database {name}, which belongs to {owner}",

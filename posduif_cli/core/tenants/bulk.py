@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
+from posduif_cli import notation
 from posduif_cli.core.fleet.crew import Share
 from posduif_cli.core.fleet.fleet import Errors, Fleet, split
 from posduif_cli.core.fleet.placement import Placements
@@ -32,7 +33,7 @@ from posduif_cli.models.runs import Outcome, Plan, Step
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import State, Tenant
 
-COLUMNS = ("name", "url", "web_user", "server")
+COLUMNS = ("name", "url", "web_user", "server", "engine_port", "redis")
 PAUSE = timedelta(milliseconds=500)  # between two questions to a server that is full
 
 
@@ -81,10 +82,11 @@ def read(
 
 
 def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str | None], str | None]) -> Entry:
-    name, url, web_user, server = (row.get(key) for key in COLUMNS)
+    name, url, web_user, server, port, redis = (row.get(key) for key in COLUMNS)
     if name is None:
         raise UsageError("the name is missing")
-    wanted = Wanted(name, check_url(url), web_user)
+    engine = notation.ports(port)[0] if port else None, notation.redis(redis) if redis else None
+    wanted = Wanted(name, check_url(url), web_user, *engine)
     wanted.check()
     configured = [known.name for known in fleet.servers]
     if server is not None and server not in configured:
@@ -242,7 +244,7 @@ class Creation(Run):
                 existing = next((tenant for tenant in found if tenant.server == server), None)
                 exists = existing is not None and existing.state is not State.PROVISIONING
                 if existing is not None and exists:
-                    create.require_same(existing, entry.wanted.url, if_not_exists=True)
+                    create.require_same(existing, entry.wanted.url, entry.wanted.port, if_not_exists=True)
                     self.keeper(entry.wanted.name, True)
                     if entry.wanted.web_user is None:
                         self._settle(existing, False, 0.0)

@@ -17,7 +17,7 @@ from posduif_cli.core.fleet.fleet import Fleet, Traces, origin, wrong_state
 from posduif_cli.core.fleet.placement import Placements
 from posduif_cli.core.schema import apply, files
 from posduif_cli.core.schema.files import File
-from posduif_cli.core.tenants import engine, template, traces
+from posduif_cli.core.tenants import engine, settings, template, traces
 from posduif_cli.core.tenants.template import Template
 from posduif_cli.db import admin, record
 from posduif_cli.db.record import Intent, Record
@@ -33,11 +33,16 @@ CLOSING = "REVOKE ALL ON DATABASE {name} FROM PUBLIC"
 
 @dataclass(frozen=True)
 class Wanted:
-    """A tenant as it is asked for: *url* is an origin, *web_user* the first of its users."""
+    """A tenant as it is asked for: *url* is an origin, *web_user* the first of its users.
+
+    *port* is where its engine is to listen, *redis* the `HOST:PORT` and the database that the engine is to use.
+    """
 
     name: str
     url: str | None = None
     web_user: str | None = None
+    port: int | None = None
+    redis: tuple[str, int | None] | None = None
 
     @property
     def role(self) -> str:
@@ -151,7 +156,7 @@ class Maker:
         existing, web_user = there.tenant, wanted.web_user
         if existing is None or existing.state is State.PROVISIONING:
             return None
-        require_same(existing, wanted.url, if_not_exists=self.if_not_exists)
+        require_same(existing, wanted.url, wanted.port, if_not_exists=self.if_not_exists)
         if web_user is not None:
             with self.fleet.enter(session.server, wanted.name) as conn:
                 found = users.look(conn, web_user)
@@ -192,9 +197,11 @@ class _Creation:
         return self.maker.fleet.look(self.session, self.wanted.name)
 
     def announce(self, there: Traces) -> Traces:
-        """Make the engine's role with the intent."""
-        intent = Intent(there.name, State.PROVISIONING, admin.new_nonce())
-        admin.create_engine_role(self.session, intent)
+        """Make the engine's role with the intent, and choose the engine's port."""
+        url = self.wanted.url or origin(self.session.server, there.name)
+        with settings.port(self.session, there.name, asked=self.wanted.port, url=url) as port:
+            intent = Intent(there.name, State.PROVISIONING, admin.new_nonce(), port)
+            admin.create_engine_role(self.session, intent)
         self.new = True
         return replace(there, has_role=True, intent=intent)
 
@@ -228,16 +235,19 @@ class _Creation:
     def open(self, there: Traces) -> Traces:
         """In one transaction equip the role, open the database and write its record: a whole copy is active by that."""
         session, name, copy = self.session, there.name, self.copy
-        pool = admin.configured_pool(session.server)
-        url = self.wanted.url or origin(session.server, name)
-        noted = Record(State.PROVISIONING, url=url, created=there.at, engine={"pool": pool})
+        port = there.intent.port if there.intent else None
+        given = settings.given(session.server, port, self.wanted.redis)
+        url = self.wanted.url or origin(session.server, name, port)
+        noted = Record(State.PROVISIONING, url=url, created=there.at).giving(given)
         folders = self.maker.fleet.folders
         if copy and self.wanted.web_user is None and not folders.pending(copy.schema, copy.applied):
             noted = replace(noted, state=State.ACTIVE, schema=copy.schema, applied=copy.applied)
-        password = engine.keep_password(session, name, self.keep, pool) if noted.state is State.ACTIVE else None
+        password = None
+        if noted.state is State.ACTIVE:
+            password = engine.keep_password(session, name, self.keep, given, url)
         pipeline = session.pipeline()
         with session.transaction(first=pipeline):
-            admin.equip_role(pipeline, name, pool)
+            admin.equip_role(pipeline, name, given)
             admin.open_database(pipeline, name)
             if noted.state is State.ACTIVE and there.intent is not None:
                 record.put_intent(pipeline, admin.engine_role(name), replace(there.intent, state=State.ACTIVE))
@@ -252,7 +262,9 @@ class _Creation:
         fleet, name, wanted = self.maker.fleet, there.name, self.wanted
         with fleet.enter(self.session.server, name) as conn:
             apply.up(conn, folders=fleet.folders, states=(State.PROVISIONING,))
-            password = engine.keep_password(conn, name, self.keep, admin.decided_pool(conn, name, there.record))
+            given, noted = admin.decided(conn, name, there.record), there.record
+            url = wanted.url or (noted.url if noted else None)
+            password = engine.keep_password(conn, name, self.keep, given, url)
             with conn.transaction():
                 current = record.read(conn)
                 if wanted.web_user is not None:
@@ -296,7 +308,7 @@ def migrating(pending: Iterable[File]) -> list[Step]:
     return [Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in pending]
 
 
-def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> None:
+def require_same(existing: Tenant, url: str | None, port: int | None = None, *, if_not_exists: bool) -> None:
     """Judge a tenant that exists; raises WrongState, or TenantExists unless it is as it was asked for."""
     name = existing.tenant
     if existing.state is not State.ACTIVE:
@@ -311,4 +323,10 @@ def require_same(existing: Tenant, url: str | None, *, if_not_exists: bool) -> N
             f"tenant {name} exists and differs",
             why=f"its url is {existing.url or 'not set'}, not {url}",
             hint=Run("tenant", "set", name, "--url", url),
+        )
+    if port is not None and port != existing.engine_port:
+        raise TenantExists(
+            f"tenant {name} exists and differs",
+            why=f"its engine's port is {existing.engine_port or 'not set'}, not {port}",
+            hint="leave --engine-port out: a port is given when a tenant is created",
         )

@@ -32,9 +32,13 @@ class Objection:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The differences from what is wanted, sorted by what to do about them."""
+    """The differences from what is wanted, sorted by what to do about them.
+
+    *adjusted* are those of the sync engine's own script, which mean nothing or are known to do no good.
+    """
 
     renames: tuple[Step, ...]
+    adjusted: tuple[Step, ...]
     missing: tuple[Thing, ...]
     own: tuple[Thing, ...]
     objections: tuple[Objection, ...]
@@ -48,13 +52,18 @@ def judge(expected: Sequence[Thing], present: Sequence[Thing]) -> Judgement:
     tables = {thing.name for thing in wanted.values() if thing.kind == "table"}
     spare = {key: thing for key, thing in there.items() if key not in wanted}
     renames: list[Step] = []
+    adjusted: list[Step] = []
     missing: list[Thing] = []
     for key, thing in wanted.items():
         alike = (
             t for t in spare.values() if (t.kind, t.table, t.definition) == (thing.kind, thing.table, thing.definition)
         )
         if key in there:
-            if there[key].definition != thing.definition:
+            if there[key].definition == thing.definition:
+                continue
+            if (step := _adjustment(thing, there[key])) is not None:
+                adjusted.append(step)
+            else:
                 objections.append(_objection(thing, there[key]))
         elif thing.kind == "column" and thing.table in tables and ("table", thing.table) not in there:
             continue  # comes with its table
@@ -66,11 +75,34 @@ def judge(expected: Sequence[Thing], present: Sequence[Thing]) -> Judgement:
             objections.append(Objection(f"{thing.kind} {thing.name} is missing: its migration makes it", None))
         else:
             missing.append(thing)
+    for thing in [thing for thing in spare.values() if thing.definition in _RETIRED and thing.kind == "index"]:
+        del spare[thing.kind, thing.name]
+        adjusted.append(Step("adjust", f"index {thing.name}", f"DROP INDEX {thing.name}"))
     for thing in spare.values():
         if thing.table in tables and (reason := _breaks(thing, wanted.values())):
             objections.append(reason)
     missing.sort(key=lambda t: (MADE.index(t.kind), t.definition.startswith("FOREIGN"), t.name))
-    return Judgement(tuple(renames), tuple(missing), tuple(sorted(spare.values())), tuple(objections))
+    return Judgement(tuple(renames), tuple(adjusted), tuple(missing), tuple(sorted(spare.values())), tuple(objections))
+
+
+# What the sync engine's own script does otherwise: a test of a column that is never null, and a rule that deletes the
+# tokens of a web user who is deleted, used ones included, which users refer to.
+_NEVER_NULL = re.compile(r"(\()?OLD\.status IS NULL OR (OLD\.status (?:!=|<>) '\w+')(?(1)\))")
+# What an older bundled migration made and a later one drops, as PostgreSQL prints it.
+_RETIRED = {"CREATE INDEX idx_messages_recipient ON public.messages USING btree (recipient_id)"}
+_ENGINE_FUNCTIONS = ("public.update_synced_at()", "public.update_read_at()")
+
+
+def _adjustment(expected: Thing, found: Thing) -> Step | None:
+    """Return what makes a thing of the sync engine's own script as expected; None for any other difference."""
+    if expected.name in _ENGINE_FUNCTIONS and _NEVER_NULL.sub(r"\2", found.definition) == expected.definition:
+        return Step("adjust", f"function {expected.name}", expected.ddl)
+    key = expected.table == "public.enrollment_tokens" and expected.definition.startswith("FOREIGN KEY (created_by) ")
+    if key and found.definition == f"{expected.definition} ON DELETE CASCADE":
+        table, bare = expected.table, expected.bare
+        sql = f"ALTER TABLE {table} DROP CONSTRAINT {bare}, ADD CONSTRAINT {bare} {expected.definition}"
+        return Step("adjust", f"constraint {expected.name}", sql)
+    return None
 
 
 def outermost(things: Sequence[Thing]) -> list[Thing]:

@@ -1,7 +1,7 @@
-"""A tenant's engine: its settings, its password, its sessions, and what keeps it from being in the way."""
+"""A tenant's engine: its file, its password, its sessions, and what keeps it from being in the way."""
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -9,60 +9,32 @@ from typing import Any, TypeVar
 from posduif_cli.core.desk import users
 from posduif_cli.core.fleet.fleet import Fleet, Found
 from posduif_cli.core.fleet.steps import Deed, carry_out
-from posduif_cli.core.tenants import traces
-from posduif_cli.db import admin, connect, queries, record
+from posduif_cli.core.tenants import settings, traces
+from posduif_cli.db import admin, queries, record
 from posduif_cli.db.patience import Patience
+from posduif_cli.db.record import Record
 from posduif_cli.db.session import Session
 from posduif_cli.errors import AccessDenied, Blocked, Busy, Conflict, PosduifError, Run
-from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.tenants import Engine, State, Tenant
 
 T = TypeVar("T")
 Keep = Callable[[str, dict[str, Any]], None]
-PLACEHOLDER = "REPLACE_ME"
 SESSION_END = 2000  # milliseconds that a session has to end
 
 
 def engine_config(fleet: Fleet, *, name: str) -> dict[str, Any]:
     """Return the settings of a tenant's sync engine, with a placeholder for the password."""
     with fleet.open(name) as place:
-        pool = admin.decided_pool(place.session, name, place.record)
-        return engine_settings(place.session, name, PLACEHOLDER, pool)
+        given = admin.decided(place.session, name, place.record)
+        return settings.settings(place.session, name, settings.PLACEHOLDER, given, place.tenant.url)
 
 
-def engine_settings(conn: Session, name: str, password: str, pool: int) -> dict[str, Any]:
-    """Fill in what the sync engine reads, from the server's configuration where it says so, with its *pool*.
-
-    WAL mode stays off: the engine's is a stub that delivers nothing and whose slot pins the server's WAL.
-    """
-    configured = conn.server.engine
-    redis = {"host": "localhost", "port": 6379, "db": 0, **configured.get("redis", {})}
-    host, port = connect.address(conn)
-    return {
-        "postgres": {
-            "host": configured.get("host", host),
-            "port": configured.get("port", port),
-            "user": admin.engine_role(name),
-            "password": password,
-            "db": name,
-            "ssl_mode": configured.get("ssl_mode", "disable" if host.startswith("/") else "prefer"),
-            "max_connections": pool,
-        },
-        "redis": {**redis, "streams": {"enabled": True, "max_length": 10000}},
-        "sse": {"port": configured.get("sse_port", 8080)},
-        "sync": {"wal": {"enabled": False}},
-        "auth": {
-            "jwt_secret": configured.get("jwt_secret") or secrets.token_urlsafe(32),
-            "jwt_expiration": 3600,
-        },
-    }
-
-
-def keep_password(session: Session, name: str, keep: Keep | None, pool: int) -> str | None:
+def keep_password(session: Session, name: str, keep: Keep | None, given: Engine, url: str | None) -> str | None:
     """Make a password and have it kept; None without *keep*."""
     if keep is None:
         return None
     password = admin.new_password()
-    keep(password, engine_settings(session, name, password, pool))
+    keep(password, settings.settings(session, name, password, given, url))
     return password
 
 
@@ -77,7 +49,8 @@ def rotate_password(fleet: Fleet, found: Found, *, keep: Keep, now: bool = False
 
     def change(shut: bool) -> None:
         with traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED) as (conn, current):
-            if password := keep_password(conn, name, keep, admin.decided_pool(conn, name, current)):
+            given = admin.decided(conn, name, current)
+            if password := keep_password(conn, name, keep, given, current.url or found.tenant.url):
                 admin.set_password(conn, name, password)
             if shut and current.state is State.ACTIVE:
                 admin.let_in(conn, name)
@@ -88,6 +61,42 @@ def rotate_password(fleet: Fleet, found: Found, *, keep: Keep, now: bool = False
             end_sessions(session, name)
 
     return carry_out(fleet, found, [Deed(rotate)])[0]
+
+
+def refresh(fleet: Fleet, found: Found, *, write: Callable[[dict[str, Any]], bool]) -> tuple[Tenant, bool]:
+    """Give a tenant's engine what this machine's configuration says: into its record, its role's limit and its file.
+
+    *write* is called with the settings, with a placeholder for the password, and returns whether it changed the file. A
+    port that the engine has stays, as does a Redis server that was asked for by name. Returns the tenant, and whether
+    anything was changed.
+    """
+    found.require(State.ACTIVE, State.SUSPENDED)
+    name, port = found.tenant.tenant, found.tenant.engine_port
+    with ExitStack() as stack:
+        session = stack.enter_context(fleet.maintenance(found.server))
+        if port is None:
+            port = stack.enter_context(settings.port(session, name, asked=None, url=found.tenant.url))
+        conn, current = stack.enter_context(traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED))
+        changed = _give(conn, name, current, port)
+        wrote = write(
+            settings.settings(conn, name, settings.PLACEHOLDER, changed.given, changed.url or found.tenant.url)
+        )
+    return replace(found.tenant, engine_port=port), wrote or changed != current
+
+
+def _give(conn: Session, name: str, current: Record, port: int | None) -> Record:
+    """Note what the configuration gives an engine, and set its role's limit; return the record."""
+    usual, noted = admin.configured(conn.server), current.given
+    redis_db = noted.redis_db if noted.redis else usual.redis_db
+    kept = {key: value for key, value in current.engine.items() if key != "web_pool"}
+    wanted = replace(current, engine=kept).giving(replace(usual, port=port, redis_db=redis_db))
+    if wanted != current:
+        record.write(conn, wanted)
+    if conn.value(queries.load("db/admin")["read_limit"], role=admin.engine_role(name)) != admin.engine_limit(
+        wanted.given
+    ):
+        admin.limit_connections(conn, name, wanted.given)
+    return wanted
 
 
 def change(fleet: Fleet, found: Found, *, url: str | None = None, desk: str | None = None) -> tuple[Tenant, bool]:

@@ -53,16 +53,7 @@ def plan(
     *functions*. Raises AccessDenied, with what would help, when the login may not act for every owner.
     """
     name_of, owner = conn.database, owned.get(("database", conn.database), ADMIN_ROLE)
-    question, ours = queries.load("tenants/adopt")["list_roles"], [ADMIN_ROLE, ENGINE_GROUP, engine_role(name_of)]
-    roles = conn.rows(_Role, question, ours=ours, owners=list(owned.values()))
-    wanted = {thing.name for thing in expected if thing.kind in ("table", "view", "sequence", "function", "type")}
-    wanted |= {*functions, *_types(expected, present)}
-    always = {("database", name_of), ("schema", "public"), *(("table", table) for table in BOOKKEEPING)}
-    taken = {
-        subject: role
-        for subject, role in owned.items()
-        if subject in always or (subject[0] not in ("database", "schema") and subject[1] in wanted)
-    }
+    roles, taken = _roles(conn, owned), _taken(conn, owned, expected, present, functions)
     tables = {f"table {thing.name}" for thing in expected if thing.kind == "table"}
     take = list(_take(owned, taken, present, own))
     _require_reach(conn, roles, take)
@@ -72,6 +63,68 @@ def plan(
         for function in functions
     ]
     return [step for step, _ in take], [step for step, _ in kept if step is not None], changes
+
+
+def out_of_reach(
+    conn: Session,
+    owned: Mapping[Subject, str],
+    expected: Sequence[Thing],
+    present: Sequence[Thing],
+    own: Sequence[Thing],
+) -> list[Step]:
+    """Return the statements of a take-over that this login may not run: it may not act for who owns the things."""
+    roles, taken = _roles(conn, owned), _taken(conn, owned, expected, present)
+    away = {role.role for role in roles if not role.may}
+    return [step for step, role in _take(owned, taken, present, own) if role in away]
+
+
+def remaining(conn: Session, role: str) -> Iterator[str]:
+    """Say which other logins still reach a database after its adoption, and what its slots keep; with what to type.
+
+    *role* is the engine's, by which posduif lets in and shuts out.
+    """
+    named, database = queries.load("tenants/adopt"), conn.database
+    for login, is_super, pids in conn.tuples(named["list_logins"]):
+        who = f"login {login}{', a superuser,' * is_super} still reaches the database"
+        who += f" and is connected (pid {', '.join(map(str, pids))})" if pids else ""
+        if is_super:
+            typed = f"a superuser types: ALTER ROLE {quoted(login)} NOLOGIN;"
+            yield f"{who}; `suspend` does not shut it out. Once it is not needed, {typed}"
+        else:
+            revoking = f"REVOKE ALL ON DATABASE {quoted(database)} FROM {quoted(login)};"
+            yield f"{who}. Once {role} works, a member of {ADMIN_ROLE} types: {revoking}"
+    for slot, pid in conn.tuples(queries.load("tenants/tenants")["find_slots"], database=database):
+        first = f"pid {pid} reads it; once that is stopped, " if pid else ""
+        dropping = f"SELECT pg_drop_replication_slot('{slot}');"
+        yield f"replication slot {slot} keeps WAL, and no engine will read it: {first}a superuser types: {dropping}"
+
+
+def _roles(conn: Session, owned: Mapping[Subject, str]) -> list[_Role]:
+    ours = [ADMIN_ROLE, ENGINE_GROUP, engine_role(conn.database)]
+    return conn.rows(_Role, queries.load("tenants/adopt")["list_roles"], ours=ours, owners=list(owned.values()))
+
+
+def _taken(
+    conn: Session,
+    owned: Mapping[Subject, str],
+    expected: Sequence[Thing],
+    present: Sequence[Thing],
+    functions: Collection[str] = (),
+) -> dict[Subject, str]:
+    """Return what posduif_admin takes, with its owner."""
+    wanted = {thing.name for thing in expected if thing.kind in ("table", "view", "sequence", "function", "type")}
+    wanted |= {*functions, *_types(expected, present)}
+    always = {("database", conn.database), ("schema", "public"), *(("table", table) for table in BOOKKEEPING)}
+    return {
+        subject: role
+        for subject, role in owned.items()
+        if subject in always or (subject[0] not in ("database", "schema") and subject[1] in wanted)
+    }
+
+
+def printing(database: str) -> Run:
+    """Return the command that prints what a superuser types where a superuser owns a database, or things in it."""
+    return Run("tenant", "adopt", database, "--print-sql", lead="a superuser runs what this prints, once")
 
 
 def _types(expected: Sequence[Thing], present: Sequence[Thing]) -> set[str]:
@@ -91,7 +144,7 @@ def _require_reach(conn: Session, roles: Sequence[_Role], take: Sequence[tuple[S
             f"{conn.login} may not act for {', '.join(away)}, who own objects in {conn.database}",
             hint=[
                 *(f"a superuser types: GRANT {quoted(role)} TO {login};" for role in away if not away[role]),
-                *(f"a superuser types, in {conn.database}: {step.sql};" for step, role in take if away.get(role)),
+                *([printing(conn.database)] if any(away.values()) else ()),
                 Run("tenant", "adopt", conn.database),
             ],
         )

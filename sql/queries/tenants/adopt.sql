@@ -101,3 +101,59 @@ ORDER BY 1;
 -- name: complete_noted
 -- Gives an applied version the checksum that another tool did not note.
 UPDATE public.schema_migrations SET checksum = %(checksum)s WHERE version = %(version)s AND checksum IS NULL;
+
+-- name: list_zones
+-- The time zones of new sessions in this database: login or NULL for all others, zone. The session's own start-up zone
+-- tells the server's, unless this login has one of its own: then that one is not known.
+WITH settings AS (
+    SELECT s.setdatabase, s.setrole, substr(word, 10) AS zone
+    FROM pg_db_role_setting s, unnest(s.setconfig) word WHERE word ILIKE 'timezone=%%'
+), here AS (
+    SELECT oid FROM pg_database WHERE datname = current_database()
+), everyone AS (
+    SELECT coalesce((SELECT zone FROM settings WHERE setdatabase = here.oid AND setrole = 0),
+                    (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone' AND NOT EXISTS (
+                        SELECT FROM settings WHERE setrole = (SELECT oid FROM pg_roles WHERE rolname = session_user)))) AS zone
+    FROM here
+)
+SELECT NULL::text AS login, zone FROM everyone WHERE zone IS NOT NULL
+UNION
+SELECT r.rolname::text, own.zone
+FROM here, everyone, pg_roles r
+CROSS JOIN LATERAL (SELECT zone FROM settings WHERE setrole = r.oid AND setdatabase IN (here.oid, 0)
+                    ORDER BY setdatabase DESC LIMIT 1) own
+WHERE r.rolcanlogin AND r.rolname <> session_user AND own.zone IS DISTINCT FROM everyone.zone
+  AND (EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = r.oid
+                 AND (dbid = here.oid OR dbid = 0 AND classid = 'pg_database'::regclass AND objid = here.oid))
+       OR EXISTS (SELECT FROM pg_stat_activity WHERE usesysid = r.oid AND datname = current_database()))
+ORDER BY 1 NULLS FIRST;
+
+-- name: find_zone
+-- A time zone by its name, in whatever case.
+SELECT name FROM pg_timezone_names WHERE lower(name) = lower(%(zone)s);
+
+-- name: list_triggers
+-- The triggers of a table that run, and the word that enables each as it is now.
+SELECT quote_ident(tgname), CASE tgenabled WHEN 'A' THEN 'ALWAYS ' WHEN 'R' THEN 'REPLICA ' ELSE '' END
+FROM pg_trigger WHERE tgrelid = to_regclass(%(table)s) AND NOT tgisinternal AND tgenabled <> 'D' ORDER BY 1;
+
+-- name: list_open_tokens
+-- Enrollment tokens that can be used as long as their times count as UTC.
+SELECT id::text, to_char(expires_at, 'YYYY-MM-DD HH24:MI:SS') FROM public.enrollment_tokens
+WHERE used_at IS NULL AND expires_at > now() AT TIME ZONE 'UTC' ORDER BY expires_at;
+
+-- name: list_logins
+-- Logins of other people that own something here, were granted something by name, or are connected: login, whether it
+-- is a superuser, the process ids of its sessions. This login's own and those of posduif_admin's members are left out.
+SELECT r.rolname::text, r.rolsuper,
+       ARRAY(SELECT pid FROM pg_stat_activity WHERE usesysid = r.oid AND datname = current_database() ORDER BY pid)
+FROM pg_roles r
+WHERE r.rolcanlogin AND r.rolname NOT IN (session_user, current_database() || '_engine')
+  AND NOT EXISTS (SELECT FROM pg_auth_members WHERE member = r.oid AND roleid = to_regrole('posduif_admin'))
+  AND (EXISTS (SELECT FROM pg_stat_activity WHERE usesysid = r.oid AND datname = current_database())
+       OR r.oid >= 16384 AND EXISTS (
+           SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = r.oid
+             AND (dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  OR dbid = 0 AND classid = 'pg_database'::regclass
+                     AND objid = (SELECT oid FROM pg_database WHERE datname = current_database()))))
+ORDER BY 1;
