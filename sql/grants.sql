@@ -12,11 +12,14 @@ DO $$
 DECLARE
     command text;
     people CONSTANT text[] := '{posduif_support, posduif_health, posduif_cron}';
-    -- What people may do to a whole table: PostgreSQL knows no DELETE of single columns. The purge of tokens that
-    -- nobody used is for cron; taking a lost phone from its user is for the support desk.
-    whole CONSTANT text[] := '{posduif_cron DELETE enrollment_tokens, posduif_support DELETE sync_metadata}';
+    -- What a group may do to a whole table; PostgreSQL knows no DELETE of single columns. The purge of unused tokens is
+    -- for cron, taking a lost phone from its user is for the support desk. The sync engine never deletes.
+    whole CONSTANT text[] := '{posduif_cron DELETE enrollment_tokens, posduif_support DELETE sync_metadata,
+        posduif_engine SELECT users, posduif_engine SELECT messages, posduif_engine SELECT sync_metadata,
+        posduif_engine SELECT enrollment_tokens, posduif_engine INSERT messages, posduif_engine INSERT sync_metadata,
+        posduif_engine INSERT enrollment_tokens}';
 BEGIN
-    -- First, because what PUBLIC has would pass for everybody's own below, and people get single columns.
+    -- First, because what PUBLIC has would pass for everybody's own below, and groups get single columns.
     FOR command IN
         SELECT DISTINCT format('REVOKE ALL ON public.%I FROM %s', relname,
                                CASE WHEN held.grantee = 0 THEN 'PUBLIC' ELSE held.grantee::regrole::text END)
@@ -27,7 +30,7 @@ BEGIN
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
           AND relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens')
           AND (held.grantee = 0
-               OR NOT single AND held.grantee::regrole::text = ANY (people)
+               OR NOT single AND held.grantee::regrole::text = ANY (people || 'posduif_engine'::text)
                   AND concat_ws(' ', held.grantee::regrole, held.privilege_type, relname) <> ALL (whole))
         UNION ALL
         -- With these a role could run its own code in the session of everyone who writes there, and lock them out.
@@ -45,10 +48,16 @@ BEGIN
 
     FOR command IN
         WITH rights (roles, kind, tables, columns) AS (VALUES
-            -- The sync engine never deletes.
-            ('posduif_engine', 'SELECT', 'users messages sync_metadata enrollment_tokens', '*'),
-            ('posduif_engine', 'INSERT', 'users messages sync_metadata enrollment_tokens', '*'),
-            ('posduif_engine', 'UPDATE', 'users messages sync_metadata enrollment_tokens', '*'),
+            -- The sync engine changes what its requests change. So who steals its password cannot rewrite a message
+            -- nor prolong a token.
+            ('posduif_engine', 'INSERT', 'users', 'id username user_type device_id online_status enrolled_at'
+                || ' enrollment_token_id created_at updated_at'),
+            ('posduif_engine', 'UPDATE', 'users', 'username user_type device_id online_status last_seen enrolled_at'
+                || ' enrollment_token_id updated_at last_message_sent'),
+            ('posduif_engine', 'UPDATE', 'messages', 'status updated_at synced_at read_at'),
+            ('posduif_engine', 'UPDATE', 'sync_metadata', 'last_sync_timestamp pending_outgoing_count sync_status'
+                || ' updated_at last_synced_lsn'),
+            ('posduif_engine', 'UPDATE', 'enrollment_tokens', 'used_at device_id updated_at'),
 
             -- People at the support desk hand out tokens, enroll phones and send a test message. They never read
             -- what customers write: messages.content and users.last_message_sent are in no SELECT.

@@ -71,6 +71,12 @@ def translate(error: psycopg.Error, session: Asked) -> PosduifError:
             why=message,
             hint="run the same command again: it goes on where this one stopped",
         )
+    if state == "42501" and "row-level security" in message:
+        return AccessDenied(
+            f"{where}: {message}",
+            why="row-level security was switched on there, and it hides rows from this login or refuses them",
+            hint=Run("tenant", "verify", session.database),
+        )
     if state == "42501" and session.groups:
         return AccessDenied(f"{where}: {message}", why=in_groups(session), hint=ASK)
     if state == "42501":

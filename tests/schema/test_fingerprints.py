@@ -173,7 +173,7 @@ CHANGES = {
     "function setting": ("ALTER FUNCTION update_read_at() SET work_mem = '1MB'", "function public.update_read_at()"),
     "grant": ("GRANT SELECT ON users TO pg_monitor", "grant pg_monitor on table public.users"),
     "column grant": ("GRANT SELECT (id) ON users TO pg_monitor", "grant pg_monitor on column public.users.id"),
-    "lost grant": ("REVOKE INSERT ON users FROM posduif_engine", "grant posduif_engine on table public.users"),
+    "lost grant": ("REVOKE INSERT ON messages FROM posduif_engine", "grant posduif_engine on table public.messages"),
     "public schema": ("GRANT CREATE ON SCHEMA public TO PUBLIC", "grant public on schema public"),
     "public function": ("GRANT EXECUTE ON FUNCTION update_read_at() TO PUBLIC", "grant public on function"),
     "default privileges": (
@@ -208,7 +208,7 @@ def test_a_change_shows_by_name(server: PgServer, migrated: str, change: str, na
 
 HARMLESS = {
     "other order of columns": "ALTER TABLE users DROP last_seen; ALTER TABLE users ADD last_seen timestamp; "
-    "GRANT SELECT (last_seen) ON users TO posduif_support",
+    "GRANT SELECT (last_seen) ON users TO posduif_support; GRANT UPDATE (last_seen) ON users TO posduif_engine",
     "other layout of a function": """CREATE OR REPLACE FUNCTION update_updated_at_column() RETURNS trigger AS $$
         BEGIN
 

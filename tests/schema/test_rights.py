@@ -322,7 +322,7 @@ def test_grants_mend_what_a_migration_made_anew(talkative: str, server: PgServer
                "ALTER TABLE messages ADD COLUMN read_at timestamp; REVOKE UPDATE ON users FROM posduif_engine",
                database=talkative)  # fmt: skip
     held = """SELECT has_column_privilege(%s, 'public.messages', 'read_at', 'SELECT'),
-                     has_table_privilege(%s, 'public.users', 'UPDATE')"""
+                     has_column_privilege(%s, 'public.users', 'username', 'UPDATE')"""
     assert server.sql(held, login, f"{talkative}_engine", database=talkative) == [(False, False)]
     server.sql(f"SET ROLE posduif_admin; {grants.text()}", database=talkative)
     assert server.sql(held, login, f"{talkative}_engine", database=talkative) == [(True, True)]

@@ -236,7 +236,56 @@ def test_the_engine_may_what_it_needs_and_no_more(server: PgServer, tenant: str)
         database=tenant,
     )
     tables = ("users", "messages", "sync_metadata", "enrollment_tokens")
-    assert sorted(rights) == sorted((table, right) for table in tables for right in ("SELECT", "INSERT", "UPDATE"))
+    assert sorted(rights) == sorted(
+        [(table, "SELECT") for table in tables] + [(table, "INSERT") for table in tables if table != "users"]
+    )
+    columns = server.sql(
+        """SELECT kind, attrelid::regclass::text, string_agg(attname, ' ' ORDER BY attnum)
+           FROM pg_attribute, unnest(ARRAY['INSERT', 'UPDATE']) kind
+           WHERE attrelid = ANY (%s::regclass[]) AND attnum > 0 AND NOT attisdropped
+             AND has_column_privilege(%s, attrelid, attnum, kind) AND NOT has_table_privilege(%s, attrelid, kind)
+           GROUP BY 1, 2 ORDER BY 1, 2""",
+        [f"public.{table}" for table in tables],
+        f"{tenant}_engine",
+        f"{tenant}_engine",
+        database=tenant,
+    )
+    assert columns == [
+        ("INSERT", "users", "id username user_type device_id online_status enrolled_at enrollment_token_id created_at "
+                            "updated_at"),
+        ("UPDATE", "enrollment_tokens", "used_at device_id updated_at"),
+        ("UPDATE", "messages", "status updated_at synced_at read_at"),
+        ("UPDATE", "sync_metadata", "last_sync_timestamp pending_outgoing_count sync_status updated_at "
+                                    "last_synced_lsn"),
+        ("UPDATE", "users", "username user_type device_id online_status last_seen enrolled_at enrollment_token_id "
+                            "updated_at last_message_sent"),
+    ]  # fmt: skip
+
+
+def test_who_steals_an_engine_s_password_rewrites_no_message_and_prolongs_no_token(
+    server: PgServer, tenant: str
+) -> None:
+    server.sql(f"ALTER ROLE {tenant}_engine PASSWORD 'stolen'")
+    server.sql(
+        """INSERT INTO users (username, user_type) VALUES ('clerk', 'web');
+           INSERT INTO messages (sender_id, recipient_id, content) SELECT id, id, 'as it was' FROM users;
+           INSERT INTO enrollment_tokens (created_by, tenant_id, expires_at) SELECT id, 'x', now() FROM users""",
+        database=tenant,
+    )
+    with server.connect(tenant, user=f"{tenant}_engine", password="stolen") as conn:
+        for statement in (
+            "UPDATE messages SET content = 'forged'",
+            "UPDATE messages SET sender_id = recipient_id",
+            "UPDATE messages SET created_at = now()",
+            "UPDATE enrollment_tokens SET expires_at = expires_at + interval '1 year'",
+            "UPDATE enrollment_tokens SET token = gen_random_uuid()",
+            "UPDATE enrollment_tokens SET revoked_at = NULL",
+            "UPDATE users SET id = gen_random_uuid()",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement.encode())
+        conn.execute("UPDATE messages SET status = 'synced', synced_at = NOW(), updated_at = NOW()")
+        conn.execute("UPDATE enrollment_tokens SET used_at = NOW(), device_id = 'd', updated_at = NOW()")
 
 
 class Rows:

@@ -51,5 +51,20 @@ FAULTS = {
         "database.settings",
         "database {t} sets role for every session in it",
     ),
+    "row security": (
+        "ALTER TABLE users ENABLE ROW LEVEL SECURITY",
+        "tables.security",
+        "switched on for users: no policy is for the engine",
+    ),
+    "row security of the owner, too": (
+        "ALTER TABLE messages ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "tables.security",
+        "backups fail",
+    ),
+    "row security with a policy": (
+        "ALTER TABLE messages ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON messages TO posduif_engine USING (true)",
+        "tables.security",
+        "people at the desk and monitoring see no rows",
+    ),
     "no role": ("DROP OWNED BY {t}_engine; DROP ROLE {t}_engine", "engine.missing", "role {t}_engine is missing"),
 }

@@ -68,3 +68,13 @@ def obey(server: PgServer, tries: list[str]) -> int:
                 conn.execute(f"SET SESSION AUTHORIZATION {who.removeprefix('a member of ')}".encode())
             conn.execute(sql.encode())
     return len(hints)
+
+
+def by_psql(server: PgServer, script: str) -> None:
+    """Run a script that psql takes, as a superuser: statements on lines of their own, and \\connect."""
+    database = "postgres"
+    for line in script.splitlines():
+        if line.startswith("\\connect "):
+            database = line.split()[1].strip('"')
+        elif not line.startswith("--"):
+            server.sql(line, database=database)

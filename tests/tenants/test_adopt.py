@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from posduif_cli.db import record
-from support.hints import obey
+from support.hints import by_psql, obey
 from support.kills import kill
 from support.runner import Posduif
 from support.servers import PgServer, dump
@@ -792,12 +792,7 @@ def test_a_superuser_s_database_comes_in_by_two_steps(
         before = dump(server, name, "-C")
         printed = posduif("tenant", "adopt", name, "--print-sql").out
         assert dump(server, name, "-C") == before
-        database = "postgres"
-        for line in printed.splitlines():
-            if line.startswith("\\connect "):
-                database = line.split()[1].strip('"')
-            elif not line.startswith("--"):
-                server.sql(line, database=database)
+        by_psql(server, printed)
         done = posduif.json("tenant", "adopt", name)
         (other,) = [text for text in done["others"] if f"login {name}_boss, a superuser," in text]
         assert f"is connected (pid {old.info.backend_pid})" in other

@@ -200,6 +200,9 @@ def test_two_administrators_at_once(posduif: Posduif, server: PgServer, tenant: 
 
 BY_HAND = {
     "texts": "REVOKE SELECT (content) ON messages FROM posduif_support",
+    "row security": "ALTER TABLE users DISABLE ROW LEVEL SECURITY",
+    "row security of the owner, too": "ALTER TABLE messages DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY",
+    "row security with a policy": "DROP POLICY p ON messages; ALTER TABLE messages DISABLE ROW LEVEL SECURITY",
 }
 
 

@@ -155,6 +155,7 @@ class Inspection(Recorded):
     readers: Sequence[tuple[str, str, str]] = ()
     foreign: Sequence[tuple[str, str, str]] = ()
     missing: Sequence[str] = ()
+    secured: Sequence[tuple[str, bool, bool]] = ()
     strangers: Sequence[Stranger] = ()
 
     @property

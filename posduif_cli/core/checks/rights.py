@@ -47,6 +47,7 @@ def inspect(conn: Session, folders: Folders) -> Inspection:
         readers=conn.tuples(named["find_readers"]),
         foreign=conn.tuples(named["find_foreign_objects"]),
         missing=_missing(conn),
+        secured=conn.tuples(named["find_row_security"]),
         strangers=_strangers(conn, folders, done),
     )  # fmt: skip
 
@@ -250,6 +251,26 @@ creators = rule("objects.creators", "Only posduif creates objects in the schema 
     lambda facts: facts.creators,
     "role {thing} may create objects in schema public, which would pass for PostgreSQL's",
     repair=sql("REVOKE CREATE ON SCHEMA public FROM {thing}"))  # fmt: skip
+
+
+@verified("tables.security", "No table of posduif's hides rows",
+    "posduif uses no row-level security: a tenant is a database, and its engine decides who reads what. "
+    "Where it is on, roles without a policy see no rows, and no error says so.")  # fmt: skip
+def row_security(facts: Inspection) -> Iterator[Verdict]:
+    """Tell which tables have row-level security, and what that breaks."""
+    for table, forced, for_engine in facts.secured:
+        level, broken = Level.WARNING, "people at the desk and monitoring see no rows without a policy for them"
+        if forced:
+            level, broken = Level.CRITICAL, f"it binds {ADMIN_ROLE} too: backups fail, and counts lack rows"
+        elif not for_engine and table != "schema_migrations":
+            level, broken = Level.CRITICAL, "no policy is for the engine, which sees no rows and cannot add any"
+        off = f"ALTER TABLE public.{table} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;"
+        yield Verdict(
+            level,
+            f"row-level security was switched on for {table}: {broken}",
+            fix=f"a member of {ADMIN_ROLE} types, in {facts.subject}: {off}",
+            thing=table,
+        )
 
 
 @verified("code.foreign", "Tables run no code that a migration did not make",

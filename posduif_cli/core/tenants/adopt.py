@@ -75,9 +75,9 @@ class _Candidate:
 class _Work:
     """What an adoption does: statements as the login, then as posduif_admin, and the record.
 
-    *intent* is that on an engine's role that is there, *before* are versions noted already, *files* those to be noted,
-    *accepted* the names of other people's code that is taken in, *others* who still reaches the database. *told* are
-    steps without SQL, for a dry run alone.
+    *intent* is that on an engine's role that is there, *before* are versions noted already, *files* those to be noted
+    and *rest* those to be run, *accepted* the names of other people's code that is taken in, *others* who still reaches
+    the database. *told* are steps without SQL, for a dry run alone.
     """
 
     intent: Intent | None
@@ -86,6 +86,7 @@ class _Work:
     times: Sequence[Step]
     before: Mapping[str, str | None]
     files: Sequence[File]
+    rest: Sequence[File]
     record: Record
     own: Sequence[str]
     changes: Sequence[str]
@@ -163,7 +164,8 @@ class Adopting:
                         work = self._prepare(conn, found, wanted, port=port)
                         perform(self._deeds(work), conn)
                     work = _look_again(conn, wanted.whole, work)
-                self._migrate(server)
+                if work.rest:
+                    self._migrate(server)
             adopted = fleet.look(session, database).tenant
             assert adopted is not None
             return _result(adopted, work)
@@ -351,6 +353,7 @@ class Adopting:
             times=moments.steps,
             before=before,
             files=chosen,
+            rest=rest,
             record=self._record(conn, found, {*before, *versions}, accepted, port),
             own=own,
             changes=[

@@ -134,3 +134,14 @@ FROM (
     UNION ALL SELECT 4, inhrelid, i::text FROM pg_inherits i
     UNION ALL SELECT 5, oid, o::text FROM pg_operator o WHERE oid >= 16384
 ) AS s;
+
+-- name: find_row_security
+-- Our tables with row-level security: table, whether it binds the owner too, whether a policy lets the engine's group
+-- see rows.
+SELECT c.relname::text, c.relforcerowsecurity,
+       EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid
+                 AND (p.polroles = '{0}' OR to_regrole('posduif_engine')::oid = ANY (p.polroles)))
+FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relrowsecurity
+  AND c.relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens', 'schema_migrations')
+ORDER BY 1;

@@ -137,7 +137,7 @@ ORDER BY 1;
 -- Whether the sync engine has its rights on those of our tables that there are, and whether it could create objects
 -- beside them: what grants.sql was to see to, which a REVOKE by a role that may not is a mere warning for.
 SELECT has_schema_privilege('posduif_engine', 'public', 'USAGE')
-           AND bool_and(has_table_privilege('posduif_engine', to_regclass(name), privilege)),
+           AND bool_and(has_any_column_privilege('posduif_engine', to_regclass(name), privilege)),
        has_schema_privilege('posduif_engine', 'public', 'CREATE')
 FROM unnest('{public.users,public.messages,public.sync_metadata,public.enrollment_tokens}'::text[]) AS name,
      unnest('{SELECT,INSERT,UPDATE}'::text[]) AS privilege;
