@@ -13,10 +13,10 @@ _posduif() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --accept|--by|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--sample|--server|--sort|--state|--status|--steps|--to|--ttl|--type|--url|--username|--wave|--web-user|-o) skip=1 ;;
+        --accept|--all|--by|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--redis|--refresh|--sample|--server|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" message test"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
@@ -24,16 +24,16 @@ _posduif() {
     "") candidates='quickstart tenant migrate user token enroll device message health server config doctor completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
     " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
-    " tenant create") candidates='' options='--url --web-user --engine-config --from --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' files='--from' ;;
+    " tenant create") candidates='' options='--url --web-user --engine-config --from --engine-port --redis --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' files='--from' ;;
     " tenant list") candidates='' options='--sort --state --sizes' ;;
     " tenant show") candidates='' options='--sizes' ;;
     " tenant set") candidates='' options='--url --desk' ;;
-    " tenant adopt") candidates='' options='--url --accept --ignore-unreachable -n --dry-run' ;;
+    " tenant adopt") candidates='' options='--url --accept --times-from --keep-times --print-sql --ignore-unreachable -n --dry-run' ;;
     " tenant verify") candidates='' options='--all --repair' ;;
     " tenant suspend") candidates='' options='--confirm -n --dry-run' ;;
     " tenant resume") candidates='' options='-n --dry-run' ;;
-    " tenant rotate-password") candidates='' options='--engine-config --now --confirm' files='--engine-config' ;;
-    " tenant engine-config") candidates='' options='--out' files='--out' ;;
+    " tenant rotate-password") candidates='' options='--all --from --engine-config --now --jobs --list --confirm' files='--from' ;;
+    " tenant engine-config") candidates='' options='--out --refresh --all --jobs --list' files='--out --refresh --all' ;;
     " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
     " migrate") candidates='status list up down abandon verify new' options='' ;;
     " migrate status") candidates='' options='--all --check --verify --sample --list' ;;
@@ -60,7 +60,7 @@ _posduif() {
     " device list") candidates='' options='--limit --offset' ;;
     " device show") candidates='' options='' ;;
     " device remove") candidates='' options='' ;;
-    " message") candidates='send list show inbox unread pending mark' options='' ;;
+    " message") candidates='send list show inbox unread pending mark test' options='' ;;
     " message send") candidates='' options='--from --to' ;;
     " message list") candidates='' options='--from --to --status --limit --offset' ;;
     " message show") candidates='' options='' ;;
@@ -68,6 +68,7 @@ _posduif() {
     " message unread") candidates='' options='' ;;
     " message pending") candidates='' options='--device --limit --offset' ;;
     " message mark") candidates='read synced' options='' ;;
+    " message test") candidates='' options='--to --from --wait' ;;
     " health") candidates='' options='' ;;
     " server") candidates='list init start stop status remove' options='' ;;
     " server list") candidates='' options='' ;;

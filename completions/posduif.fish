@@ -5,7 +5,7 @@ function __posduif_words
     for word in $words[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --accept --by --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --sample --server --sort --state --status --steps --to --ttl --type --url --username --wave --web-user -o
+        else if contains -- $word --accept --all --by --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --redis --refresh --sample --server --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --wave --web-user -o
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -59,13 +59,15 @@ complete -c posduif -n '__posduif_ends tenant' -a verify -d "Compare records wit
 complete -c posduif -n '__posduif_ends tenant' -a suspend -d "Shut a tenant's engine out and end its sessions"
 complete -c posduif -n '__posduif_ends tenant' -a resume -d "Bring a suspended tenant to the newest schema and let its engine in again"
 complete -c posduif -n '__posduif_ends tenant' -a rotate-password -d "Give a tenant's engine a new password; without --now, sessions that are connected stay so"
-complete -c posduif -n '__posduif_ends tenant' -a engine-config -d "Print the YAML file that a tenant's sync engine reads, with a placeholder for the password"
+complete -c posduif -n '__posduif_ends tenant' -a engine-config -d "Print the YAML file that a tenant's sync engine reads, with a placeholder for the password; or refresh files"
 complete -c posduif -n '__posduif_ends tenant' -a drop -d "Drop a tenant: its engine's sessions, its database with everything in it, its role"
 complete -c posduif -n '__posduif_is tenant create' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant create' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
 complete -c posduif -n '__posduif_is tenant create' -l web-user -x -a '(__posduif_ask)' -d "Make this first web user, who creates tokens"
 complete -c posduif -n '__posduif_is tenant create' -l engine-config -x -a '(__posduif_ask)' -d "Write the sync engine's configuration here (mode 0600); with --from, DIR/TENANT.yaml for each"
-complete -c posduif -n '__posduif_is tenant create' -l from -r -F -d "Create all tenants of a list that do not exist: CSV, YAML or JSON with name, url, web_user, server; - is stdin"
+complete -c posduif -n '__posduif_is tenant create' -l from -r -F -d "Create all tenants of a list that do not exist: CSV, YAML or JSON with name, url, web_user, server, engine_port, redis; - is stdin"
+complete -c posduif -n '__posduif_is tenant create' -l engine-port -x -a '(__posduif_ask)' -d "TCP port that the tenant's engine listens on"
+complete -c posduif -n '__posduif_is tenant create' -l redis -x -a '(__posduif_ask)' -d "Redis server that the tenant's engine uses"
 complete -c posduif -n '__posduif_is tenant create' -l jobs -x -a '(__posduif_ask)' -d "At once on each server, within its share"
 complete -c posduif -n '__posduif_is tenant create' -l list -d "List every tenant, the unchanged ones too"
 complete -c posduif -n '__posduif_is tenant create' -l if-not-exists -d "Succeed when it exists and does not differ"
@@ -83,6 +85,9 @@ complete -c posduif -n '__posduif_is tenant set' -l desk -x -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant adopt' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant adopt' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
 complete -c posduif -n '__posduif_is tenant adopt' -l accept -x -a '(__posduif_ask)' -d "Take in code of other people on posduif's tables, named as the refusal names it; repeatable"
+complete -c posduif -n '__posduif_is tenant adopt' -l times-from -x -a '(__posduif_ask)' -d "Convert its times, written in this time zone, to UTC"
+complete -c posduif -n '__posduif_is tenant adopt' -l keep-times -d "Leave its times as they are; they count as UTC from then on"
+complete -c posduif -n '__posduif_is tenant adopt' -l print-sql -d "Print what a superuser runs once where one owns it; change nothing"
 complete -c posduif -n '__posduif_is tenant adopt' -l ignore-unreachable -d "Take a server that cannot be reached for one without this name"
 complete -c posduif -n '__posduif_is tenant adopt' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is tenant verify' -a '(__posduif_ask)'
@@ -94,11 +99,19 @@ complete -c posduif -n '__posduif_is tenant suspend' -s n -l dry-run -d "Show wh
 complete -c posduif -n '__posduif_is tenant resume' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant resume' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is tenant rotate-password' -a '(__posduif_ask)'
-complete -c posduif -n '__posduif_is tenant rotate-password' -l engine-config -r -F -d "Write the sync engine's configuration here (mode 0600)"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l all -d "Every tenant of the configured servers"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l from -r -F -d "The tenants of a list, by its column name; - is stdin"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l engine-config -x -a '(__posduif_ask)' -d "Write it into this file of the sync engine (mode 0600); of several tenants, into DIR/TENANT.yaml"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l now -d "End the engine's sessions, too, which the old one opened"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l jobs -x -a '(__posduif_ask)' -d "At once on each server, within its share"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l list -d "List every tenant, the unchanged ones too"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is tenant engine-config' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant engine-config' -l out -r -F -d "Write to this file instead of stdout"
+complete -c posduif -n '__posduif_is tenant engine-config' -l refresh -r -F -d "Bring an engine's file, its record and its role's limit to what the configuration says now. The password stays"
+complete -c posduif -n '__posduif_is tenant engine-config' -l all -r -F -d "Refresh DIR/TENANT.yaml of every tenant that has one"
+complete -c posduif -n '__posduif_is tenant engine-config' -l jobs -x -a '(__posduif_ask)' -d "At once on each server, within its share"
+complete -c posduif -n '__posduif_is tenant engine-config' -l list -d "List every tenant, the unchanged ones too"
 complete -c posduif -n '__posduif_is tenant drop' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant drop' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is tenant drop' -s n -l dry-run -d "Show what would be done; change nothing"
@@ -204,6 +217,7 @@ complete -c posduif -n '__posduif_ends message' -a inbox -d "List what a user re
 complete -c posduif -n '__posduif_ends message' -a unread -d "Count what a user has not read"
 complete -c posduif -n '__posduif_ends message' -a pending -d "List what waits to be fetched by a phone, the oldest first"
 complete -c posduif -n '__posduif_ends message' -a mark -d "Mark a message as synced or read"
+complete -c posduif -n '__posduif_ends message' -a test -d "Send a test message to a phone and follow it: sent, fetched, read"
 complete -c posduif -n '__posduif_is message send' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is message send' -l from -x -a '(__posduif_ask)' -d "Name or id of the sender"
 complete -c posduif -n '__posduif_is message send' -l to -x -a '(__posduif_ask)' -d "Name or id of the recipient"
@@ -223,6 +237,10 @@ complete -c posduif -n '__posduif_is message pending' -l device -x -a '(__posdui
 complete -c posduif -n '__posduif_is message pending' -l limit -x -a '(__posduif_ask)' -d "At most this many"
 complete -c posduif -n '__posduif_is message pending' -l offset -x -a '(__posduif_ask)' -d "Skip this many"
 complete -c posduif -n '__posduif_is message mark' -a 'read synced'
+complete -c posduif -n '__posduif_is message test' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is message test' -l to -x -a '(__posduif_ask)' -d "User whose phone is to fetch it; else the only phone"
+complete -c posduif -n '__posduif_is message test' -l from -x -a '(__posduif_ask)' -d "Web user who sends it; else the desk's user"
+complete -c posduif -n '__posduif_is message test' -l wait -x -a '(__posduif_ask)' -d "How long to follow it: 30s, 5m"
 complete -c posduif -n '__posduif_is health' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_ends server' -a list -d "List the configured servers and how they are"
 complete -c posduif -n '__posduif_ends server' -a init -d "Create posduif's roles on a server, and check that its settings suit its engines"

@@ -146,7 +146,7 @@ def _asked(app: App, kind: str, tenant: str) -> list[str]:
         if kind == "users":
             return [user.username for user in users.find_all(place.session, limit=MOST)]
         found = devices.find_all(place.session, limit=MOST)
-        return [name for device in found for name in (device.device_id, device.username)]
+        return [name for device in found if device.username for name in (device.device_id, device.username)]
 
 
 def _kept(app: App, kind: str, tenant: str, ask: Callable[[], list[str]]) -> list[str]:

@@ -60,7 +60,7 @@ def send(
     app.out.expect(Message)
     content = read_text(text)
     with app.fleet.open(tenant) as place:
-        message = messages.send(place.session, sender=sender, recipient=recipient, text=content)
+        message = messages.send(place, sender=sender, recipient=recipient, text=content)
     app.out.say(f"message {message.id} sent to {message.recipient}")
     app.out.show(message, changed=True)
 
@@ -186,3 +186,43 @@ def mark(
         found, changed = messages.mark(place.session, message=message, status=status.value)
     app.out.say(f"message {found.id} {'is now' if changed else 'was already'} {found.status}")
     app.out.show(found, changed=changed)
+
+
+@app.verb("test", example="posduif message test acme --to Mia --wait 2s")
+def try_out(
+    ctx: typer.Context,
+    tenant: options.Tenant,
+    recipient: Annotated[
+        str | None, typer.Option("--to", metavar="USER", help="User whose phone is to fetch it; else the only phone.")
+    ] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", metavar="USER", help="Web user who sends it; else the desk's user.")
+    ] = None,
+    wait: Annotated[str, typer.Option("--wait", metavar="DURATION", help="How long to follow it: 30s, 5m.")] = "60s",
+) -> None:
+    """Send a test message to a phone and follow it: sent, fetched, read. Exits with 1 if it is not fetched in time.
+
+    The message stays. If it is not fetched, it says where it stopped.
+    """
+    from posduif_cli.core.desk import trial
+    from posduif_cli.models.desk import Trial
+    from posduif_cli.notation import duration, moment
+
+    app = app_of(ctx)
+    app.out.expect(Trial)
+    limit = duration(wait)
+    with app.fleet.open(tenant) as place:
+        begun = trial.begin(place, recipient=recipient, sender=sender)
+        app.out.say(f"message {begun.id} for {begun.recipient} is pending, sent {moment(begun.sent_at)}")
+
+        def tell(reached: Trial) -> None:
+            at = reached.read_at if reached.stage == "read" else reached.fetched_at
+            app.out.say(f"{reached.stage} {moment(at) if at else ''}".rstrip())
+
+        done = trial.follow(place.session, begun, wait=limit, tell=tell)
+    if done.stopped and done.fix:
+        app.out.warn(f"not fetched within {wait}: {done.stopped}")
+        app.out.say(done.fix)
+    app.out.show(done, changed=True)
+    if done.stopped:
+        raise typer.Exit(1)

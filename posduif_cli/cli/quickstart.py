@@ -123,9 +123,9 @@ def _message(app: App, walk: Walk) -> None:
     from posduif_cli.core.desk import devices, messages, users
 
     with app.fleet.open(TENANT) as place:
-        recipient = devices.find(place.session, device=PHONE).username
+        recipient = str(devices.find(place.session, device=PHONE).username)
         user, _ = users.create_if_missing(place.session, username=WEB_USER, user_type="web")
-        message = messages.send(place.session, sender=user.username, recipient=recipient, text=TEXT)
+        message = messages.send(place, sender=user.username, recipient=recipient, text=TEXT)
     walk.step(
         f"message send {TENANT} --from {shlex.quote(user.username)} --to {shlex.quote(recipient)} {shlex.quote(TEXT)}",
         changed=True,

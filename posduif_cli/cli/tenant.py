@@ -341,7 +341,9 @@ def suspend(
     from posduif_cli.core.tenants import suspend
 
     guard = partial(_guard, app_of(ctx), confirm, "suspend {name} on the protected server {server}")
-    _carry_out(app_of(ctx), name, suspend.suspend, "suspended", dry_run, guard)
+    verb = partial(suspend.suspend, tell=app_of(ctx).out.say)
+    then = "leave its engine running: it is shut out, and works again by itself after tenant resume"
+    _carry_out(app_of(ctx), name, verb, "suspended", then, dry_run, guard)
 
 
 @app.verb("resume", example="posduif tenant resume acme")
@@ -349,7 +351,8 @@ def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = F
     """Bring a suspended tenant to the newest schema and let its engine in again."""
     from posduif_cli.core.tenants import suspend
 
-    _carry_out(app_of(ctx), name, suspend.resume, "active", dry_run)
+    then = "its engine works again by itself, with the next request; it needs no restart"
+    _carry_out(app_of(ctx), name, suspend.resume, "active", then, dry_run)
 
 
 def _carry_out(
@@ -357,10 +360,11 @@ def _carry_out(
     name: str,
     verb: "Callable[[Fleet, Found], Sequence[Deed]]",
     state: str,
+    then: str,
     dry_run: bool,
     guard: "Callable[[Found], None]" = lambda found: None,
 ) -> None:
-    """Do what *verb* returns, or show it; *state* is what the tenant is in afterwards."""
+    """Do what *verb* returns, or show it; *state* is what the tenant is in afterwards, *then* what its engine does."""
     from posduif_cli.core.fleet import steps
     from posduif_cli.models.tenants import Tenant
 
@@ -374,6 +378,8 @@ def _carry_out(
     guard(found)
     tenant, changed = steps.carry_out(app.fleet, found, deeds)
     app.out.say(f"tenant {name} {f'is {state}' if changed else f'was {state} already'}")
+    if changed:
+        app.out.say(then)
     app.out.show(tenant, changed=changed)
 
 
@@ -626,4 +632,6 @@ def drop(
     )
     gone = f"dropped from server {loss.server}" if changed else "was dropped by another command in this moment"
     app.out.say(f"tenant {name} {gone}")
+    if changed:
+        app.out.say("stop its engine and its web-api: they would go on trying to log in, several times per second")
     app.out.show(loss, changed=changed)

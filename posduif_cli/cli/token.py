@@ -71,6 +71,12 @@ def create(
     lifetime = min(app.config.enrollment_ttl, longest) if ttl is None else duration(ttl)
     with app.fleet.open(tenant) as place:
         issued = tokens.create(place, by=by, label=label, ttl=lifetime, max_ttl=longest)
+        taken = tokens.are_names_taken(place.session)
+    if taken:
+        app.out.warn(
+            f"{' and '.join(tokens.OFFERED)} both have a phone. The public app offers no other names: "
+            "a further phone takes one of them over, with its messages"
+        )
     try:
         if qr_file is not None:
             write_qr(app, issued, qr_file, force=force)

@@ -1,16 +1,17 @@
 """Statements that go to the server together, in one round trip, by PostgreSQL's pipeline mode."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psycopg
+from psycopg.pq import DiagnosticField
 from psycopg.rows import args_row
 
 from posduif_cli.db.connection import Connection
 from posduif_cli.db.quoting import Query
 from posduif_cli.db.translate import Asked, translated
-from posduif_cli.errors import PosduifError, QueryFailed
+from posduif_cli.errors import PosduifError, QueryFailed, ServerUnreachable
 
 
 class Sending(Asked, Protocol):
@@ -91,6 +92,14 @@ class Pipeline:
             self.failed = queued[done][2] if done < len(queued) else None
             if isinstance(error, IndexError) or (not raw.closed and raw.pgconn.pipeline_status):
                 raw.close()
+                if (ended := _ended(cursors)) is not None:
+                    raise ServerUnreachable(
+                        f"the connection to server {session.server.name}, database {session.database} broke",
+                        why=ended,
+                        hint="run the same command again: it goes on where this one stopped",
+                    ) from error
+                if isinstance(error, ServerUnreachable):
+                    raise
                 why = "neither COPY nor a constraint that fails at the end of a transaction can be used here"
                 raise QueryFailed("the session ended amid its statements", why=why) from error
             raise
@@ -100,6 +109,15 @@ class Pipeline:
             self.warnings = frozenset(notices)
             for cursor, (_, _, answer) in zip(cursors, queued, strict=False):
                 answer.rows = cursor.fetchall() if cursor.description else []
+
+
+def _ended(cursors: Sequence[psycopg.Cursor[Any]]) -> str | None:
+    """Return what the server said where it ended the session between two of its answers, as when it is shut down."""
+    for result in (cursor.pgresult for cursor in cursors if cursor.pgresult is not None):
+        state = result.error_field(DiagnosticField.SQLSTATE)
+        if state is not None and state.startswith((b"57P", b"08")):
+            return result.get_error_message()
+    return None
 
 
 def bare(*values: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from posduif_cli.errors import Hint
 from posduif_cli.models.values import Instant, Value
 
 
@@ -58,16 +59,23 @@ class Purged(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Device(Value):
-    """A phone; *last_activity* is when it last fetched messages, *pending* how many wait for it."""
+    """A phone; *last_activity* is when it last fetched messages, *pending* how many wait for it.
+
+    *state* is `enrolled`, or `displaced` for one that enrolled and whose user has no or another device: it has no user.
+    *note* says what is odd about it.
+    """
 
     device_id: str
     tenant: str
-    user_id: UUID
-    username: str
+    user_id: UUID | None
+    username: str | None
     enrolled_at: Instant | None
     last_activity: Instant | None
     sync_status: str | None
     pending: int
+    user_type: str | None = None
+    state: str = "enrolled"
+    note: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,6 +105,27 @@ class Message(Value):
     read_at: Instant | None
     sender_id: UUID
     recipient_id: UUID
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trial(Value):
+    """A test message and how far it came: *stage* is pending, fetched or read.
+
+    *stopped* says where one stopped that was not fetched, *fix* is the first thing to type then.
+    """
+
+    tenant: str
+    id: UUID
+    sender: str
+    recipient: str
+    device_id: str
+    text: str
+    stage: str
+    sent_at: Instant
+    fetched_at: Instant | None = None
+    read_at: Instant | None = None
+    stopped: str | None = None
+    fix: Hint | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

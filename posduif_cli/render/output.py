@@ -13,7 +13,7 @@ from textwrap import wrap
 from typing import Any, TextIO
 
 from posduif_cli.errors import Hint, OperationFailed, PosduifError, Run, UsageError
-from posduif_cli.models.checks import Finding, Health
+from posduif_cli.models.checks import Health
 from posduif_cli.models.servers import ServerInfo
 from posduif_cli.render import layout, tables
 from posduif_cli.render.tables import Changed, visible
@@ -144,7 +144,7 @@ class Output:
         """Return a value with the commands in it as they are pasted."""
         if isinstance(value, Changed):
             return replace(value, value=self._spelled(value.value))
-        if isinstance(value, Finding) and value.fix is not None:
+        if isinstance(getattr(value, "fix", None), Run):
             return replace(value, fix=self.spell(value.fix))
         if isinstance(value, Health):
             return replace(value, findings=tuple(map(self._spelled, value.findings)))

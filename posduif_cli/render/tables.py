@@ -23,7 +23,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Outcome": ("tenant", "server", "status", "from", "to", "seconds", "error"),
     "User": ("username", "user_type", "device_id", "enrolled_at", "id"),
     "Token": ("id", "label", "status", "created_by", "expires_at", "username"),
-    "Device": ("device_id", "username", "enrolled_at", "last_activity", "sync_status", "pending"),
+    "Device": ("device_id", "username", "enrolled_at", "last_activity", "sync_status", "pending", "note"),
     "Message": ("sender", "recipient", "content", "status", "created_at", "id"),
     "ServerInfo": (
         "server",
@@ -57,7 +57,7 @@ CUT = (
     "recipient",
     "role",
 )
-FOLDED = ("key", "content", "message", "error", "value", "warnings", "tenants")
+FOLDED = ("key", "note", "content", "message", "error", "value", "warnings", "tenants")
 BELOW = ("fix",)
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(CUT, "cut"), **dict.fromkeys(FOLDED, "folded"), **dict.fromkeys(BELOW, "below")
@@ -77,7 +77,7 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "Adoption": ("changed", "url", "schema_version", "server"),
     "Finding": ("subject", "check"),
 }
-ON_REQUEST = frozenset(("size_bytes",))  # shown only where a row has it
+ON_REQUEST = frozenset(("size_bytes", "note"))  # shown only where a row has it
 RENAMED = {"from_": "from", "bytes": "size_bytes"}
 UNWRAPPED: Mapping[str, Callable[[Any], Row]] = {
     "IssuedToken": lambda issued: {

@@ -52,7 +52,7 @@ DRY = {
 }
 # They change what they are asked to change and have no --dry-run.
 CHANGES = {"tenant set", "tenant rotate-password", "user create", "token create", "token revoke", "message send",
-           "message mark", "device remove", "enroll complete"}  # fmt: skip
+           "message mark", "message test", "device remove", "enroll complete"}  # fmt: skip
 # They work on files, on this machine, or on an embedded server.
 ELSEWHERE = {"quickstart", "migrate new", "server start", "server stop", "server status",
              "server remove", "config init", "version",

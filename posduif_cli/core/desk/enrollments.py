@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from posduif_cli.core import names
-from posduif_cli.core.desk import users
+from posduif_cli.core.desk import devices, users
 from posduif_cli.db import queries
 from posduif_cli.db.session import DESK_CLASS, Session
 from posduif_cli.errors import (
@@ -76,7 +76,7 @@ def complete(
             _require_mobile(user)
             [(held, _)] = conn.tuples(queries.load("desk/devices")["lock_user"], id=user.id)
             if held is not None:
-                conn.execute(queries.load("desk/devices")["delete_sync_metadata"], device=held)
+                devices.release(conn, device=held)
             made = conn.tuples(named["give_device"], user=user.id, **given)
         else:
             assert username is not None

@@ -4,14 +4,22 @@ from dataclasses import replace
 
 from posduif_cli.core import names
 from posduif_cli.core.desk import devices, users
+from posduif_cli.core.fleet.fleet import Place
 from posduif_cli.db import queries
 from posduif_cli.db.session import Session
 from posduif_cli.errors import Conflict, MessageNotFound, Run, UsageError
 from posduif_cli.models.desk import Message, Unread
+from posduif_cli.models.tenants import State
 
 
-def send(conn: Session, *, sender: str, recipient: str, text: str) -> Message:
-    """Send a message between two users; raises UserNotFound, UsageError for text that is empty or cannot be stored."""
+def send(place: Place, *, sender: str, recipient: str, text: str) -> Message:
+    """Send a message between two users.
+
+    Raises UserNotFound, UsageError for text that is empty or cannot be stored, WrongState for a tenant that is not
+    active: nobody could fetch it.
+    """
+    place.require(State.ACTIVE)
+    conn = place.session
     if not text.strip():
         raise UsageError("the message is empty", hint="give the text as the last argument, or - to read it from stdin")
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):

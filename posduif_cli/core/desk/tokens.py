@@ -19,14 +19,14 @@ from posduif_cli.errors import (
     TokenUsed,
     UrlMissing,
     UsageError,
-    UserNotFound,
 )
-from posduif_cli.models.desk import IssuedToken, Purged, Token, User
+from posduif_cli.models.desk import IssuedToken, Purged, Token
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import counted, moment, spell
 
 PURGE_BATCH = 1000  # rows per transaction: other sessions never wait long
 SHOWN = 10  # users or tenants that an error names
+OFFERED = ("Joe the Mobile User", "Sally the Mobile User")  # by the public phone app, which has no others
 
 
 def create(
@@ -55,7 +55,9 @@ def create(
         raise _without_url(tenant.tenant, place.session.groups)
     if tenant.state is not State.ACTIVE:
         raise Conflict(f"tenant {tenant.tenant} is {tenant.state}", why="a token would be of no use")
-    creator = _creator(place.session, by, place.record.desk if place.record else None)
+    desk = place.record.desk if place.record else None
+    command = ("token", "create")
+    creator = users.at_desk(place.session, by, desk, deed="create the token", command=command, option="--by")
     made = place.session.dicts(
         queries.load("desk/tokens")["add_token"],
         created_by=creator.id,
@@ -65,6 +67,11 @@ def create(
     secret = made.pop("token")
     details = Token(**made, created_by=creator.username)
     return IssuedToken(details, secret, enrollment_url=f"{tenant.url}/api/enrollment/{secret}")
+
+
+def are_names_taken(conn: Session) -> bool:
+    """Return whether each of the names that the public phone app offers has a phone: a third one takes one over."""
+    return bool(conn.value(queries.load("desk/tokens")["count_offered"], names=list(OFFERED)) == len(OFFERED))
 
 
 def _days(span: timedelta) -> str:
@@ -81,33 +88,6 @@ def _without_url(tenant: str, groups: Sequence[str] = ()) -> UrlMissing:
             "or set servers.NAME.url in the configuration",
         ],
     )
-
-
-def _creator(conn: Session, by: str | None, desk: str | None) -> User:
-    """Return the web user named by *by*, else the one that the record names, else the only one."""
-    if by is not None:
-        user = users.find(conn, by)
-        if user.user_type != "web":
-            raise Conflict(f'user "{user.username}" is a {user.user_type} user', why="tokens are made by web users")
-        return user
-    if desk is not None and (noted := users.look(conn, desk)) is not None and noted.user_type == "web":
-        return noted
-    found = conn.rows(User, queries.load("desk/users")["list_users"], type="web", limit=SHOWN + 1, offset=0)
-    if not found:
-        raise UserNotFound(
-            f"tenant {conn.database} has no web user who could create the token",
-            hint=Run("user", "create", conn.database, "desk", "--type", "web"),
-        )
-    if len(found) > 1:
-        raise UsageError(
-            f"tenant {conn.database} has several web users: say who creates the token",
-            why=", ".join(user.username for user in found[:SHOWN]) + (" and more" if len(found) > SHOWN else ""),
-            hint=[
-                Run("token", "create", conn.database, "--by", found[0].username),
-                Run("tenant", "set", conn.database, "--desk", found[0].username, lead="or once, as administrator"),
-            ],
-        )
-    return found[0]
 
 
 def find_all(

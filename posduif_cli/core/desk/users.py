@@ -6,11 +6,12 @@ from uuid import UUID
 from posduif_cli.core import names
 from posduif_cli.db import queries
 from posduif_cli.db.session import Session
-from posduif_cli.errors import QueryFailed, Run, UsageError, UserExists, UserInUse, UserNotFound
+from posduif_cli.errors import Conflict, QueryFailed, Run, UsageError, UserExists, UserInUse, UserNotFound
 from posduif_cli.models.desk import User
 
 UNIQUE_VIOLATION = "23505"
 FOREIGN_KEY_VIOLATION = "23503"
+SHOWN = 10  # users that an error names
 
 
 def find_all(conn: Session, *, user_type: str | None = None, limit: int = 1000, offset: int = 0) -> Iterator[User]:
@@ -96,9 +97,45 @@ def require_unused(conn: Session, *, user: User) -> None:
 def delete(conn: Session, *, user: User) -> None:
     """Delete a user and all messages from and to it; raises UserInUse while tokens name it as creator."""
     try:
-        conn.execute(queries.load("desk/users")["delete_user"], id=user.id)
+        with conn.transaction():
+            if user.device_id is not None:
+                conn.execute(queries.load("desk/tokens")["release_device"], device=user.device_id)
+            conn.execute(queries.load("desk/users")["delete_user"], id=user.id)
     except QueryFailed as error:
         if error.sqlstate != FOREIGN_KEY_VIOLATION:
             raise
         require_unused(conn, user=user)
         raise
+
+
+def at_desk(
+    conn: Session, named: str | None, noted: str | None, *, deed: str, command: tuple[str, str], option: str
+) -> User:
+    """Return the web user that is *named*, else the one *noted* in the record, else the only one.
+
+    *deed* says in an error what for, *option* of *command* how to name one. Raises UserNotFound, Conflict for a user
+    that is no web user, and UsageError where there are several.
+    """
+    if named is not None:
+        user = find(conn, named)
+        if user.user_type != "web":
+            raise Conflict(f'user "{user.username}" is a {user.user_type} user', why=f"only a web user can {deed}")
+        return user
+    if noted is not None and (known := look(conn, noted)) is not None and known.user_type == "web":
+        return known
+    found = conn.rows(User, queries.load("desk/users")["list_users"], type="web", limit=SHOWN + 1, offset=0)
+    if not found:
+        raise UserNotFound(
+            f"tenant {conn.database} has no web user who could {deed}",
+            hint=Run("user", "create", conn.database, "desk", "--type", "web"),
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"tenant {conn.database} has several web users: say who is to {deed}",
+            why=", ".join(user.username for user in found[:SHOWN]) + (" and more" if len(found) > SHOWN else ""),
+            hint=[
+                Run(*command, conn.database, option, found[0].username),
+                Run("tenant", "set", conn.database, "--desk", found[0].username, lead="or once, as administrator"),
+            ],
+        )
+    return found[0]

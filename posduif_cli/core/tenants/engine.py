@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from posduif_cli.core.desk import users
 from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.run import who_is
 from posduif_cli.core.fleet.steps import Deed, carry_out
 from posduif_cli.core.tenants import settings, traces
 from posduif_cli.db import admin, queries, record
@@ -194,4 +195,4 @@ def in_use(session: Session, name: str, error: PosduifError) -> PosduifError:
 
 def named(sessions: Sequence[Mapping[str, Any]]) -> str:
     """Return sessions by pid, role, application and state, for a sentence."""
-    return ", ".join(f"pid {s['pid']} ({s['role']}, {s['application'] or 'no name'}, {s['state']})" for s in sessions)
+    return ", ".join(who_is(found["pid"], found["role"], found["application"], found["state"]) for found in sessions)

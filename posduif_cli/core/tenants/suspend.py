@@ -1,26 +1,29 @@
 """Suspensions: shut a tenant's engine out, and let it in again; the data stays, and so does the record."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from posduif_cli.core.fleet.fleet import Fleet, Found
+from posduif_cli.core.fleet.run import who_is
 from posduif_cli.core.fleet.steps import Deed
 from posduif_cli.core.schema import apply
 from posduif_cli.core.tenants import create, engine, traces
 from posduif_cli.db import admin, queries, record
-from posduif_cli.db.session import Session
+from posduif_cli.db.quoting import quoted
+from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import Busy, Run
 from posduif_cli.models.runs import Step
 from posduif_cli.models.tenants import State
 
 
-def suspend(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
+def suspend(fleet: Fleet, found: Found, tell: Callable[[str], None] = lambda text: None) -> tuple[Deed, ...]:
     """Return what shuts a tenant's engine out and ends its sessions; raises WrongState.
 
-    The database stays open, or pg_dump would be shut out too. Whatever the engine's sessions have locked, they are
-    ended. Performing them raises Busy, naming the sessions that would not end, or those of other logins that are still
-    connected: the tenant is suspended then. Performed again, they end what an interrupted command left connected.
+    *tell* is called with who else may still connect. The database stays open, or pg_dump would be shut out too.
+    Whatever the engine's sessions have locked, they are ended. Performing the deeds raises Busy, naming the sessions
+    that would not end, or those of other logins that are still connected: the tenant is suspended then. Performed
+    again, they end what an interrupted command left connected.
     """
     found.require(State.ACTIVE, State.SUSPENDED)
     name, role = found.tenant.tenant, admin.engine_role(found.tenant.tenant)
@@ -31,7 +34,7 @@ def suspend(fleet: Fleet, found: Found) -> tuple[Deed, ...]:
     new = found.tenant.state is State.ACTIVE
     return (
         Deed(partial(_shut_out, fleet, found), shut if new else ()),
-        Deed(partial(_end, name), [Step("end sessions", role)] if new else ()),
+        Deed(partial(_end, name, tell), [Step("end sessions", role)] if new else ()),
     )
 
 
@@ -50,12 +53,18 @@ def _shut_out(fleet: Fleet, found: Found, session: Session) -> bool:
     return engine.despite_engine(session, name, change, reopen=False)
 
 
-def _end(name: str, session: Session) -> None:
+def _end(name: str, tell: Callable[[str], None], session: Session) -> None:
     """End the engine's sessions; raises Busy while a login in none of posduif's groups is in the database."""
     engine.end_sessions(session, name)
-    question = queries.load("tenants/tenants")["find_strangers"]
-    if found := session.tuples(question, database=name, groups=list(admin.ROLE_COMMENTS)):
-        who = ", ".join(f"pid {pid} ({role}, {app or 'no name'})" for pid, role, app in found)
+    named, groups = queries.load("tenants/tenants"), list(admin.ROLE_COMMENTS)
+    for (role,) in session.tuples(named["find_connectable"], database=name, groups=groups):
+        whom = role if role == "PUBLIC" else quoted(role)
+        tell(
+            f"{role} may still connect to its database by a right of its own; "
+            f"a member of {ADMIN_ROLE} types: REVOKE ALL ON DATABASE {quoted(name)} FROM {whom};"
+        )
+    if found := session.tuples(named["find_strangers"], database=name, groups=groups):
+        who = ", ".join(who_is(*row) for row in found)
         raise Busy(
             f"tenant {name} is suspended, but other logins are still connected to its database",
             why=f"still there: {who}",

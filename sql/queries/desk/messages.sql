@@ -48,3 +48,13 @@ SELECT count(*) FROM public.messages WHERE recipient_id = %(user)s AND status <>
 -- Moves a message forward, never back; triggers set synced_at and read_at.
 UPDATE public.messages SET status = %(status)s
 WHERE id = %(id)s AND (status = 'pending_sync' OR (status = 'synced' AND %(status)s = 'read'));
+
+-- name: read_clock
+-- The server's time.
+SELECT date_trunc('second', clock_timestamp());
+
+-- name: follow_message
+-- How far one message is, and how many sessions of the engine's role there are.
+SELECT status::text, synced_at AT TIME ZONE 'UTC', read_at AT TIME ZONE 'UTC',
+       (SELECT count(*) FROM pg_stat_activity WHERE usename = %(role)s)
+FROM public.messages WHERE id = %(id)s;

@@ -60,3 +60,13 @@ WHERE used_at IS NULL
 SELECT count(*) FROM public.enrollment_tokens
 WHERE used_at IS NULL
   AND least(expires_at, revoked_at) <= (now() AT TIME ZONE 'UTC') - make_interval(secs => %(seconds)s);
+
+-- name: release_device
+-- Notes at the tokens that a device used that it was let go on purpose: a device without a user was otherwise displaced by
+-- another phone. A used token stays used.
+UPDATE public.enrollment_tokens SET revoked_at = now() AT TIME ZONE 'UTC'
+WHERE device_id = %(device)s AND used_at IS NOT NULL AND revoked_at IS NULL;
+
+-- name: count_offered
+-- How many of some users have a phone.
+SELECT count(*) FROM public.users WHERE username = ANY (%(names)s) AND device_id IS NOT NULL;

@@ -53,3 +53,11 @@ ORDER BY pid;
 -- The replication slots of a tenant's database, with the process that reads each.
 SELECT slot_name::text AS slot, active_pid AS pid
 FROM pg_replication_slots WHERE database = %(database)s ORDER BY 1;
+
+-- name: find_connectable
+-- Other people's roles that may connect to a tenant's database by a right of their own; PUBLIC is everyone.
+SELECT coalesce(r.rolname, 'PUBLIC')::text
+FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+WHERE d.datname = %(database)s AND x.privilege_type = 'CONNECT' AND x.grantee <> d.datdba
+  AND coalesce(r.rolname, 'PUBLIC') NOT IN (SELECT unnest(%(groups)s::text[]) UNION SELECT %(database)s || '_engine')
+ORDER BY 1;
