@@ -125,8 +125,11 @@ def stop(ctx: typer.Context) -> None:
 
     app = app_of(ctx)
     app.out.expect(EmbeddedStatus)
+    served = _served(app) if servers.status(app.config.data_dir).running else []
     stopped = servers.stop(app.config.data_dir)
     app.out.say("stopped" if stopped else "it was not running")
+    if served:
+        app.out.say(f"the engines of {listed(served, 5)} were connected; they log in again when the server runs")
     app.out.show(servers.status(app.config.data_dir, changed=stopped))
 
 
@@ -157,6 +160,18 @@ def remove(ctx: typer.Context, confirm: options.Confirm = None) -> None:
     removed = servers.remove(folder)
     app.out.say(f"removed: the embedded server in {folder}" if removed else "there is no embedded server")
     app.out.show(servers.status(folder, changed=removed))
+
+
+def _served(app: App) -> list[str]:
+    """Return the tenants of the embedded server whose engines are connected, as far as it can be asked."""
+    from posduif_cli.core import servers
+
+    try:
+        server, _ = servers.embedded(app.config.data_dir, app.config.bin_dir)
+        found = app.fleet_of((server,)).tenants()[0] if server else []
+    except PosduifError:
+        return []
+    return [tenant.tenant for tenant in found if tenant.engine_sessions]
 
 
 def _contents(app: App) -> str:

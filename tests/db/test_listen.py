@@ -38,6 +38,9 @@ def test_an_engine_gets_in_by_its_password_and_nobody_else(posduif: Posduif, tmp
     told = {"host": settings["host"], "port": settings["port"], "sslmode": settings["ssl_mode"]}
     with psycopg.connect(**told, user=settings["user"], password=settings["password"], dbname=settings["db"]) as conn:
         assert conn.execute("SELECT count(*) FROM users").fetchone() == (0,)
+    with psycopg.connect(**told, user=settings["user"], password=settings["password"], dbname=settings["db"]):
+        assert "the engines of acme were connected" in posduif("server", "stop").err
+    posduif("server", "start")
     refused = [
         {"user": settings["user"], "password": "wrong", "dbname": "acme"},
         {"user": settings["user"], "password": settings["password"], "dbname": "other"},
