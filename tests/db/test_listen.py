@@ -53,6 +53,23 @@ def test_an_engine_gets_in_by_its_password_and_nobody_else(posduif: Posduif, tmp
             psycopg.connect(**told, **parts)
 
 
+def test_a_file_with_an_address_of_before_is_told_and_refreshed(posduif: Posduif, tmp_path: Path) -> None:
+    file, address = tmp_path / "acme.yaml", f"127.0.0.1:{free_port()}"
+    posduif("server", "start")
+    posduif("tenant", "create", "acme", "--engine-config", str(file))
+    assert yaml.safe_load(file.read_text())["postgres"]["host"].startswith("/")
+    posduif("server", "stop")
+    posduif("server", "start", "--listen", address)
+    rotated = posduif("tenant", "rotate-password", "acme", "--engine-config", str(file))
+    assert "postgres.host, postgres.port" in rotated.err
+    assert f"posduif tenant engine-config acme --refresh {file}" in rotated.err
+    posduif("tenant", "engine-config", "acme", "--refresh", str(file))
+    told = yaml.safe_load(file.read_text())["postgres"]
+    assert f"{told['host']}:{told['port']}" == address
+    psycopg.connect(host=told["host"], port=told["port"], user=told["user"], password=told["password"],
+                    dbname=told["db"], sslmode=told["ssl_mode"]).close()  # fmt: skip
+
+
 def test_it_is_kept_until_it_is_turned_off(posduif: Posduif) -> None:
     address = f"127.0.0.1:{free_port()}"
     assert posduif.json("server", "start")["listen"] is None

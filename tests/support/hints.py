@@ -71,10 +71,8 @@ def obey(server: PgServer, tries: list[str]) -> int:
 
 
 def by_psql(server: PgServer, script: str) -> None:
-    """Run a script that psql takes, as a superuser: statements on lines of their own, and \\connect."""
-    database = "postgres"
-    for line in script.splitlines():
-        if line.startswith("\\connect "):
-            database = line.split()[1].strip('"')
-        elif not line.startswith("--"):
-            server.sql(line, database=database)
+    """Run a script as psql does, as a superuser: one session until \\connect."""
+    for number, part in enumerate(re.split(r"^\\connect ", script, flags=re.MULTILINE)):
+        database, _, text = part.partition("\n") if number else ("postgres", "", part)
+        with server.connect(database.strip('"')) as conn:
+            conn.execute(text.encode())

@@ -8,12 +8,14 @@ from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from posduif_cli.db import record
+from support.engine import Engine, Redis, ask
 from support.hints import by_psql, obey
 from support.kills import kill
 from support.runner import Posduif
-from support.servers import PgServer, dump
+from support.servers import PgServer, dump, free_port, private, programs
 from support.sources import BUNDLED, MIGRATIONS, UP
 from support.tenants import comment, forget
 
@@ -837,3 +839,44 @@ def test_fifty_thousand_messages_come_in_while_an_engine_reads(
         posduif("tenant", "adopt", name, "--times-from", "Asia/Tokyo")
         assert old.execute("SELECT count(*) FROM messages").fetchone() == (50_000,)
     assert moments(server, name, None) == instants
+
+
+@pytest.fixture(params=["embedded", "system"])
+def tokyo(request: pytest.FixtureRequest) -> Iterator[PgServer]:
+    """A server as the engine's own set-up leaves it: its zone is Tokyo's, its login a superuser who owns all."""
+    with private(programs(request), timezone="Asia/Tokyo") as server:
+        server.sql("CREATE ROLE posduif LOGIN SUPERUSER; CREATE ROLE alice LOGIN CREATEDB CREATEROLE")
+        server.sql("CREATE DATABASE tenant_1 OWNER posduif")
+        server.sql(f"{SCRIPT} {TIMES}", database="tenant_1", user="posduif")
+        yield server
+
+
+def test_a_whole_deployment_comes_in_by_a_login_that_is_no_superuser(
+    tokyo: PgServer, run_on: Callable[..., Posduif], tmp_path: Path
+) -> None:
+    alice = run_on(tokyo, user="alice")
+    before = moments(tokyo, "tenant_1", "Asia/Tokyo")
+    roles = tokyo.sql("SELECT rolname FROM pg_roles ORDER BY 1")
+    error = alice("tenant", "adopt", "tenant_1", "--dry-run", "-o", "json", code=6).error
+    assert tokyo.sql("SELECT rolname FROM pg_roles ORDER BY 1") == roles, "a dry run makes no role"
+    assert "posduif tenant adopt tenant_1 --print-sql" in error["try"][0]
+    by_psql(tokyo, alice("tenant", "adopt", "tenant_1", "--print-sql").out)
+    error = alice("tenant", "adopt", "tenant_1", "-o", "json", code=5).error
+    assert "sessions there use Asia/Tokyo" in error["why"], "of the server's own zone"
+    done = alice.json("tenant", "adopt", "tenant_1", "--times-from", "Asia/Tokyo")
+    assert done["changed"] is True
+    assert moments(tokyo, "tenant_1", None) == before
+    assert sorted(token["status"] for token in alice.json("token", "list", "tenant_1")) == ["active", "expired"]
+    file = tmp_path / "tenant_1.yaml"
+    with Redis() as redis:
+        alice("tenant", "rotate-password", "tenant_1", "--engine-config", str(file))
+        told = yaml.safe_load(file.read_text())
+        told["redis"] |= {"host": "127.0.0.1", "port": redis.port}
+        told["sse"]["port"] = free_port()
+        file.write_text(yaml.safe_dump(told))
+        with Engine(file) as engine:
+            assert len(ask(engine.port, "/api/users", device="d")[1]) == 2
+            for token, status in tokyo.sql(
+                "SELECT token::text, expires_at > now() AT TIME ZONE 'UTC' FROM enrollment_tokens", database="tenant_1"
+            ):
+                assert ask(engine.port, f"/api/enrollment/{token}")[0] == (200 if status else 400)
