@@ -9,7 +9,7 @@ it is accepted by name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import LiteralString
@@ -45,7 +45,8 @@ from posduif_cli.errors import (
 )
 from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import Adoption, State, Tenant
+from posduif_cli.models.tenants import Adoption, Engine, State, Tenant
+from posduif_cli.notation import counted
 
 VERSIONS = BOOKKEEPING[0]
 UNDECIDED = Choice()
@@ -80,6 +81,7 @@ class _Work:
     the database. *told* are steps without SQL, for a dry run alone.
     """
 
+    name: str
     intent: Intent | None
     take: Sequence[Step]
     make: Sequence[Step]
@@ -142,12 +144,10 @@ class Adopting:
                 if isinstance(found, Tenant):
                     return _result(found, None)
                 self._require_possible(session, found)
-                kept = found.kept or Record(State.ACTIVE)
-                url = self.url or kept.url or origin(server, database)
                 with (
-                    settings.port(session, database, asked=kept.port, url=url) as port,
                     connect.connect(server, database, command=fleet.command) as conn,
                     conn.lock(database),
+                    ExitStack() as held,
                 ):
                     wanted = self._wanted(conn)
                     with self._inside(conn):
@@ -161,8 +161,13 @@ class Adopting:
                                 ],
                                 hint="try again when that is done",
                             )
-                        work = self._prepare(conn, found, wanted, port=port)
+                        work = self._prepare(conn, found, wanted)
                         perform(self._deeds(work), conn)
+                        # Last, for others wait to choose; until the commit, after which they see it.
+                        wish = work.record.port, work.record.url or origin(server, database)
+                        port = held.enter_context(settings.port(session, database, kept=wish[0], url=wish[1]))
+                        work = replace(work, record=_with_port(work.record, server, database, port))
+                        perform([_noting(work)], conn)
                     work = _look_again(conn, wanted.whole, work)
                 if work.rest:
                     self._migrate(server)
@@ -194,7 +199,7 @@ class Adopting:
             with connect.connect(server, database, command=fleet.command) as conn:
                 with self._inside(conn):
                     work = self._prepare(conn, found, wanted)
-                return plan([Deed(admin.ensure_roles, roles), *self._deeds(work)])
+                return plan([Deed(admin.ensure_roles, roles), *self._deeds(work), _noting(work)])
 
     def spell(self) -> str:
         """Return the SQL that a superuser runs, once, so that this login may take the database in; nothing is changed.
@@ -302,7 +307,7 @@ class Adopting:
                 _lock(conn, [*(thing.name for thing in wanted.whole if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
             yield
 
-    def _prepare(self, conn: Session, found: _Candidate, wanted: _Wanted, *, port: int | None = None) -> _Work:
+    def _prepare(self, conn: Session, found: _Candidate, wanted: _Wanted) -> _Work:
         """Compare, refuse what is against the adoption, and work out what it takes."""
         present, sure = inventory.inventory(conn), wanted.sure
         expected, versions = wanted.whole, {*self.fleet.folders.paths}
@@ -342,6 +347,7 @@ class Adopting:
             unless = "unless a migration of your own makes it so"
             told += [Step("compare", f"{objection.what}, {unless}") for objection in judged.objections]
         return _Work(
+            name=self.database,
             intent=found.there.intent,
             take=take,
             make=[
@@ -354,7 +360,7 @@ class Adopting:
             before=before,
             files=chosen,
             rest=rest,
-            record=self._record(conn, found, {*before, *versions}, accepted, port),
+            record=self._record(conn, found, {*before, *versions}, accepted),
             own=own,
             changes=[
                 *(_adjusted(step) for step in judged.adjusted),
@@ -419,25 +425,19 @@ class Adopting:
         )
         granting = Step("grant", "sql/grants.sql", queries.bundled("grants.sql").read_text(encoding="utf-8"))
         yield Deed(grants.run, [granting])
-        comment = literal(record.dump(work.record)).as_string(None)
-        writing = Step("write record", name, f"COMMENT ON DATABASE {database} IS {comment}")
-        yield Deed(lambda conn: record.write(conn, work.record), [writing])
-        yield Deed(lambda conn: None, work.told)
 
-    def _record(
-        self, conn: Session, found: _Candidate, versions: set[str], accepted: Sequence[str], port: int | None
-    ) -> Record:
+    def _record(self, conn: Session, found: _Candidate, versions: set[str], accepted: Sequence[str]) -> Record:
         """Return the record of the new tenant; what the database's own record says is kept where it is trusted."""
         comment, kept = found.there.comment, found.kept or Record(State.ACTIVE)
         earlier = record.parse(comment)
         extra = {key: value for key, value in kept.extra.items() if key != ACCEPTED}
         given, usual = admin.decided(conn, conn.database, found.kept), admin.configured(conn.server)
-        given = replace(given, port=port, redis_db=usual.redis_db if given.redis_db is None else given.redis_db)
+        given = replace(given, redis_db=usual.redis_db if given.redis_db is None else given.redis_db)
         return Record(
             State.ACTIVE,
             schema=max(versions, default=None),
             applied=folders.digest(versions),
-            url=self.url or kept.url or origin(conn.server, conn.database, port),
+            url=self.url or kept.url,
             created=kept.created or found.there.at,
             note=earlier.note if earlier else comment,
             extra=extra | ({ACCEPTED: [*accepted]} if accepted else {}),
@@ -449,6 +449,20 @@ def _has_all(wanted: _Wanted, judged: Judgement) -> bool:
     """Return whether the effect of further folders' migrations is there, though nothing notes that they were run."""
     ours = {(thing.kind, thing.name) for thing in wanted.some}
     return not judged.objections and all((thing.kind, thing.name) in ours for thing in judged.missing)
+
+
+def _with_port(noted: Record, server: Server, database: str, port: int | None) -> Record:
+    """Return the record with the engine's port, and a url that may need it."""
+    engine = {key: value for key, value in noted.engine.items() if key != "port"}
+    url = noted.url or origin(server, database, port)
+    return replace(noted, engine=engine, url=url).giving(Engine(port=port))
+
+
+def _noting(work: _Work) -> Deed:
+    """Return what writes the record, after all else."""
+    comment = literal(record.dump(work.record)).as_string(None)
+    writing = Step("write record", work.name, f"COMMENT ON DATABASE {takeover.name(work.name)} IS {comment}")
+    return Deed(lambda conn: record.write(conn, work.record), [writing, *work.told])
 
 
 def _adjusted(step: Step) -> str:
@@ -541,9 +555,16 @@ def _result(tenant: Tenant, work: _Work | None) -> Adoption:
         changed=work is not None,
         made=tuple(step.subject for step in work.make if step.action in ("make", "rename")) if work else (),
         own=tuple(work.own) if work else (),
-        changes=tuple(work.changes) if work else (),
+        changes=tuple(work.changes) if work else _pending(tenant),
         others=tuple(work.others) if work else (),
     )
+
+
+def _pending(tenant: Tenant) -> tuple[str, ...]:
+    """Say that migrations are left, as when an adoption was killed before it ran the operator's own."""
+    if not tenant.pending:
+        return ()
+    return (str(Run("migrate", "up", tenant.tenant, lead=f"{counted(tenant.pending, 'migration')} pending")),)
 
 
 def _require_rights(session: Session, found: _Candidate) -> None:

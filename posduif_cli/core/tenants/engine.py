@@ -76,7 +76,7 @@ def refresh(fleet: Fleet, found: Found, *, write: Callable[[dict[str, Any]], boo
     with ExitStack() as stack:
         session = stack.enter_context(fleet.maintenance(found.server))
         if port is None:
-            port = stack.enter_context(settings.port(session, name, asked=None, url=found.tenant.url))
+            port = stack.enter_context(settings.port(session, name, url=found.tenant.url))
         conn, current = stack.enter_context(traces.changing(fleet, found, State.ACTIVE, State.SUSPENDED))
         changed = _give(conn, name, current, port)
         wrote = write(

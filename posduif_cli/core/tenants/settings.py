@@ -23,20 +23,24 @@ HEADERS = ("Content-Type", "Authorization", "X-Device-ID")
 
 
 @contextmanager
-def port(session: Session, tenant: str, *, asked: int | None, url: str | None) -> Iterator[int | None]:
-    """Yield the port for a tenant's engine; no other session chooses one before the block has noted it.
+def port(
+    session: Session, tenant: str, *, url: str | None, asked: int | None = None, kept: int | None = None
+) -> Iterator[int | None]:
+    """Yield the port for a tenant's engine; no other session chooses one before the block is over.
 
-    *session* is in the maintenance database, *asked* is the port that was asked for, *url* the origin that was. None is
-    for the engine's own default, where nothing says more. Raises Conflict where another tenant has the port that was
+    *session* is in the maintenance database, *asked* is the port that was asked for, *url* the origin that was; the
+    port *kept* is one that the engine had and gets again if it is free. None is for the engine's own default, where
+    nothing says more. Raises Conflict where another tenant has the port that was
     asked for, ConfigurationError where none of the configured ones is free.
     """
     server, named = session.server, queries.load("tenants/engine")
-    if not (asked or _candidates(server, url) or "ports" in server.engine or server.embedded):
+    if not (asked or kept or _candidates(server, url) or "ports" in server.engine or server.embedded):
         yield None
         return
     session.execute(named["lock_ports"])
     try:
-        yield _choose(server, asked, url, dict(session.tuples(named["list_ports"], tenant=tenant)))
+        taken = dict(session.tuples(named["list_ports"], tenant=tenant))
+        yield kept if kept is not None and kept not in taken else _choose(server, asked, url, taken)
     finally:
         if not session.broken:  # the lock ends with its session
             session.execute(named["unlock_ports"])
