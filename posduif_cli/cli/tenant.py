@@ -276,7 +276,7 @@ def adopt(
     Code of theirs that would run when posduif writes to its tables is refused: it could use an administrator's rights.
     A superuser's session takes in no database that posduif did not make.
     """
-    from posduif_cli.core.tenants.adopt import Adopting
+    from posduif_cli.core.tenants.adopt import UNDECIDED, Adopting
     from posduif_cli.core.tenants.times import Choice
     from posduif_cli.models.tenants import Adoption
 
@@ -300,6 +300,8 @@ def adopt(
     for other in done.others:
         app.out.say(f"note: {other}")
     app.out.say(f"database {name} {'adopted' if done.changed else 'is a tenant already'} on server {done.server}")
+    if not done.changed and choice != UNDECIDED:
+        app.out.warn(f"{name} is a tenant already: its times were left as they are")
     # On a terminal the lists have just been told line by line.
     brief = ("tenant", "server", "state", "schema_version", "url", "changed")
     told = app.out.format == "table" and not app.out.fields
@@ -351,7 +353,7 @@ def resume(ctx: typer.Context, name: options.Tenant, dry_run: options.DryRun = F
     """Bring a suspended tenant to the newest schema and let its engine in again."""
     from posduif_cli.core.tenants import suspend
 
-    then = "its engine works again by itself, with the next request; it needs no restart"
+    then = "its engine works again by itself; it needs a restart only if its password was changed meanwhile"
     _carry_out(app_of(ctx), name, suspend.resume, "active", then, dry_run)
 
 
@@ -581,9 +583,7 @@ def _refresh_all(app: App, folder: Path, jobs: int, list_all: bool) -> None:
 
     app.out.expect(Outcome)
     if not folder.is_dir():
-        raise ConfigurationError(
-            f"{folder} is no folder", hint=Run("tenant", "rotate-password", "--all", "--engine-config", str(folder))
-        )
+        raise ConfigurationError(f"{folder} is no folder", hint="name the folder that holds the engines' files")
     chosen, errors = app.fleet.choose(None)
     files = keeping.Refreshed()
 
@@ -593,9 +593,11 @@ def _refresh_all(app: App, folder: Path, jobs: int, list_all: bool) -> None:
             raise WrongState(f"{folder} has no file of it", hint=keeping.rotate(found.tenant.tenant, file=str(file)))
         return engine.refresh(app.fleet, found, write=partial(files, file))[1]
 
-    run = _change_engines(app, jobs, chosen, work)
-    for file in sorted(files.changed):
-        files.tell(app, file)
+    try:
+        run = _change_engines(app, jobs, chosen, work)
+    finally:  # also after ctrl-C: those engines must be restarted
+        for file in sorted(files.changed):
+            files.tell(app, file)
     _conclude(app, run, errors, None, list_all)
 
 

@@ -683,7 +683,7 @@ def _delete(data_dir: Path) -> None:
         shutil.rmtree(socket_dir)
     for path in (half, *data_dir.glob("pg-*")):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (_HBA, _IDENT, _LOG, _LOGIN, _MARKER, _LOCK):
+    for name in (_HBA, _IDENT, _LOG, _LOGIN, _LISTEN, _MARKER, _LOCK):
         (data_dir / name).unlink(missing_ok=True)
     with suppress(OSError):
         data_dir.rmdir()

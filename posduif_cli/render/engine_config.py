@@ -65,8 +65,11 @@ def refresh(path: Path, settings: Mapping[str, Any]) -> list[str]:
     if content is None:
         raise ConfigurationError(
             f"there is no file {path} to refresh",
-            why="only a new password makes a file that an engine starts with",
-            hint=Run("tenant", "rotate-password", tenant, "--engine-config", str(path)),
+            why="a new file takes a new password, which the engine that runs does not know",
+            hint=[
+                "look at the file's name",
+                Run("tenant", "rotate-password", tenant, "--engine-config", str(path), lead="or make it anew"),
+            ],
         )
     _password(path, content, tenant)
     document = yaml.safe_load(content)
@@ -79,6 +82,7 @@ def refresh(path: Path, settings: Mapping[str, Any]) -> list[str]:
 
 def check(path: Path, tenant: str) -> None:
     """Raise unless *path* may hold this tenant's file: FileExists for another's, ConfigurationError."""
+    files.check(path)
     content = files.read(path)
     if content is not None:
         _password(path, content, tenant)

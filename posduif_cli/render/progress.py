@@ -46,7 +46,8 @@ def watch(out: Output) -> Iterator[Watcher]:
 def _line(out: Output, outcome: Outcome) -> None:
     if outcome.status not in ("unchanged", "skipped"):
         what = reason(outcome.error) if outcome.error else f"{outcome.from_ or 'none'} -> {outcome.to or 'none'}"
-        out.say(f"{outcome.status}: {outcome.tenant}: {what} ({outcome.seconds:.2f} s)")
+        told = f": {what}" if outcome.error or outcome.from_ != outcome.to else ""
+        out.say(f"{outcome.status}: {outcome.tenant}{told} ({outcome.seconds:.2f} s)")
 
 
 def _live(out: Output, told_already: Callable[[Outcome], bool]) -> Iterator[Watcher]:

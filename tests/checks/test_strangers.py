@@ -210,7 +210,7 @@ def test_no_road_leads_to_superuser(
         mallory(text)
     except psycopg.errors.FeatureNotSupported as missing:
         pytest.skip(str(missing))  # PostgreSQL may be built without XML
-    dry = posduif("tenant", "adopt", name, "-n", "-o", "json", code=5).error
+    dry = posduif("tenant", "adopt", name, "--url", "https://x.example.com", "-n", "-o", "json", code=5).error
     error = posduif("tenant", "adopt", name, "--url", "https://x.example.com", "-o", "json", code=5).error
     assert dry == error
     assert any(point.startswith(f"{named} ") for point in error["why"].split("; "))

@@ -105,3 +105,10 @@ def test_a_port_that_is_taken_is_not_kept(posduif: Posduif) -> None:
 def test_nothing_beyond_this_machine(posduif: Posduif, text: str) -> None:
     assert "127.0.0.1:5433" in posduif("server", "start", "--listen", text, code=2).err
     posduif("server", "status", code=1)
+
+
+def test_nothing_is_left_of_it_by_a_removal(posduif: Posduif) -> None:
+    posduif("server", "start", "--listen", f"127.0.0.1:{free_port()}")
+    posduif("server", "remove", "--confirm", "embedded")
+    posduif("server", "start")
+    assert posduif.json("server", "status")["listen"] is None

@@ -174,7 +174,7 @@ def test_an_engine_is_shut_out_and_comes_back_by_itself(
     suspended = posduif("tenant", "suspend", name)
     assert "leave its engine running" in suspended.err
     assert users() == 500
-    assert "needs no restart" in posduif("tenant", "resume", name).err
+    assert "its engine works again by itself" in posduif("tenant", "resume", name).err
     assert users() in (200, 500)  # a session that was ended is noticed once
     assert users() == 200
     file = tmp_path / "engine.yaml"
@@ -223,3 +223,23 @@ def test_support_may_send_a_test_message(
     with phone(served, "dev-1", reads=False):
         done = sam.json("message", "test", name, "--wait", "3s")
     assert done["stage"] == "fetched"
+
+
+@pytest.mark.one_server
+def test_two_users_with_one_phone_are_told_apart(posduif: Posduif, server: PgServer, served: Engine, name: str) -> None:
+    enroll(posduif, served, name, "ph", JOE)
+    server.sql("INSERT INTO users (username, user_type, device_id) VALUES ('Ann', 'mobile', 'ph')", database=name)
+    sent = posduif.json("message", "test", name, "--to", JOE, "--wait", "300ms", code=1)
+    assert sent["recipient"] == JOE
+    assert {device["note"] for device in posduif.json("device", "list", name)} == {
+        "another user has this device id, too"
+    }
+
+
+@pytest.mark.one_server
+def test_the_same_phone_again_is_one_phone(posduif: Posduif, served: Engine, name: str) -> None:
+    enroll(posduif, served, name, "ph", JOE)
+    token = posduif("token", "create", name).out.strip().rpartition("/")[2]
+    posduif("enroll", "complete", name, token, "--device", "ph", "--re-enroll")
+    (device,) = posduif.json("device", "list", name)
+    assert (device["device_id"], device["note"]) == ("ph", None)

@@ -409,7 +409,7 @@ class Set(Command):
 
 @command("tenant adopt")
 class Adopt(Command):
-    argv = ("tenant", "adopt", "acme", "--url", "https://acme.example.com")
+    argv: tuple[str, ...] = ("tenant", "adopt", "acme", "--url", "https://acme.example.com")
     roles = frozenset({"boss", "app", "ops"})
 
     def begin(self) -> None:
@@ -443,6 +443,62 @@ class Adopt(Command):
     def settle(self) -> None:
         # Who had rights keeps them, by name; that is told, and whether it is to be is not posduif's to know.
         self.ground.sql("REVOKE ALL ON DATABASE acme FROM boss, app")
+
+
+@command("tenant adopt --times-from")
+class AdoptTimes(Adopt):
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(ground)
+        self.argv = ("tenant", "adopt", "acme", "--times-from", "Asia/Tokyo", "--url", "https://acme.example.com")
+
+    def prepare(self, nth: int) -> None:
+        super().prepare(nth)
+        self.ground.inside("UPDATE users SET last_seen = '2026-01-02 12:00', updated_at = NULL")
+
+    def promise(self, times: int) -> None:
+        super().promise(times)
+        seen = self.ground.inside("SELECT DISTINCT last_seen::text FROM users")
+        assert seen == [("2026-01-02 03:00:00",)], "converted, and once"
+        triggers = "SELECT DISTINCT tgenabled::text FROM pg_trigger WHERE NOT tgisinternal"
+        assert self.ground.inside(triggers) == [("O",)]
+
+
+@command("tenant create --engine-port")
+class CreateWithPort(CreateByCopyAlone):
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(ground)
+        self.argv = (*self.argv, "--engine-port", "18080", "--redis", "redis1/3")
+
+    def promise(self, times: int) -> None:
+        super().promise(times)
+        engine = {"pool": 5, "port": 18080, "redis_db": 3, "redis": "redis1:6379"}
+        assert self.ground.comment()["engine"] == engine
+        assert yaml.safe_load(self.file.read_text())["sse"]["port"] == 18080
+        assert self.ground.sql("SELECT FROM pg_locks WHERE locktype = 'advisory'") == []
+
+
+@command("tenant engine-config --refresh")
+class Refresh(Rotate):
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(ground)
+        self.argv = ("tenant", "engine-config", "acme", "--refresh", str(self.file))
+
+    def begin(self) -> None:
+        super().begin()
+        self.ground("tenant", "rotate-password", "acme", "--engine-config", str(self.file))
+
+    def prepare(self, nth: int) -> None:
+        noted = self.ground.comment() | {"engine": {"pool": 9, "web_pool": 1}}
+        self.ground.sql(f"COMMENT ON DATABASE acme IS 'posduif {json.dumps(noted)}'")
+        self.ground.sql("ALTER ROLE acme_engine CONNECTION LIMIT 19")
+        self.file.write_text(self.file.read_text().replace("max_connections: 5", "max_connections: 9"))
+
+    def promise(self, times: int) -> None:
+        assert self.ground.comment()["engine"] == {"pool": 5, "redis_db": 0}
+        limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'acme_engine'"
+        assert self.ground.sql(limit) == [(26,)]
+        assert yaml.safe_load(self.file.read_text())["postgres"]["max_connections"] == 5
+        self.kept()
 
 
 @command("tenant verify --repair")

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from posduif_cli.db import record
+from posduif_cli.db.patience import LIMITS
 from support.engine import Engine, Redis, ask
 from support.hints import by_psql, obey
 from support.kills import kill
@@ -738,9 +740,9 @@ def test_times_that_occur_twice_or_never_are_counted(posduif: Posduif, server: P
         "('never', 'web', '2025-03-30 02:30'), ('plain', 'web', '2025-07-01 12:00'), ('ever', 'web', 'infinity')"
     )
     changes = posduif.json("tenant", "adopt", name, "--times-from", "Europe/Berlin")["changes"]
-    assert [change for change in changes if "public.users hold a time" in change] == [
-        "1 rows of public.users hold a time that occurs twice in Europe/Berlin: the later one was taken",
-        "1 rows of public.users hold a time that Europe/Berlin skips: it was read as PostgreSQL does, an hour later",
+    assert [change for change in changes if "of public.users with a time" in change] == [
+        "1 row of public.users with a time that occurs twice in Europe/Berlin: the later one was taken",
+        "1 row of public.users with a time that Europe/Berlin skips: PostgreSQL reads an hour later",
     ]
     seen = dict(server.sql("SELECT username::text, last_seen::text FROM users", database=name))
     assert seen == {"twice": "2025-10-26 01:30:00", "never": "2025-03-30 01:30:00", "plain": "2025-07-01 10:00:00",
@@ -880,3 +882,51 @@ def test_a_whole_deployment_comes_in_by_a_login_that_is_no_superuser(
                 "SELECT token::text, expires_at > now() AT TIME ZONE 'UTC' FROM enrollment_tokens", database="tenant_1"
             ):
                 assert ask(engine.port, f"/api/enrollment/{token}")[0] == (200 if status else 400)
+
+
+@pytest.mark.one_server
+def test_a_zone_by_which_rows_would_be_from_the_future_is_refused(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT + ROWS)  # written in UTC
+    error = posduif("tenant", "adopt", name, "--times-from", "America/New_York", "-o", "json", code=5).error
+    assert "would be in the future" in error["message"]
+    server.sql("SET timezone = 'Asia/Tokyo'; UPDATE users SET username = username", database=name)
+    changes = posduif.json("tenant", "adopt", name)["changes"]
+    assert any("were they written in another zone than UTC?" in change for change in changes)
+    again = posduif("tenant", "adopt", name, "--times-from", "Asia/Tokyo")
+    assert "its times were left as they are" in again.err
+
+
+@pytest.mark.one_server
+def test_a_login_with_a_zone_of_its_own_is_told_to_lose_it(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT)
+    server.sql(f"ALTER ROLE {name}_app SET timezone = 'Asia/Tokyo'")
+    others = posduif.json("tenant", "adopt", name, "--url", "https://x.test", "--keep-times")["others"]
+    (told,) = [text for text in others if "time zone Asia/Tokyo of its own" in text]
+    server.sql(told.partition("types: ")[2])
+    with server.connect(name, user=f"{name}_app") as app:
+        assert app.execute("SHOW timezone").fetchone() == ("UTC",)
+
+
+@pytest.mark.one_server
+def test_who_reads_while_it_is_adopted_is_named(posduif: Posduif, server: PgServer, make: Make, name: str,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setitem(LIMITS, "adoption", timedelta(milliseconds=200))
+    make(SCRIPT)
+    with server.connect(name, user=f"{name}_app") as reader, reader.transaction():
+        reader.execute("SELECT count(*) FROM messages")
+        error = posduif("tenant", "adopt", name, "-o", "json", code=10).error
+        assert f"in the way: pid {reader.info.backend_pid} ({name}_app, idle in transaction)" in error["why"]
+    posduif("tenant", "adopt", name)
+
+
+@pytest.mark.one_server
+def test_a_command_that_is_suggested_keeps_the_options(
+    posduif: Posduif, server: PgServer, make: Make, name: str
+) -> None:
+    make(SCRIPT + "ALTER TABLE users ALTER device_id TYPE text;")
+    error = posduif("tenant", "adopt", name, "--url", "https://x.test", "--keep-times", "-o", "json", code=5).error
+    assert f"posduif tenant adopt {name} --url https://x.test --keep-times" in error["try"]

@@ -237,7 +237,7 @@ def test_a_file_of_another_tenant_and_no_file_are_not_refreshed(
 ) -> None:
     file = tmp_path / "engine.yaml"
     error = posduif("tenant", "engine-config", tenant, "--refresh", str(file), "-o", "json", code=3).error
-    assert f"posduif tenant rotate-password {tenant} --engine-config {file}" in error["try"]
+    assert f"or make it anew: posduif tenant rotate-password {tenant} --engine-config {file}" in error["try"]
     file.write_text("postgres: {db: other, password: x}\n")
     posduif("tenant", "engine-config", tenant, "--refresh", str(file), code=5)
     assert file.read_text() == "postgres: {db: other, password: x}\n"
@@ -321,3 +321,47 @@ def test_the_record_names_no_secret(posduif: Posduif, server: PgServer, name: st
     told = yaml.safe_load(posduif("tenant", "engine-config", name).out)
     assert told["redis"]["password"] == "topsecret"
     assert told["cors"]["allowed_origins"] == ["https://app.test", "*"]
+
+
+@pytest.mark.one_server
+def test_what_keeps_a_file_from_being_written_is_known_before_anything_is_made(
+    posduif: Posduif, server: PgServer, name: str, machine: Machine, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "engine.yaml")
+    for engine in ({"jwt_secret": "one for all of them"}, {"secret_file": "nowhere.key"}):
+        machine(engine)
+        posduif("tenant", "create", name, "--engine-config", file, code=3)
+    machine({})
+    posduif("tenant", "create", name, "--engine-config", str(tmp_path / "nofolder" / "x.yaml"), code=3)
+    (tmp_path / "empty.key").write_text("\n")
+    (tmp_path / "empty.key").chmod(0o600)
+    machine({"secret_file": "empty.key"})
+    posduif("tenant", "create", name, "--engine-config", file, code=3)
+    assert not server.sql("SELECT FROM pg_roles WHERE rolname = %s", f"{name}_engine")
+
+
+@pytest.mark.one_server
+def test_another_redis_server_than_the_engine_s_is_told(
+    posduif: Posduif, server: PgServer, name: str, machine: Machine, tmp_path: Path
+) -> None:
+    machine({})
+    posduif("tenant", "create", name, "--redis", "redis2/3")
+    posduif("tenant", "create", name, "--redis", "redis2/3", "--if-not-exists")
+    error = posduif("tenant", "create", name, "--redis", "other", "--if-not-exists", "-o", "json", code=5).error
+    assert "its engine's Redis is redis2:6379/3, not other:6379" in error["why"]
+    (tmp_path / "list.csv").write_text(f"name,redis\n{name},other\n")
+    (outcome,) = posduif.json("tenant", "create", "--from", str(tmp_path / "list.csv"), code=5)
+    assert outcome["status"] == "differs"
+    (tmp_path / "list.csv").write_text(f"name,engine_port\n{name}_a,18700\n{name}_b,18700\n")
+    error = posduif("tenant", "create", "--from", str(tmp_path / "list.csv"), "-o", "json", code=2).error
+    assert "port 18700 is in line 2 already" in error["why"]
+
+
+@pytest.mark.one_server
+def test_a_mistyped_folder_or_file_is_not_filled_with_new_passwords(
+    posduif: Posduif, tenant: str, tmp_path: Path
+) -> None:
+    error = posduif("tenant", "engine-config", "--all", str(tmp_path / "typo"), "-o", "json", code=3).error
+    assert "rotate" not in str(error)
+    error = posduif("tenant", "engine-config", tenant, "--refresh", str(tmp_path / "typo"), "-o", "json", code=3).error
+    assert error["try"][0] == "look at the file's name"

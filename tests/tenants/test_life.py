@@ -496,3 +496,17 @@ def test_a_tenant_that_lost_its_tables_can_be_dropped(posduif: Posduif, server: 
     assert tenant in refused["message"]
     posduif("tenant", "drop", tenant, "--confirm", tenant)
     assert server.sql("SELECT 1 FROM pg_database WHERE datname = %s", tenant) == []
+
+
+@pytest.mark.one_server
+def test_a_drop_that_cannot_end_a_session_changes_nothing(
+    ops: Posduif, server: PgServer, name: str, request: pytest.FixtureRequest
+) -> None:
+    ops("tenant", "create", name)
+    with server.connect(name, application_name="a dump") as dump:
+        error = ops("tenant", "drop", name, "--confirm", name, "-o", "json", code=10).error
+        assert "nothing was changed" in error["message"]
+        assert f"pid {dump.info.backend_pid} (postgres, a dump, idle)" in error["why"]
+        assert record(server, name)["state"] == "active"
+        assert server.sql("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", f"{name}_engine") == [(True,)]
+    ops("tenant", "drop", name, "--confirm", name)

@@ -8,9 +8,12 @@ from posduif_cli.models.desk import Device, User
 from posduif_cli.notation import moment
 
 
-def find_all(conn: Session, *, limit: int = 1000, offset: int = 0) -> list[Device]:
-    """Return the devices of a tenant, by the names of their users; displaced ones after them."""
-    return conn.rows(Device, queries.load("desk/devices")["list_devices"], device=None, limit=limit, offset=offset)
+def find_all(conn: Session, *, named: str | None = None, limit: int = 1000, offset: int = 0) -> list[Device]:
+    """Return the devices of a tenant, by the names of their users; displaced ones after them.
+
+    *named* is a device's id or a user's name, which several may have.
+    """
+    return conn.rows(Device, queries.load("desk/devices")["list_devices"], device=named, limit=limit, offset=offset)
 
 
 def find(conn: Session, *, device: str) -> Device:

@@ -63,6 +63,7 @@ def complete(
         given = {"device": device, "token": spendable.id}
         if re_enroll:
             user = _owner(conn, device, owner, username)
+            devices.release(conn, device=device)  # or it would look as two phones that send one id
             made = conn.tuples(named["give_device"], user=user.id, **given)
         elif owner is not None:
             raise DeviceExists(

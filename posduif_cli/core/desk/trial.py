@@ -10,7 +10,7 @@ from posduif_cli.db import queries
 from posduif_cli.db.admin import engine_role
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
-from posduif_cli.errors import DeviceNotFound, Run, UsageError
+from posduif_cli.errors import DeviceNotFound, Hint, Interrupted, Run, UsageError
 from posduif_cli.models.desk import Device, Trial
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import moment
@@ -52,10 +52,12 @@ def _device(conn: Session, recipient: str | None) -> Device:
         user = users.find(conn, recipient)
         if user.device_id is None:
             raise DeviceNotFound(
-                f'user "{user.username}" of tenant {conn.database} has no phone',
-                hint=Run("token", "create", conn.database, "--for", user.username),
+                f'{user.user_type} user "{user.username}" of tenant {conn.database} has no phone',
+                hint=Run("token", "create", conn.database, "--for", user.username)
+                if user.user_type == "mobile"
+                else Run("device", "list", conn.database),
             )
-        return devices.find(conn, device=user.device_id)
+        return next(device for device in devices.find_all(conn, named=user.username) if device.user_id == user.id)
     found = [device for device in devices.find_all(conn, limit=SHOWN + 1) if device.username is not None]
     if not found:
         raise DeviceNotFound(f"tenant {conn.database} has no phone", hint=Run("token", "create", conn.database))
@@ -77,26 +79,35 @@ def follow(conn: Session, trial: Trial, *, wait: timedelta, tell: Callable[[Tria
     question, seen = queries.load("desk/messages")["follow_message"], False
     before = devices.find(conn, device=trial.device_id).last_activity
     patience = Patience("message", limit=wait, pause=PAUSE)
-    while True:
-        rows = conn.tuples(question, id=trial.id, role=engine_role(conn.database))
-        if not rows:  # deleted with its user
-            messages.find(conn, message=str(trial.id))
-        [(status, fetched_at, read_at, sessions)] = rows
-        seen = seen or sessions > 0
-        stage = {"pending_sync": "pending", "synced": "fetched"}.get(status, "read")
-        if stage != trial.stage:
-            trial = replace(trial, stage=stage, fetched_at=fetched_at or read_at, read_at=read_at)
-            tell(trial)
-        if stage == "read" or not patience.again():
-            break
+    try:
+        while True:
+            rows = conn.tuples(question, id=trial.id, role=engine_role(conn.database))
+            if not rows:  # deleted with its user
+                messages.find(conn, message=str(trial.id))
+            [(status, fetched_at, read_at, sessions)] = rows
+            seen = seen or sessions > 0
+            stage = {"pending_sync": "pending", "synced": "fetched"}.get(status, "read")
+            if stage != trial.stage:
+                trial = replace(trial, stage=stage, fetched_at=fetched_at or read_at, read_at=read_at)
+                tell(trial)
+            if stage == "read" or not patience.again():
+                break
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; message {trial.id} stays and is {trial.stage}",
+            hint=Run("message", "show", trial.tenant, str(trial.id)),
+        ) from None
     if trial.stage != "pending":
         return trial
     since = f"since {moment(before)}" if before else "for messages yet"
     role, name = engine_role(conn.database), trial.tenant
+    fix: Hint
     if seen:
         stopped = f"the engine is connected, but phone {trial.device_id} has not asked {since}"
         fix = Run("device", "list", name, lead="open the app on the phone; if another phone has its user")
     else:
         stopped = f"no engine: no session of {role} was seen, and the phone has not asked {since}"
         fix = Run("tenant", "verify", name, lead="start the engine, or read its log; if it cannot log in")
+    if conn.groups and not seen:
+        return replace(trial, stopped=stopped, fix=f"ask an administrator to look after the engine of tenant {name}")
     return replace(trial, stopped=stopped, fix=fix)

@@ -17,6 +17,7 @@ from typing import LiteralString
 from posduif_cli.core import folders, names
 from posduif_cli.core.fleet.fleet import Fleet, Traces, naming, origin, wrong_state
 from posduif_cli.core.fleet.placement import Placements
+from posduif_cli.core.fleet.run import who_is
 from posduif_cli.core.fleet.steps import Deed, perform, plan, scripts
 from posduif_cli.core.schema import apply, files, grants, inventory, parse, strangers
 from posduif_cli.core.schema.files import File
@@ -33,6 +34,7 @@ from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import (
     AccessDenied,
+    Blocked,
     Busy,
     ChecksumDiffers,
     Conflict,
@@ -152,7 +154,8 @@ class Adopting:
                     wanted = self._wanted(conn)
                     with self._inside(conn):
                         self._prepare(conn, found, wanted)
-                    with self._inside(conn, wanted):
+                    _await_locks(conn, wanted)
+                    with _naming_users(conn, wanted), self._inside(conn, wanted):
                         if others := _await_others(conn, fleet.folders.lock_timeout):
                             raise Busy(
                                 f"database {database} is being changed",
@@ -231,6 +234,13 @@ class Adopting:
         head = f"-- What a superuser runs once, by psql in database postgres, so that {login} may adopt {database}:"
         return "\n".join([head, *lines] if lines else [f"-- {login} may adopt {database} as it is"])
 
+    @property
+    def _again(self) -> tuple[str, ...]:
+        """The command once more, with its options."""
+        given = [("--url", self.url), ("--times-from", self.times.zone), *(("--accept", name) for name in self.accept)]
+        words = [word for option, value in given if value for word in (option, value)]
+        return ("tenant", "adopt", self.database, *words, *["--keep-times"] * self.times.kept)
+
     def _wanted(self, conn: Session) -> _Wanted:
         """Return what to compare with; what other tools noted as applied counts as run."""
         fleet, server = self.fleet, conn.server
@@ -304,7 +314,7 @@ class Adopting:
             conn.execute("SET LOCAL ROLE NONE")
             conn.execute("SET LOCAL search_path = pg_catalog")
             if wanted is not None:
-                _lock(conn, [*(thing.name for thing in wanted.whole if thing.kind == "table"), VERSIONS], "EXCLUSIVE")
+                _lock(conn, _tables(wanted), "EXCLUSIVE")
             yield
 
     def _prepare(self, conn: Session, found: _Candidate, wanted: _Wanted) -> _Work:
@@ -324,10 +334,10 @@ class Adopting:
         noted = _lock(conn, [VERSIONS], "SHARE")
         refused = [stranger for stranger in code if stranger not in taken]
         if objections := _objections(conn, judged.objections if sure else (), refused):
-            raise _refusal(conn, owners, objections)
+            raise _refusal(conn, owners, objections, self._again)
         tables = [thing.name for thing in expected if thing.kind == "table" and thing.name not in BOOKKEEPING]
         there = [thing.name for thing in present if thing.kind == "table" and thing.name in tables]
-        moments = times.judge(conn, self.times, present, there)
+        moments = times.judge(conn, self.times, present, there, self._again)
         before: dict[str, str | None] = dict(conn.tuples(queries.load("tenants/adopt")["list_noted"])) if noted else {}
         chosen = [file for file in files.of(self.fleet.folders).all if file.version in versions]
         unrun = list(self._unrun(before, chosen))
@@ -480,6 +490,29 @@ def _note(conn: Session, work: _Work) -> None:
             conn.execute(add, version=file.version, checksum=file.checksum, duration_ms=None, applied_by=conn.login)
 
 
+def _tables(wanted: _Wanted) -> list[str]:
+    return [*(thing.name for thing in wanted.whole if thing.kind == "table"), VERSIONS]
+
+
+def _await_locks(conn: Session, wanted: _Wanted) -> None:
+    """Wait until no other session has a lock on the tables, or the time is over."""
+    question, patience = queries.load("tenants/adopt")["find_users"], Patience("adoption")
+    while conn.tuples(question, tables=_tables(wanted)) and patience.again():
+        pass
+
+
+@contextmanager
+def _naming_users(conn: Session, wanted: _Wanted) -> Iterator[None]:
+    """Say in a Blocked that the block raises which sessions have the tables."""
+    try:
+        yield
+    except Blocked as error:
+        found = conn.tuples(queries.load("tenants/adopt")["find_users"], tables=_tables(wanted))
+        if found:
+            error.reasons = (f"in the way: {', '.join(who_is(*row) for row in found)}", *error.reasons)
+        raise
+
+
 def _await_others(conn: Session, limit: timedelta | None = None) -> list[str]:
     """Wait for other people's transactions in the database; return those that are open when the time is over."""
     patience = Patience("adoption", limit=limit)
@@ -624,7 +657,9 @@ def _objections(conn: Session, judged: Sequence[Objection], refused: Sequence[St
     return [objection for objection in objections if differences.ASIDE in (objection.fix or "")] or objections
 
 
-def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection]) -> Conflict:
+def _refusal(
+    conn: Session, owners: Mapping[tuple[str, str], str], objections: Sequence[Objection], again: Sequence[str]
+) -> Conflict:
     """Say what is against an adoption, one point per line, and who types what in which database to remove each."""
     name, count = conn.database, len(objections)
     by_name = {bare: role for (_, bare), role in owners.items()}
@@ -634,7 +669,6 @@ def _refusal(conn: Session, owners: Mapping[tuple[str, str], str], objections: S
         who = f"a member of {owner}" if owner == ADMIN_ROLE else owner
         if objection.fix:
             hints.append(f"{who} types, in {name}: {objection.fix};")
-    again = ("tenant", "adopt", name)
     options = [word for objection in objections if objection.accept for word in ("--accept", objection.accept)]
     accepting = [Run(*again, *options)] if options else []
     return Conflict(

@@ -58,19 +58,19 @@ def read(
     """
     entries: list[Entry] = []
     wrong: list[str] = []
-    seen: dict[str, int] = {}  # names and urls, which no name is like
+    seen: dict[str, int] = {}
     unknown = dict.fromkeys(key for _, row in rows for key in row if key not in COLUMNS)
     wrong += [f'"{key}" is none of {", ".join(COLUMNS)}' for key in unknown]
     for line, row in rows:
         try:
             entry = _entry(fleet, row, check_url)
-            for taken in filter(None, (entry.wanted.name, entry.wanted.url)):
+            for taken in _unique(entry):
                 if taken in seen:
                     raise UsageError(f"{taken} is in line {seen[taken]} already")
         except (UsageError, InvalidName) as error:
             wrong.append("; ".join(map(str, (f"line {line}: {error.sentence}", *error.hints))))
         else:
-            seen |= dict.fromkeys(filter(None, (entry.wanted.name, entry.wanted.url)), line)
+            seen |= dict.fromkeys(_unique(entry), line)
             entries.append(entry)
     if wrong:
         raise UsageError(
@@ -79,6 +79,12 @@ def read(
             hint=f"columns: {', '.join(COLUMNS)}; only the name is needed",
         )
     return entries
+
+
+def _unique(entry: Entry) -> list[str]:
+    """Return what no other entry may have; none of these texts is like another kind's."""
+    port = entry.wanted.port and f"port {entry.wanted.port}{f' on server {entry.server}' if entry.server else ''}"
+    return [text for text in (entry.wanted.name, entry.wanted.url, port) if text]
 
 
 def _entry(fleet: Fleet, row: Mapping[str, str | None], check_url: Callable[[str | None], str | None]) -> Entry:
@@ -246,7 +252,7 @@ class Creation(Run):
                 if existing is not None and exists:
                     create.require_same(existing, entry.wanted.url, entry.wanted.port, if_not_exists=True)
                     self.keeper(entry.wanted.name, True)
-                    if entry.wanted.web_user is None:
+                    if entry.wanted.web_user is None and entry.wanted.redis is None:
                         self._settle(existing, False, 0.0)
                         continue
             except PosduifError as error:

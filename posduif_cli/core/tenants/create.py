@@ -24,7 +24,7 @@ from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import Busy, PosduifError, QueryFailed, Run, TenantExists
 from posduif_cli.models.runs import Plan, Step
-from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.tenants import Engine, State, Tenant
 
 DUPLICATE_DATABASE = ("42P04", "23505")
 MAKING = f"CREATE DATABASE {{name}} OWNER {ADMIN_ROLE} TEMPLATE template0 ENCODING 'UTF8'"
@@ -129,6 +129,8 @@ class Maker:
 
     def create(self, session: Session, wanted: Wanted, keep: engine.Keep | None) -> tuple[Tenant, bool]:
         """Create one as the function of that name, by a maintenance session."""
+        if keep is not None:
+            settings.secret(session.server, wanted.name)  # what is wrong with it is known before anything is made
         try:
             with session.lock(wanted.name):
                 there = self.fleet.look(session, wanted.name)
@@ -157,6 +159,7 @@ class Maker:
         if existing is None or existing.state is State.PROVISIONING:
             return None
         require_same(existing, wanted.url, wanted.port, if_not_exists=self.if_not_exists)
+        _require_redis(there, wanted)
         if web_user is not None:
             with self.fleet.enter(session.server, wanted.name) as conn:
                 found = users.look(conn, web_user)
@@ -306,6 +309,18 @@ def steps(fleet: Fleet, wanted: Wanted, since: Progress = Progress.NOTHING) -> l
 def migrating(pending: Iterable[File]) -> list[Step]:
     """Return a step for each migration that is to be applied."""
     return [Step("migrate", f"{file.version}_{file.name}", file.up.text.strip()) for file in pending]
+
+
+def _require_redis(there: Traces, wanted: Wanted) -> None:
+    """Raise TenantExists unless the tenant's engine was given the Redis server that is asked for."""
+    given = there.record.given if there.record else Engine()
+    if wanted.redis is not None and wanted.redis not in ((given.redis, given.redis_db), (given.redis, None)):
+        number = "" if given.redis_db is None else f"/{given.redis_db}"
+        raise TenantExists(
+            f"tenant {wanted.name} exists and differs",
+            why=f"its engine's Redis is {given.redis or 'the configured one'}{number}, not {wanted.redis[0]}",
+            hint="leave --redis out: it is given when a tenant is created",
+        )
 
 
 def require_same(existing: Tenant, url: str | None, port: int | None = None, *, if_not_exists: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from posduif_cli.core.fleet.fleet import Fleet, Found, Traces
+from posduif_cli.core.fleet.run import who_is
 from posduif_cli.core.fleet.steps import Deed, perform, plan
 from posduif_cli.core.schema import history
 from posduif_cli.core.tenants import engine, traces
@@ -104,6 +105,8 @@ def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | N
                 why=f"in {', '.join(ties)}; without that the role could not be dropped, and its name stayed taken",
                 hint=[f"a superuser types, in {place}: DROP OWNED BY {role};" for place in ties],
             )
+        if traces.is_ours(there) and there.tenant is not None and there.tenant.state is not State.DROPPING:
+            yield Deed(lambda session: _require_endable(session, name, inside))
         yield Deed(lambda session: _announce_drop(session, fleet, there, inside))
         if traces.is_ours(there):
             where = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
@@ -112,6 +115,22 @@ def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | N
             yield Deed(lambda session: _drop_database(session, name), [Step("drop database", name, sql)])
     if there.intent is not None:
         yield Deed(lambda session: admin.drop_role(session, name), [Step("drop role", role, f"DROP ROLE {role}")])
+
+
+def _require_endable(session: Session, name: str, inside: Session | None) -> None:
+    """Raise Busy, with nothing changed, while sessions are in the database that posduif may not end.
+
+    They are waited for a moment: one may be that of a killed command.
+    """
+    question, own = queries.load("tenants/tenants")["find_unendable"], [inside.pid] if inside is not None else []
+    patience = Patience("killed")
+    while found := session.tuples(question, database=name, pids=own):
+        if not patience.again():
+            raise Busy(
+                f"database {name} is in use by sessions that posduif may not end; nothing was changed",
+                why=", ".join(who_is(*row) for row in found),
+                hint=["ask their owners to disconnect", Run("tenant", "drop", name, "--confirm", name)],
+            )
 
 
 def _ties(session: Session, role: str, *, elsewhere_than: str) -> list[str]:

@@ -43,6 +43,6 @@ class Engines(Run):
             self.crew.run([(jobs[name], queue) for name, queue in queues.items()], one, note)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted; {len(self.outcomes)} of {len(tenants)} tenants had been changed",
+                f"interrupted; {sum(o.changed for o in self.outcomes)} of {len(tenants)} tenants had been changed",
                 hint="run the same command again",
             ) from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.core.schema.strangers import BOOKKEEPING
+from posduif_cli.core.tenants import times
 from posduif_cli.db import queries
 from posduif_cli.db.admin import ENGINE_GROUP, engine_role
 from posduif_cli.db.quoting import identifier, quoted
@@ -57,7 +58,7 @@ def plan(
     tables = {f"table {thing.name}" for thing in expected if thing.kind == "table"}
     take = list(_take(owned, taken, present, own))
     _require_reach(conn, roles, take)
-    kept = list(_keep_rights(name_of, owner, roles, taken, present, tables))
+    kept = list(_keep_rights(name_of, owner, conn.login, roles, taken, present, tables))
     changes = [change for _, change in kept] + [
         f"function {function} goes on to run, for posduif, too; it belongs to {ADMIN_ROLE} now, what it calls does not"
         for function in functions
@@ -84,9 +85,17 @@ def remaining(conn: Session, role: str) -> Iterator[str]:
     *role* is the engine's, by which posduif lets in and shuts out.
     """
     named, database = queries.load("tenants/adopt"), conn.database
-    for login, is_super, pids in conn.tuples(named["list_logins"]):
+    found = conn.tuples(named["list_logins"])
+    zones = dict(conn.tuples(named["list_own_zones"], logins=[login for login, *_ in found]))
+    for login, is_super, pids in found:
         who = f"login {login}{', a superuser,' * is_super} still reaches the database"
         who += f" and is connected (pid {', '.join(map(str, pids))})" if pids else ""
+        if (zone := zones.get(login)) is not None and zone.lower() not in times.UTC:
+            setting = f"ALTER ROLE {quoted(login)} IN DATABASE {quoted(database)} SET timezone = 'UTC';"
+            goes_on = (
+                f"login {login} has the time zone {zone} of its own, and new sessions of it go on writing times in it"
+            )
+            yield f"{goes_on}; sessions that are connected do, too. A superuser types: {setting}"
         if is_super:
             typed = f"a superuser types: ALTER ROLE {quoted(login)} NOLOGIN;"
             yield f"{who}; `suspend` does not shut it out. Once it is not needed, {typed}"
@@ -183,6 +192,7 @@ def _owner(thing: Thing, owned: Mapping[Subject, str], taken: Mapping[Subject, s
 def _keep_rights(
     database: str,
     owner: str,
+    login: str,
     roles: Sequence[_Role],
     taken: Mapping[Subject, str],
     present: Sequence[Thing],
@@ -190,11 +200,12 @@ def _keep_rights(
 ) -> Iterator[tuple[Step | None, str]]:
     """Yield what gives roles by name what they had by ownership or by PUBLIC: (step, what changes by it, in words).
 
+    This *login* keeps its rights as a member of posduif_admin.
     TRIGGER and REFERENCES are not given: with them a role could run its own code in the session of every login that
     writes, and from now on that may be an administrator. Nor is CREATE on schema public: functions there could pass
     for PostgreSQL's own.
     """
-    for role in (role for role in roles if not role.super):
+    for role in (role for role in roles if not role.super and role.role != login):
         owned = role.role == owner
         rights = {
             ("database", database): ["ALL"] if owned else role.database,

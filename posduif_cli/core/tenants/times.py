@@ -9,6 +9,7 @@ from posduif_cli.db.quoting import literal
 from posduif_cli.db.session import Session
 from posduif_cli.errors import Conflict, Run, UsageError
 from posduif_cli.models.runs import Step
+from posduif_cli.notation import counted
 
 UTC = frozenset({"utc", "etc/utc", "gmt", "etc/gmt", "zulu", "etc/zulu", "uct", "etc/uct", "universal", "greenwich"})
 SHOWN = (("messages", "created_at"), ("enrollment_tokens", "expires_at"), ("users", "created_at"))
@@ -31,24 +32,33 @@ class Times:
     changes: Sequence[str] = ()
 
 
-def judge(conn: Session, choice: Choice, present: Sequence[Thing], tables: Sequence[str]) -> Times:
-    """Return what becomes of the times in *tables*, which are qualified and quoted.
+def judge(
+    conn: Session, choice: Choice, present: Sequence[Thing], tables: Sequence[str], again: Sequence[str]
+) -> Times:
+    """Return what becomes of the times in *tables*, which are qualified and quoted; *again* is the command once more.
 
     Raises Conflict, with three rows as they are and as they would be, where rows were written in another zone than UTC
-    and nothing was chosen; UsageError for a zone that PostgreSQL does not know.
+    and nothing was chosen, or where rows would be from the future; UsageError for a zone that PostgreSQL does not know.
     """
     columns = {table: found for table in tables if (found := _columns(present, table))}
     zones = _zones(conn)
     told = [f"its sessions used {', '.join(zones)}"] if not _all_utc(zones) else []
     if choice.zone is not None:
         zone = _known(conn, choice.zone)
+        if ahead := _from_the_future(conn, columns, zone):
+            raise Conflict(
+                f"times of database {conn.database} that are from {zone} would be in the future",
+                why=[ahead, "nothing was changed"],
+                hint="--times-from with the zone that the database's sessions used",
+            )
         return Times(list(_convert(conn, columns, zone)), [*told, *_converted(conn, columns, zone)])
+    if (choice.kept or _all_utc(zones)) and (ahead := _from_the_future(conn, columns, "UTC")):
+        told.append(f"{ahead}: were they written in another zone than UTC?")
     if choice.kept:
-        return Times(changes=[*told, *_kept(conn, zones)])
+        return Times(changes=[*told, *_kept(conn)])
     if _all_utc(zones) or not _has_rows(conn, columns):
         return Times(changes=told)
     zone = next(zone for zone in (text.partition(" (")[0] for text in zones) if zone.lower() not in UTC)
-    adopt = ("tenant", "adopt", conn.database)
     raise Conflict(
         f"the times in database {conn.database} were not written in UTC, as far as its settings tell",
         why=[
@@ -57,8 +67,8 @@ def judge(conn: Session, choice: Choice, present: Sequence[Thing], tables: Seque
             "nothing was changed",
         ],
         hint=[
-            Run(*adopt, "--times-from", zone, lead="to convert them"),
-            Run(*adopt, "--keep-times", lead="to have them count as UTC as they are"),
+            Run(*again, "--times-from", zone, lead="to convert them"),
+            Run(*again, "--keep-times", lead="to have them count as UTC as they are"),
         ],
     )
 
@@ -134,9 +144,9 @@ def _converted(conn: Session, columns: Mapping[str, Sequence[str]], zone: str) -
         )
         ((twice, gone),) = conn.tuples(question)
         if twice:
-            yield f"{twice} rows of {table} hold a time that occurs twice in {zone}: the later one was taken"
+            yield f"{counted(twice, 'row')} of {table} with a time that occurs twice in {zone}: the later one was taken"
         if gone:
-            yield f"{gone} rows of {table} hold a time that {zone} skips: it was read as PostgreSQL does, an hour later"
+            yield f"{counted(gone, 'row')} of {table} with a time that {zone} skips: PostgreSQL reads an hour later"
 
 
 def _sample(conn: Session, columns: Mapping[str, Sequence[str]], zone: str) -> Iterator[str]:
@@ -154,7 +164,24 @@ def _sample(conn: Session, columns: Mapping[str, Sequence[str]], zone: str) -> I
             return
 
 
-def _kept(conn: Session, zones: Sequence[str]) -> Iterator[str]:
+def _from_the_future(conn: Session, columns: Mapping[str, Sequence[str]], zone: str) -> str | None:
+    """Return which rows the server itself would have written in the future, read as from *zone*; None where none.
+
+    `updated_at` is set by triggers, so that no phone's clock has a part in it.
+    """
+    for table, names in columns.items():
+        if "updated_at" in names:
+            question = (
+                f"SELECT count(*), max(updated_at)::text FROM {table} WHERE isfinite(updated_at) "  # noqa: S608
+                f"AND updated_at AT TIME ZONE {_quoted(zone)} > now() + interval '5 minutes'"
+            )
+            ((number, latest),) = conn.tuples(question)
+            if number:
+                return f"{counted(number, 'row')} of {table}, the latest updated_at is {latest}"
+    return None
+
+
+def _kept(conn: Session) -> Iterator[str]:
     """Say that times stay, and which tokens are open from now on."""
     yield "all times stay as they are and count as UTC from now on"
     named = queries.load("tenants/adopt")

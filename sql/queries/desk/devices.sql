@@ -16,6 +16,8 @@ WITH used AS MATERIALIZED (
            u.enrolled_at AT TIME ZONE 'UTC' AS enrolled_at, m.last_activity AT TIME ZONE 'UTC' AS last_activity,
            s.sync_status::text, coalesce(m.pending, 0) AS pending,
            CASE WHEN u.user_type = 'web' THEN 'took over a web user: its phone typed this name'
+                WHEN (SELECT count(*) FROM public.users o WHERE o.device_id = u.device_id) > 1
+                THEN 'another user has this device id, too'
                 WHEN used.times > 1 THEN format('enrolled %%s times: two phones of one model send the same id', used.times)
            END AS note
     FROM public.users u

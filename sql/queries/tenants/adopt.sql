@@ -157,3 +157,20 @@ WHERE r.rolcanlogin AND r.rolname NOT IN (session_user, current_database() || '_
                   OR dbid = 0 AND classid = 'pg_database'::regclass
                      AND objid = (SELECT oid FROM pg_database WHERE datname = current_database()))))
 ORDER BY 1;
+
+-- name: find_users
+-- The other sessions that have a lock on one of some tables.
+SELECT DISTINCT a.pid, coalesce(a.usename, '')::text, coalesce(a.application_name, ''), coalesce(a.state, '')
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.relation IN (SELECT to_regclass(t) FROM unnest(%(tables)s::text[]) t)
+ORDER BY a.pid;
+
+-- name: list_own_zones
+-- Logins with a time zone of their own, which new sessions of theirs in this database have: login, zone.
+SELECT r.rolname::text, (SELECT substr(word, 10) FROM pg_db_role_setting s, unnest(s.setconfig) word
+                         WHERE s.setrole = r.oid AND word ILIKE 'timezone=%%'
+                           AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+                         ORDER BY s.setdatabase DESC LIMIT 1)
+FROM pg_roles r WHERE r.rolname = ANY (%(logins)s);

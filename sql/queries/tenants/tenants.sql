@@ -61,3 +61,12 @@ FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) x LEFT JOIN pg_roles 
 WHERE d.datname = %(database)s AND x.privilege_type = 'CONNECT' AND x.grantee <> d.datdba
   AND coalesce(r.rolname, 'PUBLIC') NOT IN (SELECT unnest(%(groups)s::text[]) UNION SELECT %(database)s || '_engine')
 ORDER BY 1;
+
+-- name: find_unendable
+-- The clients in a tenant's database that this session may not end, but for those with one of these process ids.
+SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), coalesce(a.state, '')
+FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
+WHERE a.datname = %(database)s AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
+  AND a.pid <> ALL (%(pids)s) AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+  AND (r.rolsuper OR NOT (pg_has_role(a.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE')))
+ORDER BY a.pid;
