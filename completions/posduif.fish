@@ -64,7 +64,7 @@ complete -c posduif -n '__posduif_ends tenant' -a drop -d "Drop a tenant: its en
 complete -c posduif -n '__posduif_is tenant create' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant create' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
 complete -c posduif -n '__posduif_is tenant create' -l web-user -x -a '(__posduif_ask)' -d "Make this first web user, who creates tokens"
-complete -c posduif -n '__posduif_is tenant create' -l engine-config -x -a '(__posduif_ask)' -d "Write the sync engine's configuration here (mode 0600); with --from, DIR/TENANT.yaml for each"
+complete -c posduif -n '__posduif_is tenant create' -l engine-config -x -a '(__posduif_ask)' -d "Write the sync engine's configuration here (mode 0600); of several tenants, DIR/TENANT.yaml of each"
 complete -c posduif -n '__posduif_is tenant create' -l from -r -F -d "Create all tenants of a list that do not exist: CSV, YAML or JSON with name, url, web_user, server, engine_port, redis; - is stdin"
 complete -c posduif -n '__posduif_is tenant create' -l engine-port -x -a '(__posduif_ask)' -d "TCP port that the tenant's engine listens on"
 complete -c posduif -n '__posduif_is tenant create' -l redis -x -a '(__posduif_ask)' -d "Redis server that the tenant's engine uses"
@@ -101,7 +101,7 @@ complete -c posduif -n '__posduif_is tenant resume' -s n -l dry-run -d "Show wha
 complete -c posduif -n '__posduif_is tenant rotate-password' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant rotate-password' -l all -d "Every tenant of the configured servers"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l from -r -F -d "The tenants of a list, by its column name; - is stdin"
-complete -c posduif -n '__posduif_is tenant rotate-password' -l engine-config -x -a '(__posduif_ask)' -d "Write it into this file of the sync engine (mode 0600); of several tenants, into DIR/TENANT.yaml"
+complete -c posduif -n '__posduif_is tenant rotate-password' -l engine-config -x -a '(__posduif_ask)' -d "Write the sync engine's configuration here (mode 0600); of several tenants, DIR/TENANT.yaml of each"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l now -d "End the engine's sessions, too, which the old one opened"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l jobs -x -a '(__posduif_ask)' -d "At once on each server, within its share"
 complete -c posduif -n '__posduif_is tenant rotate-password' -l list -d "List every tenant, the unchanged ones too"

@@ -9,6 +9,7 @@ from posduif_cli import notation
 from posduif_cli.errors import NoTargets, Run, UsageError
 
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.", show_default=False)]
+MaybeTenant = Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")]
 Tenants = Annotated[
     list[str] | None, typer.Argument(metavar="[TENANT]...", help="Names of tenants.", show_default=False)
 ]
@@ -19,9 +20,13 @@ Confirm = Annotated[
     typer.Option("--confirm", metavar="NAME", help="The name of what is changed or destroyed, to confirm it."),
 ]
 IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed when it exists and does not differ.")]
-EngineConfig = Annotated[
+EngineFiles = Annotated[
     Path | None,
-    typer.Option("--engine-config", metavar="FILE", help="Write the sync engine's configuration here (mode 0600)."),
+    typer.Option(
+        "--engine-config",
+        metavar="FILE|DIR",
+        help="Write the sync engine's configuration here (mode 0600); of several tenants, DIR/TENANT.yaml of each.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to this file instead of stdout.")]
 Url = Annotated[

@@ -28,20 +28,13 @@ app = Noun(help="Create, list, show, change and drop tenants.")
 @app.verb("create", example="posduif tenant create acme --url https://acme.example.com --if-not-exists")
 def create(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = None,
+    name: options.MaybeTenant = None,
     url: options.Url = None,
     web_user: Annotated[
         str | None,
         typer.Option("--web-user", metavar="NAME", help="Make this first web user, who creates tokens."),
     ] = None,
-    engine_config: Annotated[
-        Path | None,
-        typer.Option(
-            "--engine-config",
-            metavar="FILE|DIR",
-            help="Write the sync engine's configuration here (mode 0600); with --from, DIR/TENANT.yaml for each.",
-        ),
-    ] = None,
+    engine_config: options.EngineFiles = None,
     from_: Annotated[
         str | None,
         typer.Option(
@@ -395,20 +388,13 @@ def _guard(app: App, confirm: str | None, danger: str, found: "Found") -> None:
 @app.verb("rotate-password", example="posduif tenant rotate-password acme --engine-config acme.yaml")
 def rotate_password(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = None,
+    name: options.MaybeTenant = None,
     everyone: options.All = False,
     from_: Annotated[
         str | None,
         typer.Option("--from", metavar="FILE", help="The tenants of a list, by its column name; - is stdin."),
     ] = None,
-    engine_config: Annotated[
-        Path | None,
-        typer.Option(
-            "--engine-config",
-            metavar="FILE|DIR",
-            help="Write it into this file of the sync engine (mode 0600); of several tenants, into DIR/TENANT.yaml.",
-        ),
-    ] = None,
+    engine_config: options.EngineFiles = None,
     now: Annotated[
         bool, typer.Option("--now", help="End the engine's sessions, too, which the old one opened.")
     ] = False,
@@ -521,7 +507,7 @@ def _conclude(
 @app.verb("engine-config", example="posduif tenant engine-config acme")
 def engine_config(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = None,
+    name: options.MaybeTenant = None,
     out: options.Out = None,
     refresh: Annotated[
         Path | None,

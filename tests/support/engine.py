@@ -27,7 +27,21 @@ STATUS = """INSERT INTO sync_metadata
             VALUES (%s, NULL, NULL, 0, 'idle') ON CONFLICT (device_id) DO NOTHING"""
 
 
-class Redis:
+class _Serving:
+    """Serves in a thread for as long as the block runs."""
+
+    _server: socketserver.BaseServer
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Redis(_Serving):
     """As much of a Redis server as an engine needs to start: it answers PING."""
 
     def __init__(self) -> None:
@@ -39,19 +53,11 @@ class Redis:
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.port = int(self._server.server_address[1])
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        server = self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = int(server.server_address[1])
 
 
-class Engine:
+class Engine(_Serving):
     """One engine, started from its file; raises what keeps the real one from starting.
 
     *ahead* is how far the clock of its host's time zone is from UTC: its own times are local ones. *port* is for a
@@ -96,13 +102,8 @@ class Engine:
 
         self._server = Server(("127.0.0.1", self.port), Handler)
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__exit__()
         self.rest()
 
     def rest(self) -> None:
