@@ -13,15 +13,15 @@ _posduif() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --accept|--all|--by|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--qr|--qr-file|--redis|--refresh|--sample|--server|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--wave|--web-user|-o) skip=1 ;;
+        --accept|--all|--as|--budget|--by|--check-age|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--pin|--qr|--qr-file|--redis|--refresh|--sample|--server|--since|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" message test"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" message test"|" backup"|" backup create"|" backup list"|" backup show"|" backup verify"|" backup restore"|" backup remove"|" backup unpin"|" backup prune"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
     case $path in
-    "") candidates='quickstart tenant migrate user token enroll device message health server config doctor completion version' options='' ;;
+    "") candidates='quickstart tenant migrate user token enroll device message backup health server config doctor completion version' options='' ;;
     " quickstart") candidates='' options='--remove' ;;
     " tenant") candidates='create list show set adopt verify suspend resume rotate-password engine-config drop' options='' ;;
     " tenant create") candidates='' options='--url --web-user --engine-config --from --engine-port --redis --jobs --list --if-not-exists --ignore-unreachable -n --dry-run' files='--from' ;;
@@ -69,6 +69,15 @@ _posduif() {
     " message pending") candidates='' options='--device --limit --offset' ;;
     " message mark") candidates='read synced' options='' ;;
     " message test") candidates='' options='--to --from --wait' ;;
+    " backup") candidates='create list show verify restore remove unpin prune' options='' ;;
+    " backup create") candidates='' options='--all --since --pin --jobs' ;;
+    " backup list") candidates='' options='--check-age' ;;
+    " backup show") candidates='' options='' ;;
+    " backup verify") candidates='' options='--all --budget' ;;
+    " backup restore") candidates='' options='--as --url --engine-config --ignore-unreachable' ;;
+    " backup remove") candidates='' options='--confirm' ;;
+    " backup unpin") candidates='' options='' ;;
+    " backup prune") candidates='' options='--confirm -n --dry-run' ;;
     " health") candidates='' options='' ;;
     " server") candidates='list init start stop status remove' options='' ;;
     " server list") candidates='' options='' ;;

@@ -5,7 +5,7 @@ function __posduif_words
     for word in $words[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --accept --all --by --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --qr --qr-file --redis --refresh --sample --server --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --wave --web-user -o
+        else if contains -- $word --accept --all --as --budget --by --check-age --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --pin --qr --qr-file --redis --refresh --sample --server --since --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --wave --web-user -o
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -42,6 +42,7 @@ complete -c posduif -n '__posduif_ends' -a token -d "Enrollment tokens and their
 complete -c posduif -n '__posduif_ends' -a enroll -d "Complete an enrollment, as a phone would."
 complete -c posduif -n '__posduif_ends' -a device -d "The phones that enrolled."
 complete -c posduif -n '__posduif_ends' -a message -d "Send, read and mark messages."
+complete -c posduif -n '__posduif_ends' -a backup -d "Back up tenants, prove backups by restoring them, and restore."
 complete -c posduif -n '__posduif_ends' -a health -d "Report what is wrong with servers and tenants."
 complete -c posduif -n '__posduif_ends' -a server -d "The PostgreSQL servers, and the embedded one."
 complete -c posduif -n '__posduif_ends' -a config -d "Show or make the configuration."
@@ -241,6 +242,36 @@ complete -c posduif -n '__posduif_is message test' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is message test' -l to -x -a '(__posduif_ask)' -d "User whose phone is to fetch it; else the only phone"
 complete -c posduif -n '__posduif_is message test' -l from -x -a '(__posduif_ask)' -d "Web user who sends it; else the desk's user"
 complete -c posduif -n '__posduif_is message test' -l wait -x -a '(__posduif_ask)' -d "How long to follow it: 30s, 5m"
+complete -c posduif -n '__posduif_ends backup' -a create -d "Back up tenants, each in one snapshot, with the sums of its rows"
+complete -c posduif -n '__posduif_ends backup' -a list -d "List backups, the oldest first, and how the last restore of each ended"
+complete -c posduif -n '__posduif_ends backup' -a show -d "Show one backup"
+complete -c posduif -n '__posduif_ends backup' -a verify -d "Restore backups on a scratch server and compare every row's sum with the dump's"
+complete -c posduif -n '__posduif_ends backup' -a restore -d "Restore a backup as a new tenant, and compare what came with the dump"
+complete -c posduif -n '__posduif_ends backup' -a remove -d "Delete one backup, after --confirm ID"
+complete -c posduif -n '__posduif_ends backup' -a unpin -d "Take back the note that a backup is to be kept"
+complete -c posduif -n '__posduif_ends backup' -a prune -d "Delete backups that no rule of backup.keep keeps, and say why each of the others stays"
+complete -c posduif -n '__posduif_is backup create' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup create' -l all -d "Every tenant of the configured servers"
+complete -c posduif -n '__posduif_is backup create' -l since -x -a '(__posduif_ask)' -d "Leave out who has a backup that is newer: 20h"
+complete -c posduif -n '__posduif_is backup create' -l pin -x -a '(__posduif_ask)' -d "Note why these are to be kept"
+complete -c posduif -n '__posduif_is backup create' -l jobs -x -a '(__posduif_ask)' -d "At once on each server"
+complete -c posduif -n '__posduif_is backup list' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup list' -l check-age -x -a '(__posduif_ask)' -d "Exit with 1 if a tenant's newest is older: 26h"
+complete -c posduif -n '__posduif_is backup show' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup verify' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup verify' -l all -d "The newest of every tenant"
+complete -c posduif -n '__posduif_is backup verify' -l budget -x -a '(__posduif_ask)' -d "Begin none after this time; the longest unproved first"
+complete -c posduif -n '__posduif_is backup restore' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup restore' -l as -x -a '(__posduif_ask)' -d "Name of the new tenant; else the backup's own"
+complete -c posduif -n '__posduif_is backup restore' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
+complete -c posduif -n '__posduif_is backup restore' -l engine-config -x -a '(__posduif_ask)' -d "Write the sync engine's configuration here (mode 0600); of several tenants, DIR/TENANT.yaml of each"
+complete -c posduif -n '__posduif_is backup restore' -l ignore-unreachable -d "Take a server that cannot be reached for one without this name"
+complete -c posduif -n '__posduif_is backup remove' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup remove' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
+complete -c posduif -n '__posduif_is backup unpin' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup prune' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup prune' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
+complete -c posduif -n '__posduif_is backup prune' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is health' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_ends server' -a list -d "List the configured servers and how they are"
 complete -c posduif -n '__posduif_ends server' -a init -d "Create posduif's roles on a server, and check that its settings suit its engines"

@@ -5,10 +5,10 @@
     ├─ ConfigurationError               3  NoServer InvalidDsn UrlMissing PoolerInBetween PlantedRole
     │                                      NotEnough
     ├─ NotFound                         4  TenantNotFound UserNotFound TokenNotFound DeviceNotFound
-    │                                      MessageNotFound MigrationNotFound
+    │                                      MessageNotFound MigrationNotFound BackupNotFound
     ├─ Conflict                         5  TenantExists NotOurs WrongState SchemaBehind UserExists DeviceExists
     │                                      TokenUsed TokenExpired TokenRevoked ChecksumDiffers FileExists
-    │                                      AmbiguousTenant
+    │                                      AmbiguousTenant DamagedBackup
     ├─ ServerError                      6  ServerUnreachable ServerFull TlsFailed AccessDenied StandbyServer
     ├─ OperationFailed                  7  QueryFailed MigrationFailed EmbeddedServerFailed
     ├─ PartialFailure                   8
@@ -198,6 +198,10 @@ class MigrationNotFound(NotFound):
     """No migration of this version is there to be abandoned."""
 
 
+class BackupNotFound(NotFound):
+    """There is no such backup."""
+
+
 class Conflict(PosduifError):
     """What exists conflicts with what was asked."""
 
@@ -250,6 +254,10 @@ class TokenRevoked(Conflict):
 
 class ChecksumDiffers(Conflict):
     """A migration file changed after it was applied."""
+
+
+class DamagedBackup(Conflict):
+    """A backup's file is not what its manifest says."""
 
 
 class FileExists(Conflict):

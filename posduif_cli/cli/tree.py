@@ -26,6 +26,7 @@ NOUNS = {
     "enroll": "Complete an enrollment, as a phone would.",
     "device": "The phones that enrolled.",
     "message": "Send, read and mark messages.",
+    "backup": "Back up tenants, prove backups by restoring them, and restore.",
     "health": "Report what is wrong with servers and tenants.",
     "server": "The PostgreSQL servers, and the embedded one.",
     "config": "Show or make the configuration.",

@@ -111,6 +111,12 @@ SCHEMA: dict[str, Reader] = {
     "migrations.paths": _paths,
     "migrations.lock_timeout": _span,
     "migrations.statement_timeout": _span,
+    "backup.dir": _path,
+    "backup.jobs": _count,
+    "backup.keep.last": _number,
+    "backup.keep.daily": _number,
+    "backup.keep.weekly": _number,
+    "backup.keep.monthly": _number,
     "embedded.data_dir": _path,
     "embedded.bin_dir": _path,
 }
@@ -203,6 +209,11 @@ servers:
 #   paths: []                 # further folders; relative ones start from this file's
 #   lock_timeout: 2s
 #   statement_timeout: 5m
+
+# backup:
+#   dir: /srv/backups         # it has no default
+#   jobs: 2
+#   keep: {{daily: 7, weekly: 4, monthly: 12}}
 
 # embedded:
 #   data_dir: null

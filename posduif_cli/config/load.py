@@ -46,6 +46,9 @@ class Config:
     statement_timeout: timedelta
     data_dir: Path
     bin_dir: Path | None
+    backup_dir: Path | None
+    backup_jobs: int
+    backup_keep: Mapping[str, int]
     output: str | None
     terminal: Terminal
     settings: tuple[Setting, ...]
@@ -66,6 +69,12 @@ DEFAULTS: dict[str, Any] = {
     "migrations.statement_timeout": timedelta(minutes=5),
     "embedded.data_dir": None,
     "embedded.bin_dir": None,
+    "backup.dir": None,
+    "backup.jobs": 2,
+    "backup.keep.last": 0,
+    "backup.keep.daily": 7,
+    "backup.keep.weekly": 4,
+    "backup.keep.monthly": 12,
 }
 # What libpq takes for a connection string of words; in any other text a password could be anywhere.
 WORDS = re.compile(r"\s*(?:\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?(?:\s+|$))*", re.DOTALL)
@@ -86,7 +95,7 @@ MALFORMED = "malformed, and not shown: it may hold a password"
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
     """Have relative paths start from the file's own folder, not from wherever cron runs the command."""
-    for key in ("embedded.data_dir", "embedded.bin_dir"):
+    for key in ("embedded.data_dir", "embedded.bin_dir", "backup.dir"):
         if values.get(key):
             values[key] = folder / values[key]
     for key in values:
@@ -149,6 +158,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, 
         statement_timeout=get("migrations.statement_timeout"),
         data_dir=data_dir.absolute(),
         bin_dir=get("embedded.bin_dir"),
+        backup_dir=get("backup.dir"),
+        backup_jobs=get("backup.jobs"),
+        backup_keep={rule: get(f"backup.keep.{rule}") for rule in ("last", "daily", "weekly", "monthly")},
         output=given.get("output", (None,))[0],
         terminal=terminal(given.get("color", ("auto",))[0], env),
         settings=_settings({**DEFAULTS, **values, "embedded.data_dir": data_dir}, lines, path),

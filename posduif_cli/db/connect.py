@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
@@ -189,6 +190,34 @@ def _escaped(word: str) -> str:
     a\\:b
     """
     return re.sub(r"([:\\])", r"\\\1", word)
+
+
+def child_environment(server: Server, database: str, folder: Path) -> dict[str, str]:
+    """Return the environment for a program of PostgreSQL's, by the server's DSN and by what libpq would find itself.
+
+    A password goes into a file in *folder*: environments can be seen by others. Nothing else of this process's
+    environment is in it, but the places where libpq looks for files.
+    """
+    known = {option.keyword.decode(): option for option in psycopg.pq.Conninfo.get_defaults()}
+    parts = {key: str(value) for key, value in parse(server).items() if value is not None}
+    for keyword, option in known.items():
+        if keyword not in parts and option.val is not None and option.envvar is not None:
+            parts[keyword] = option.val.decode()  # of the environment, or the default
+    parts |= {"dbname": database, "application_name": "posduif backup"}
+    passwords = {key: parts.pop(key) for key in SECRETS if key in parts}
+    found = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": str(Path.home())}
+    for keyword, value in parts.items():
+        variable = known[keyword].envvar if keyword in known else None
+        if variable is not None and value:
+            found[variable.decode()] = value
+    found.pop("PGOPTIONS", None)
+    if "password" in passwords:
+        text = re.sub(r"([\\:])", r"\\\1", passwords["password"])
+        path = folder / "passfile"
+        path.touch(mode=0o600)
+        path.write_text(f"*:*:*:*:{text}\n")
+        found["PGPASSFILE"] = str(path)
+    return found
 
 
 def address(session: Session) -> tuple[str, int]:

@@ -41,6 +41,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Step": ("action", "subject", "tenants"),
     "Adoption": ("tenant", "server", "state", "schema_version", "url", "changed"),
     "Finding": ("level", "check", "subject", "message", "fix"),
+    "Backup": ("backup", "tenant", "created_at", "size_bytes", "schema_version", "verified", "pinned"),
+    "Proof": ("backup", "tenant", "verdict", "rows", "seconds", "reason"),
+    "Pruned": ("backup", "tenant", "created_at", "size_bytes", "action", "kept"),
 }
 # What becomes of a column's texts where the table is too wide for the terminal: they end in an ellipsis, go on in the
 # next line, or get a line of their own below the row, so that a command can be copied. Others are shown whole.
@@ -57,7 +60,7 @@ CUT = (
     "recipient",
     "role",
 )
-FOLDED = ("key", "note", "content", "message", "error", "value", "warnings", "tenants")
+FOLDED = ("key", "note", "reason", "kept", "content", "message", "error", "value", "warnings", "tenants")
 BELOW = ("fix",)
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(CUT, "cut"), **dict.fromkeys(FOLDED, "folded"), **dict.fromkeys(BELOW, "below")
@@ -76,6 +79,9 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "Step": ("tenants",),
     "Adoption": ("changed", "url", "schema_version", "server"),
     "Finding": ("subject", "check"),
+    "Backup": ("pinned", "schema_version", "size_bytes", "created_at"),
+    "Proof": ("seconds", "rows"),
+    "Pruned": ("size_bytes", "created_at"),
 }
 ON_REQUEST = frozenset(("size_bytes", "note"))  # shown only where a row has it
 RENAMED = {"from_": "from", "bytes": "size_bytes"}

@@ -18,6 +18,7 @@ from support.sources import BUNDLED
 from support.tenants import forget
 
 ZERO = "5f3759df-0000-4000-8000-000000000000"
+BACKUP = "20261126T014941Z-7f3a"
 pytestmark = pytest.mark.one_server
 
 
@@ -91,6 +92,15 @@ def prepare(
             "token purge",
         ):
             posduif("user", "create", "acme", "desk", "--type", "web")
+        if path.startswith("backup"):
+            (tmp_path / "own.yaml").write_text(f"backup: {{dir: '{tmp_path}/store'}}\n")
+            monkeypatch.setenv("POSDUIF_CONFIG", str(tmp_path / "own.yaml"))
+            alone.sql("DO $$ BEGIN CREATE ROLE olga LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+            posduif("tenant", "create", "acme", "--if-not-exists")
+            alone.sql("GRANT posduif_admin TO olga; ALTER ROLE olga CREATEDB CREATEROLE")
+            made = posduif.json("backup", "create", "acme")[0]["backup"]
+            monkeypatch.setenv("POSDUIF_DSN", alone.dsn_for(user="olga"))  # a superuser restores nothing
+            words = [made if word == BACKUP else word for word in words]
         if path.split()[0] in ("device", "message"):
             token = posduif.json("token", "create", "acme")["token"]
             posduif("enroll", "complete", "acme", token, "--device", "phone-1", "--username", "Mia")
@@ -104,6 +114,7 @@ def prepare(
 
     yield make
     forget(alone, "acme")
+    forget(alone, "acme_before")
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ READS = {
     "message unread": ["acme mia"],
     "message pending": ["acme --device phone-1"],
     "health": ["", "acme"],
+    "backup create": ["acme --config {folder}/config.yaml"],
     "server list": [""],
     "server init": ["--print-sql"],
     "doctor": [""],
@@ -49,13 +50,15 @@ DRY = {
     "migrate abandon": ["acme 1000 --dry-run"],
     "user delete": ["acme mia --dry-run"],
     "token purge": ["acme --dry-run --older-than 1m"],
+    "backup prune": ["--dry-run --config {folder}/config.yaml"],
 }
 # They change what they are asked to change and have no --dry-run.
 CHANGES = {"tenant set", "tenant rotate-password", "user create", "token create", "token revoke", "message send",
-           "message mark", "message test", "device remove", "enroll complete"}  # fmt: skip
+           "message mark", "message test", "device remove", "enroll complete", "backup restore"}  # fmt: skip
 # They work on files, on this machine, or on an embedded server.
 ELSEWHERE = {"quickstart", "migrate new", "server start", "server stop", "server status",
              "server remove", "config init", "version",
+             "backup list", "backup show", "backup verify", "backup remove", "backup unpin",
              "completion show", "completion install", "completion uninstall"}  # fmt: skip
 # `migrate verify` makes and drops a scratch database where there are tenants, and says so in its help.
 EMPTY = [("tenant list", ""), ("tenant verify", "--all"), ("migrate status", "--all"), ("migrate verify", "--all"),
@@ -125,7 +128,9 @@ def check(posduif: Posduif, server: PgServer, argv: list[str], codes: tuple[int,
 def words(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "1000_more.sql").write_text("-- migrate:up\nALTER TABLE users ADD COLUMN more int;\n")
-    (tmp_path / "config.yaml").write_text(f"migrations: {{paths: ['{tmp_path}/more']}}\n")
+    (tmp_path / "config.yaml").write_text(
+        f"migrations: {{paths: ['{tmp_path}/more']}}\nbackup: {{dir: '{tmp_path}/store'}}\n"
+    )
     (tmp_path / "more.csv").write_text("name\nother\nthird\n")
     return {"folder": str(tmp_path)}
 

@@ -153,7 +153,7 @@ def reference(fleet: Fleet, server: Server, versions: Collection[str] | None = N
     with fleet.maintenance(server) as session:
         session.require_admin()
         _sweep(session)
-        with _scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
+        with scratch(session) as name, connect.connect(server, name, command=fleet.command, path="public") as conn:
             for file in files.of(fleet.folders).all:
                 if versions is None or file.version in versions:
                     _run(conn, file.up)
@@ -174,7 +174,7 @@ def _run(conn: Session, section: Section) -> None:
 
 
 @contextmanager
-def _scratch(session: Session) -> Iterator[str]:
+def scratch(session: Session) -> Iterator[str]:
     """Make an empty database, closed to PUBLIC, for as long as the block runs."""
     name = f"{SCRATCH}{secrets.token_hex(6)}"
     quoted = identifier(name)

@@ -112,7 +112,7 @@ def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | N
             where = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
             yield Deed(lambda session: _end_sessions(session, name), [Step("end sessions", name, where)])
             sql = f"DROP DATABASE {name} WITH (FORCE)"
-            yield Deed(lambda session: _drop_database(session, name), [Step("drop database", name, sql)])
+            yield Deed(lambda session: drop_database(session, name), [Step("drop database", name, sql)])
     if there.intent is not None:
         yield Deed(lambda session: admin.drop_role(session, name), [Step("drop role", role, f"DROP ROLE {role}")])
 
@@ -179,7 +179,7 @@ def _end_sessions(session: Session, name: str) -> None:
         raise engine.in_use(session, name, error) from error
 
 
-def _drop_database(session: Session, name: str) -> None:
+def drop_database(session: Session, name: str) -> None:
     """Drop the database; wait a moment for a session that posduif may not end: it may be a killed command's."""
     patience = Patience("killed")
     while True:

@@ -1,0 +1,1 @@
+"""A second copy of a tenant: dump it, prove it by restoring it, restore it."""

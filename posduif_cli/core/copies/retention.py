@@ -1,0 +1,42 @@
+"""Retention: which backups are kept, each with the reasons, and which may go."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from posduif_cli.models.copies import Backup
+
+RULES: Mapping[str, str] = {
+    "last": "%Y%m%dT%H%M%S%f", "daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"
+}  # fmt: skip
+AHEAD = timedelta(minutes=5)  # that a clock may be wrong by
+
+
+def judge(backups: Sequence[Backup], keep: Mapping[str, int], now: datetime) -> dict[str, list[str]]:
+    """Return, by the id of each backup of one tenant, why it is kept; no reason means that it may go.
+
+    As restic has it: of each day, week or month in UTC the newest backup counts, and so many days, weeks or months that
+    have one are kept. One that failed its verification is not counted, nor one from the future, which is kept. The
+    newest, the newest that was proved, and pinned ones are always kept.
+    """
+    reasons: dict[str, list[str]] = {backup.backup: [] for backup in backups}
+    newest_first = sorted(backups, key=lambda backup: (backup.created_at, backup.backup), reverse=True)
+    good = []
+    for backup in newest_first:
+        if backup.pinned is not None:
+            reasons[backup.backup].append(f"pinned: {backup.pinned}")
+        if backup.created_at > now + AHEAD:
+            reasons[backup.backup].append("from the future")
+        elif backup.verified != "failed":
+            good.append(backup)
+    if good:
+        reasons[good[0].backup].append("newest")
+    if proved := next((backup for backup in good if backup.verified == "proved"), None):
+        reasons[proved.backup].append("newest proved")
+    for rule, bucket in RULES.items():
+        seen: set[str] = set()
+        for backup in good:
+            name = backup.created_at.astimezone(UTC).strftime(bucket)
+            if name not in seen and len(seen) < keep.get(rule, 0):
+                seen.add(name)
+                reasons[backup.backup].append(f"{rule} {len(seen)} of {keep[rule]}")
+    return reasons
