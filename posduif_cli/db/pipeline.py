@@ -13,6 +13,8 @@ from posduif_cli.db.quoting import Query
 from posduif_cli.db.translate import Asked, translated
 from posduif_cli.errors import PosduifError, QueryFailed, ServerUnreachable
 
+STUCK = "cannot exit pipeline mode"  # libpq says so of a session that is there; psycopg takes it for a broken one
+
 
 class Sending(Asked, Protocol):
     """The session that a pipeline is sent by."""
@@ -98,7 +100,7 @@ class Pipeline:
                         why=ended,
                         hint="run the same command again: it goes on where this one stopped",
                     ) from error
-                if isinstance(error, ServerUnreachable):
+                if isinstance(error, ServerUnreachable) and STUCK not in (error.why or ""):
                     raise
                 why = "neither COPY nor a constraint that fails at the end of a transaction can be used here"
                 raise QueryFailed("the session ended amid its statements", why=why) from error

@@ -308,7 +308,7 @@ def test_server_init_compares_the_pools_with_the_server_s_connections(
     machine({"max_connections": 5, "web_pool": 50})
     (found,) = [f for f in posduif.json("server", "init", "--engines", "30", code=None)
                 if f["check"] == "server.connections"]  # fmt: skip
-    assert "30 engines with a pool of 5" in found["message"]
+    assert "30 engines of up to 5 connections" in found["message"]
     wanted = 30 * 5 + 8 + 13
     assert f"want {wanted}" in found["message"]
 

@@ -233,7 +233,7 @@ def room(facts: Setup) -> Iterator[Verdict]:
     wanted = number * pool + facts.server.max_connections + spare
     yield Verdict(
         Level.WARNING if facts.max_connections < wanted else Level.OK,
-        f"{number} engine{'s' if number > 1 else ''} with a pool of {pool}, posduif and "
+        f"{number} engine{'s' if number > 1 else ''} of up to {pool} connections, posduif and "
         f"{spare} in reserve want {wanted}; the server allows {facts.max_connections}",
         facts.max_connections,
         fix=f"ALTER SYSTEM SET max_connections = {wanted}; -- and restart the server",
