@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -221,6 +222,7 @@ def test_a_fleet_is_backed_up_and_what_cannot_be_is_named(
     assert posduif.json("backup", "create", name, "--since", "1h") == []
     posduif("backup", "create", name, "nosuch", code=8)
     posduif("backup", "list", "--check-age", "1h")
+    time.sleep(0.5)
     posduif("backup", "list", "--check-age", "300ms", code=1)
     posduif("backup", "create", code=2)
     posduif("backup", "show", "nosuch", code=4)

@@ -96,7 +96,8 @@ def test_an_engine_works_on_its_four_tables(engine: psycopg.Connection[Any]) -> 
 
 
 def test_an_engine_may_do_nothing_else(engine: psycopg.Connection[Any], tenant: str) -> None:
-    for statement in (*FORBIDDEN, f"DROP DATABASE {tenant}", f"COMMENT ON DATABASE {tenant} IS 'mine'"):
+    locking = [f"DO $$ BEGIN LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; END $$" for table in TABLES]
+    for statement in (*FORBIDDEN, *locking, f"DROP DATABASE {tenant}", f"COMMENT ON DATABASE {tenant} IS 'mine'"):
         try:
             engine.execute(statement.encode())
         except InsufficientPrivilege:

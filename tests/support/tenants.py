@@ -48,7 +48,6 @@ FORBIDDEN = [
             "DELETE FROM {table}",
             "TRUNCATE {table} CASCADE",
             "DROP TABLE {table} CASCADE",
-            "DO $$ BEGIN LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; END $$",
             "ALTER TABLE {table} ADD COLUMN mine int",
             "ALTER TABLE {table} DISABLE TRIGGER ALL",
             "CREATE INDEX ON {table} (id)",
