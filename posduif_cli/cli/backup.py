@@ -132,11 +132,7 @@ def verify(
             hint=[Run("backup", "verify", "acme"), Run("backup", "verify", "--all")],
         )
     store = store_of(app)
-    if everyone:
-        chosen = list({backup.tenant: backup for backup in store.backups()}.values())
-        chosen.sort(key=lambda backup: (backup.verified_at is not None, backup.verified_at or backup.created_at))
-    else:
-        chosen = [store.find(text) for text in which or ()]
+    chosen = verify.longest_unproved(store.backups()) if everyone else [store.find(text) for text in which or ()]
     until = time.monotonic() + duration(budget).total_seconds() if budget else None
     proofs = verify.verify(chosen, app.config.bin_dir, until=until)
     app.out.list(proofs, Proof, empty="no backups")
@@ -227,37 +223,12 @@ def prune(ctx: typer.Context, confirm: options.Confirm = None, dry_run: options.
     app = app_of(ctx)
     if not dry_run:
         app.out.expect(Pruned)
-    store, now = store_of(app), datetime.now(UTC)
-    judged = [
-        (backup, ", ".join(reasons))
-        for group in store.incarnations()
-        for kept in [retention.judge(group, app.config.backup_keep, now)]
-        for backup in group
-        for reasons in [kept[backup.backup]]
-    ]
-    going = [backup for backup, reasons in judged if not reasons]
-    if 2 * len(going) > len(judged) and not dry_run:
-        app.confirm(
-            store.root.name, confirm, f"delete {len(going)} of {counted(len(judged), 'backup')} in {store.root}"
-        )
-    rows = []
-    for backup, reasons in judged:
-        action = "keep" if reasons else "delete"
-        if not reasons and not dry_run:
-            store.remove(backup)
-        rows.append(
-            Pruned(
-                backup.backup,
-                backup.tenant,
-                backup.created_at,
-                backup.size_bytes,
-                action,
-                reasons,
-                changed=not reasons and not dry_run,
-            )
-        )
-    if not dry_run:
-        store.sweep(time.time())
+    store = store_of(app)
+    plan = retention.plan(store, app.config.backup_keep, datetime.now(UTC))
+    going = [row for row in plan if not row.kept]
+    if 2 * len(going) > len(plan) and not dry_run:
+        app.confirm(store.root.name, confirm, f"delete {len(going)} of {counted(len(plan), 'backup')} in {store.root}")
+    rows = plan if dry_run else retention.carry_out(store, plan, time.time())
     app.out.list(rows, Pruned, empty="no backups")
-    deleted = f"{counted(len(going), 'backup')} {'would be ' * dry_run}deleted, {len(judged) - len(going)} kept"
+    deleted = f"{counted(len(going), 'backup')} {'would be ' * dry_run}deleted, {len(plan) - len(going)} kept"
     app.out.say(deleted)

@@ -58,10 +58,10 @@ def keeper(app: App, tenant: str, file: Path | None) -> Keeper | None:
 
 def warn_of_port(app: App, tenants: Sequence[str], then: Run) -> None:
     """Warn that no port was chosen for the engines of some tenants, whose files have the engine's default."""
-    from posduif_cli.render.engine_config import DEFAULT_PORT
+    from posduif_cli.models.tenants import ENGINE_PORT
 
     app.out.warn(
-        f"no port was chosen for the engine of {listed(tenants, SHOWN)}, so the file says {DEFAULT_PORT}: "
+        f"no port was chosen for the engine of {listed(tenants, SHOWN)}, so the file says {ENGINE_PORT}: "
         "on one host only one engine starts with that. Set engine.ports in the configuration"
     )
     app.out.say(then)

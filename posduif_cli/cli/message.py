@@ -212,14 +212,14 @@ def try_out(
     app.out.expect(Trial)
     limit = duration(wait)
     with app.fleet.open(tenant) as place:
-        begun = trial.begin(place, recipient=recipient, sender=sender)
+        begun, before = trial.begin(place, recipient=recipient, sender=sender)
         app.out.say(f"message {begun.id} for {begun.recipient} is pending, sent {moment(begun.sent_at)}")
 
         def tell(reached: Trial) -> None:
             at = reached.read_at if reached.stage == "read" else reached.fetched_at
             app.out.say(f"{reached.stage} {moment(at) if at else ''}".rstrip())
 
-        done = trial.follow(place.session, begun, wait=limit, tell=tell)
+        done = trial.follow(place.session, begun, before=before, wait=limit, tell=tell)
     if done.stopped and done.fix:
         app.out.warn(f"not fetched within {wait}: {done.stopped}")
         app.out.say(done.fix)

@@ -2,11 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 from posduif_cli.errors import Interrupted
 
+T = TypeVar("T")
 # How long each thing is waited for in all. A limit that is configured is given by the caller.
 LIMITS: dict[str, timedelta] = {
     "lock": timedelta(seconds=10),  # an advisory lock that another command holds
@@ -51,6 +53,12 @@ class Patience:
         if self._interrupted() or (self._stop is not None and self._stop.is_set()):
             raise Interrupted("interrupted")
         return time.monotonic() + needed.total_seconds() > self._deadline
+
+    def until_none(self, ask: Callable[[], Sequence[T]]) -> Sequence[T]:
+        """Ask who is in the way until nobody is, or the time is over; return the last answer."""
+        while (found := ask()) and self.again():
+            pass
+        return found
 
     def again(self, *, needed: timedelta = timedelta(0)) -> bool:
         """Pause before the next try and return True, or return False without a pause: as `over`.

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from posduif_cli.models.values import Instant, Value
 
+ENGINE_PORT = 8080  # where an engine listens whose file names no port
+
 
 class State(StrEnum):
     """Where a tenant is in its life."""

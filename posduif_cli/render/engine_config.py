@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from posduif_cli.errors import ConfigurationError, FileExists, Run
+from posduif_cli.models.tenants import ENGINE_PORT
 from posduif_cli.render import files
 
-DEFAULT_PORT = 8080  # of an engine for which no port was chosen
 HEADER = """\
 # Configuration of the sync engine of tenant {tenant}, made by posduif.
 # Run the engine with TZ=UTC in its environment, or the tokens it makes itself are off by its host's offset.
@@ -23,7 +23,7 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     return _merged(settings, _DEFAULTS | {"auth": {"jwt_secret": secrets.token_urlsafe(32)}})
 
 
-_DEFAULTS: dict[str, Any] = {"sse": {"port": DEFAULT_PORT}}
+_DEFAULTS: dict[str, Any] = {"sse": {"port": ENGINE_PORT}}
 
 
 def text(settings: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from posduif_cli import __version__
 from posduif_cli.core import store
@@ -107,8 +106,3 @@ def shape(things: tuple[Thing, ...]) -> str:
 def newest_since(found: list[Backup], limit: datetime) -> set[str]:
     """Return the tenants that have a backup since a time."""
     return {backup.tenant for backup in found if backup.created_at >= limit}
-
-
-def manifest_of(backup: Backup) -> dict[str, Any]:
-    """Return a backup's manifest."""
-    return store.manifest(backup.location)

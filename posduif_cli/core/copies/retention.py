@@ -1,9 +1,11 @@
 """Retention: which backups are kept, each with the reasons, and which may go."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from posduif_cli.models.copies import Backup
+from posduif_cli.core.store import Store
+from posduif_cli.models.copies import Backup, Pruned
 
 RULES: Mapping[str, str] = {
     "last": "%Y%m%dT%H%M%S%f", "daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"
@@ -40,3 +42,26 @@ def judge(backups: Sequence[Backup], keep: Mapping[str, int], now: datetime) -> 
                 seen.add(name)
                 reasons[backup.backup].append(f"{rule} {len(seen)} of {keep[rule]}")
     return reasons
+
+
+def plan(store: Store, keep: Mapping[str, int], now: datetime) -> list[Pruned]:
+    """Return for each backup whether it is kept, and why; nothing is deleted."""
+    found = []
+    for group in store.incarnations():
+        reasons = judge(group, keep, now)
+        for backup in group:
+            kept = ", ".join(reasons[backup.backup])
+            action = "keep" if kept else "delete"
+            found.append(
+                Pruned(backup.backup, backup.tenant, backup.created_at, backup.size_bytes, action, kept, changed=False)
+            )
+    return found
+
+
+def carry_out(store: Store, planned: Sequence[Pruned], now: float) -> list[Pruned]:
+    """Delete what a plan says, and what unfinished backups left; return the plan with what was changed."""
+    for row in planned:
+        if not row.kept:
+            store.remove(store.find(row.backup))
+    store.sweep(now)
+    return [replace(row, changed=not row.kept) for row in planned]

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,12 @@ from posduif_cli.models.servers import Server
 
 PREFIX, PID = "posduif-scratch-", "pid"
 COMMAND = "backup verify"
+
+
+def longest_unproved(backups: Iterable[Backup]) -> list[Backup]:
+    """Return the newest backup of each tenant, of backups in their order: first those never judged, or longest ago."""
+    newest = {backup.tenant: backup for backup in backups}.values()
+    return sorted(newest, key=lambda each: (each.verified_at is not None, each.verified_at or each.created_at))
 
 
 @contextmanager

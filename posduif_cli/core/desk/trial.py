@@ -13,6 +13,7 @@ from posduif_cli.db.session import Session
 from posduif_cli.errors import DeviceNotFound, Hint, Interrupted, Run, UsageError
 from posduif_cli.models.desk import Device, Trial
 from posduif_cli.models.tenants import State
+from posduif_cli.models.values import Instant
 from posduif_cli.notation import moment
 
 TEXT = "posduif test message of {at}"
@@ -20,8 +21,10 @@ PAUSE = timedelta(milliseconds=250)  # between two looks
 SHOWN = 10  # users that an error names
 
 
-def begin(place: Place, *, recipient: str | None = None, sender: str | None = None) -> Trial:
+def begin(place: Place, *, recipient: str | None = None, sender: str | None = None) -> tuple[Trial, Instant | None]:
     """Send a marked message to a user's phone, to the only one without *recipient*; *sender* is else the desk's user.
+
+    Return it, and when that phone was last active.
 
     Raises WrongState for a tenant that is not active, UserNotFound, DeviceNotFound for a user without a phone,
     UsageError where it is not clear who is meant.
@@ -34,7 +37,7 @@ def begin(place: Place, *, recipient: str | None = None, sender: str | None = No
     at = conn.value(queries.load("desk/messages")["read_clock"])
     text = TEXT.format(at=moment(at))
     sent = messages.send(place, sender=str(author.id), recipient=str(device.user_id), text=text)
-    return Trial(
+    trial = Trial(
         tenant=tenant.tenant,
         id=sent.id,
         sender=author.username,
@@ -44,6 +47,7 @@ def begin(place: Place, *, recipient: str | None = None, sender: str | None = No
         stage="pending",
         sent_at=sent.created_at,
     )
+    return trial, device.last_activity
 
 
 def _device(conn: Session, recipient: str | None) -> Device:
@@ -71,13 +75,16 @@ def _device(conn: Session, recipient: str | None) -> Device:
     return found[0]
 
 
-def follow(conn: Session, trial: Trial, *, wait: timedelta, tell: Callable[[Trial], None]) -> Trial:
+def follow(
+    conn: Session, trial: Trial, *, before: Instant | None, wait: timedelta, tell: Callable[[Trial], None]
+) -> Trial:
     """Watch a test message until it is read or *wait* is over; *tell* is called with each stage that it reaches.
+
+    *before* is when the phone was last active.
 
     Return how far it came: `pending`, `fetched` or `read`. Of a pending one *stopped* says where it stopped.
     """
     question, seen = queries.load("desk/messages")["follow_message"], False
-    before = devices.find(conn, device=trial.device_id).last_activity
     patience = Patience("message", limit=wait, pause=PAUSE)
     try:
         while True:

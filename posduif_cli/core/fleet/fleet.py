@@ -29,7 +29,7 @@ from posduif_cli.errors import (
 )
 from posduif_cli.models.checks import Finding
 from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.tenants import ENGINE_PORT, State, Tenant
 
 T = TypeVar("T")
 Errors = dict[str, PosduifError]  # by the name of a server or a tenant
@@ -429,7 +429,7 @@ def origin(server: Server, name: str, port: int | None = None) -> str | None:
 
     *port* is that of the tenant's engine, which the embedded server's url has.
     """
-    return server.url and server.url.replace("{tenant}", name).replace("{port}", str(port or 8080))
+    return server.url and server.url.replace("{tenant}", name).replace("{port}", str(port or ENGINE_PORT))
 
 
 def naming(server: Server) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from posduif_cli.core import folders, names
 from posduif_cli.core.fleet.fleet import Fleet, Traces, naming, origin, wrong_state
@@ -154,7 +154,7 @@ class Adopting:
                     wanted = self._wanted(conn)
                     with self._inside(conn):
                         self._prepare(conn, found, wanted)
-                    _await_locks(conn, wanted)
+                    Patience("adoption").until_none(lambda: _users(conn, wanted))
                     with _naming_users(conn, wanted), self._inside(conn, wanted):
                         if others := _await_others(conn, fleet.folders.lock_timeout):
                             raise Busy(
@@ -494,11 +494,9 @@ def _tables(wanted: _Wanted) -> list[str]:
     return [*(thing.name for thing in wanted.whole if thing.kind == "table"), VERSIONS]
 
 
-def _await_locks(conn: Session, wanted: _Wanted) -> None:
-    """Wait until no other session has a lock on the tables, or the time is over."""
-    question, patience = queries.load("tenants/adopt")["find_users"], Patience("adoption")
-    while conn.tuples(question, tables=_tables(wanted)) and patience.again():
-        pass
+def _users(conn: Session, wanted: _Wanted) -> list[tuple[Any, ...]]:
+    """Return the other sessions that have a lock on one of the tables."""
+    return conn.tuples(queries.load("tenants/adopt")["find_users"], tables=_tables(wanted))
 
 
 @contextmanager
@@ -507,19 +505,15 @@ def _naming_users(conn: Session, wanted: _Wanted) -> Iterator[None]:
     try:
         yield
     except Blocked as error:
-        found = conn.tuples(queries.load("tenants/adopt")["find_users"], tables=_tables(wanted))
-        if found:
+        if found := _users(conn, wanted):
             error.reasons = (f"in the way: {', '.join(who_is(*row) for row in found)}", *error.reasons)
         raise
 
 
 def _await_others(conn: Session, limit: timedelta | None = None) -> list[str]:
     """Wait for other people's transactions in the database; return those that are open when the time is over."""
-    patience = Patience("adoption", limit=limit)
-    while others := [other for (other,) in conn.tuples(queries.load("tenants/adopt")["list_open_transactions"])]:
-        if not patience.again():
-            return others
-    return []
+    question = queries.load("tenants/adopt")["list_open_transactions"]
+    return [other for (other,) in Patience("adoption", limit=limit).until_none(lambda: conn.tuples(question))]
 
 
 def _look_again(conn: Session, expected: Sequence[Thing], work: _Work) -> _Work:

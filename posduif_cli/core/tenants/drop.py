@@ -123,14 +123,12 @@ def _require_endable(session: Session, name: str, inside: Session | None) -> Non
     They are waited for a moment: one may be that of a killed command.
     """
     question, own = queries.load("tenants/tenants")["find_unendable"], [inside.pid] if inside is not None else []
-    patience = Patience("killed")
-    while found := session.tuples(question, database=name, pids=own):
-        if not patience.again():
-            raise Busy(
-                f"database {name} is in use by sessions that posduif may not end; nothing was changed",
-                why=", ".join(who_is(*row) for row in found),
-                hint=["ask their owners to disconnect", Run("tenant", "drop", name, "--confirm", name)],
-            )
+    if found := Patience("killed").until_none(lambda: session.tuples(question, database=name, pids=own)):
+        raise Busy(
+            f"database {name} is in use by sessions that posduif may not end; nothing was changed",
+            why=", ".join(who_is(*row) for row in found),
+            hint=["ask their owners to disconnect", Run("tenant", "drop", name, "--confirm", name)],
+        )
 
 
 def _ties(session: Session, role: str, *, elsewhere_than: str) -> list[str]:

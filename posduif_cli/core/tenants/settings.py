@@ -13,11 +13,10 @@ from posduif_cli.db import admin, connect, queries
 from posduif_cli.db.session import Session
 from posduif_cli.errors import ConfigurationError, Conflict
 from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import Engine
+from posduif_cli.models.tenants import ENGINE_PORT, Engine
 from posduif_cli.notation import LAST_PORT, ports
 
 PLACEHOLDER = "REPLACE_ME"
-DEFAULT_PORT = 8080  # of an engine whose file names none
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS")
 HEADERS = ("Content-Type", "Authorization", "X-Device-ID")
 
@@ -66,7 +65,7 @@ def _choose(server: Server, asked: int | None, url: str | None, taken: Mapping[i
             why=f"all of {configured} were given to tenants' engines",
             hint=f"give servers.{server.name}.engine.ports a larger range",
         )
-    further = range(DEFAULT_PORT, LAST_PORT + 1) if server.embedded else ()  # nothing else says where its engines are
+    further = range(ENGINE_PORT, LAST_PORT + 1) if server.embedded else ()  # nothing else says where its engines are
     return next((port for port in (*_candidates(server, url), *further) if port not in taken), None)
 
 
