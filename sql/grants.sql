@@ -11,13 +11,14 @@ ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 DO $$
 DECLARE
     command text;
-    people CONSTANT text[] := '{posduif_support, posduif_health, posduif_cron}';
+    people CONSTANT text[] := '{posduif_support, posduif_health, posduif_cron, posduif_backup}';
     -- What a group may do to a whole table; PostgreSQL knows no DELETE of single columns. The purge of unused tokens is
     -- for cron, taking a lost phone from its user is for the support desk. The sync engine never deletes.
     whole CONSTANT text[] := '{posduif_cron DELETE enrollment_tokens, posduif_support DELETE sync_metadata,
         posduif_engine SELECT users, posduif_engine SELECT messages, posduif_engine SELECT sync_metadata,
         posduif_engine SELECT enrollment_tokens, posduif_engine INSERT messages, posduif_engine INSERT sync_metadata,
-        posduif_engine INSERT enrollment_tokens}';
+        posduif_engine INSERT enrollment_tokens, posduif_backup SELECT users, posduif_backup SELECT messages,
+        posduif_backup SELECT sync_metadata, posduif_backup SELECT enrollment_tokens}';
 BEGIN
     -- First, because what PUBLIC has would pass for everybody's own below, and groups get single columns.
     FOR command IN
@@ -108,6 +109,28 @@ BEGIN
         SELECT format('GRANT USAGE ON SCHEMA public TO %I', role)
         FROM unnest(people) AS role
         WHERE to_regrole(role) IS NOT NULL AND NOT has_schema_privilege(to_regrole(role), 'public', 'USAGE')
+        UNION ALL
+        -- Who makes backups reads everything, whoever of the administrators made it, and whenever.
+        SELECT format('ALTER DEFAULT PRIVILEGES GRANT SELECT ON %s TO posduif_backup', kind)
+        FROM (VALUES ('TABLES', 'r'), ('SEQUENCES', 'S')) AS v (kind, type)
+        WHERE to_regrole('posduif_backup') IS NOT NULL
+          AND NOT EXISTS (SELECT FROM pg_default_acl, aclexplode(defaclacl) AS held
+                          WHERE defaclrole = current_user::regrole AND defaclnamespace = 0 AND defaclobjtype::text = type
+                            AND held.grantee = to_regrole('posduif_backup') AND held.privilege_type = 'SELECT')
+        UNION ALL
+        SELECT format('GRANT USAGE ON SCHEMA %I TO posduif_backup', nspname)
+        FROM pg_namespace
+        WHERE to_regrole('posduif_backup') IS NOT NULL AND nspname NOT IN ('public', 'information_schema')
+          AND NOT starts_with(nspname, 'pg_') AND pg_has_role(nspowner, 'USAGE')
+          AND NOT has_schema_privilege(to_regrole('posduif_backup'), oid, 'USAGE')
+        UNION ALL
+        SELECT format('GRANT SELECT ON %s TO posduif_backup', c.oid::regclass)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE to_regrole('posduif_backup') IS NOT NULL AND c.relkind IN ('r', 'p', 'S', 'v', 'm')
+          AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_') AND pg_has_role(c.relowner, 'USAGE')
+          AND NOT (n.nspname = 'public' AND c.relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens'))
+          AND CASE c.relkind WHEN 'S' THEN NOT has_sequence_privilege(to_regrole('posduif_backup'), c.oid, 'SELECT')
+                             ELSE NOT has_table_privilege(to_regrole('posduif_backup'), c.oid, 'SELECT') END
         UNION ALL
         -- It has them as the database's owner. By its own name they are found without a look at its memberships, of
         -- which it has two per tenant: with 1,000 tenants that took 2 ms of every session.

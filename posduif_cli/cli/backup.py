@@ -1,34 +1,45 @@
 """`posduif backup`: back up tenants, prove the backups, restore them."""
 
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posduif_cli.cli import keeping, options
+from posduif_cli.cli import copies, keeping, options, runs
 from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import OperationFailed, PartialFailure, Run, UsageError
-from posduif_cli.notation import counted, duration
+from posduif_cli.errors import BackupNotFound, OperationFailed, PartialFailure, PosduifError, Run, UsageError
+from posduif_cli.notation import counted, duration, listed
 
 if TYPE_CHECKING:
-    from posduif_cli.core.store import Store
+    from posduif_cli.core.copies.verify import Verifying
+    from posduif_cli.core.store import Stored
+    from posduif_cli.models.copies import Aside, Proof
 
 app = Noun(help="Back up tenants, prove backups by restoring them, and restore.")
 
+SHOWN = 5
+# What a terminal shows of a drill: its proofs are told one by one where they are not good.
+DRILLED = (
+    "proved", "failed", "could_not_verify", "left", "without", "oldest_proof", "slowest_tenant", "slowest_seconds"
+)  # fmt: skip
 Which = Annotated[
     str,
     typer.Argument(
         metavar="ID|FILE|TENANT", help="A backup's id, its file, or a tenant: its newest.", show_default=False
     ),
 ]
-
-
-def store_of(app: App, *, make: bool = False) -> "Store":
-    """Return the store that is configured; raises ConfigurationError."""
-    from posduif_cli.core.store import Store
-
-    return Store.open(app.config.backup_dir, make=make)
+Jobs = Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, max=64, help="At once on each server.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", metavar="SERVER", help="Restore on this server, not on one of their own that is thrown away."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="DURATION", help="Begin none after this time; the longest unproved come first."),
+]
+Keep = Annotated[str, typer.Option("--keep", metavar="DURATION", help="How long the database that is set aside stays.")]
 
 
 @app.verb("create", example="posduif backup create --all --since 20h")
@@ -40,37 +51,48 @@ def create(
         str | None, typer.Option("--since", metavar="DURATION", help="Leave out who has a backup that is newer: 20h.")
     ] = None,
     pin: Annotated[str | None, typer.Option("--pin", metavar="WHY", help="Note why these are to be kept.")] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", metavar="N", min=1, max=64, help="At once on each server.")
-    ] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Back up tenants, each in one snapshot, with the sums of its rows. Suspended tenants, too."""
-    from posduif_cli.core.copies.dump import Dumping, newest_since
-    from posduif_cli.errors import PosduifError
+    from posduif_cli.core.copies import dump
     from posduif_cli.models.copies import Backup
-    from posduif_cli.models.tenants import State
+    from posduif_cli.render import progress
 
     app = app_of(ctx)
     app.out.expect(Backup)
     names = options.targets(tenant, everyone, "backup create")
-    store = store_of(app, make=True)
-    limit = duration(since) if since else None
+    limit = datetime.now(UTC) - duration(since) if since else None
+    dumping = copies.dumping(app, "backup create", pin=pin, since=limit)
     chosen, errors = app.fleet.choose(names)
-    live = [found for found in chosen if found.state in (State.ACTIVE, State.SUSPENDED)]
-    if limit is not None:
-        newer = newest_since(store.backups(), datetime.now(UTC) - limit)
-        live = [found for found in live if found.tenant not in newer]
-    dumping = Dumping(store, pin, app.config.bin_dir)
-    results = app.fleet.each(live, dumping.dump, jobs=jobs or app.config.backup_jobs)
-    made = [result for _, result in results if not isinstance(result, PosduifError)]
-    failed = {found.tenant: result for found, result in results if isinstance(result, PosduifError)}
-    left = [found.tenant for found in chosen if found.state not in (State.ACTIVE, State.SUSPENDED)]
-    app.out.list(made, Backup, changed=lambda backup: True)
-    app.out.say(f"{counted(len(made), 'backup')} in {store.root}")
-    if left:
-        app.out.say(f"not backed up, for they are not whole: {', '.join(left)}")
-    missing = {f"server {name}" if names is None else name: error for name, error in errors.items()}
-    app.report_failed(missing | failed, among=names)
+    with progress.line(app.out) as show:
+        counter = _Counter(len(chosen), show)
+        made = dump.dump_all(
+            app.fleet, chosen, dumping, jobs=jobs or app.config.backup_jobs, done=lambda t, found, s: counter(found)
+        )
+    app.out.list(made.backups, Backup, changed=lambda backup: True)
+    size = sum(backup.size_bytes for backup in made.backups)
+    newer = f"; {counted(len(made.newer), 'tenant')} had a newer one" if made.newer else ""
+    app.out.say(f"{counted(len(made.backups), 'backup')}, {_size(size)}, in {dumping.store.place}{newer}")
+    copies.tell_left(app, made.left)
+    app.report_failed(copies.of_servers(errors, names) | made.failed, among=names)
+
+
+class _Counter:
+    """Counts backups as they are made, for the line that shows progress."""
+
+    def __init__(self, total: int, show: Any) -> None:
+        self.total, self.show, self.done, self.bytes = total, show, 0, 0
+
+    def __call__(self, found: Any) -> None:
+        self.done += 1
+        self.bytes += getattr(found, "size_bytes", 0)
+        self.show(f"{self.done} of {counted(self.total, 'tenant')}, {_size(self.bytes)} ...")
+
+
+def _size(number: int) -> str:
+    from posduif_cli.render.tables import size
+
+    return size(number)
 
 
 @app.verb("list", example="posduif backup list acme")
@@ -89,12 +111,13 @@ def list_(
 
     app = app_of(ctx)
     limit = duration(check_age) if check_age else None
-    found = store_of(app).backups(tenant)
+    found = copies.store_of(app).backups(tenant)
     app.out.list(found, Backup, empty=Run("backup", "create", tenant or "--all", lead="no backups"))
     if limit is None:
         return
-    newest = {backup.tenant: backup.created_at for backup in found}
-    old = sorted(name for name, at in newest.items() if at < datetime.now(UTC) - limit)
+    newest = {backup.tenant: backup for backup in found}
+    at = datetime.now(UTC) - limit
+    old = sorted(name for name, backup in newest.items() if backup.created_at < at and not backup.dropped)
     if old or not newest:
         app.out.warn(f"older than {check_age}: {', '.join(old)}" if old else "there is no backup")
         raise typer.Exit(1)
@@ -104,7 +127,7 @@ def list_(
 def show(ctx: typer.Context, which: Which) -> None:
     """Show one backup."""
     app = app_of(ctx)
-    app.out.show(store_of(app).find(which))
+    app.out.show(copies.find(app, which).backup)
 
 
 @app.verb("verify", example="posduif backup verify acme")
@@ -115,69 +138,351 @@ def verify(
         typer.Argument(metavar="[ID|FILE|TENANT]...", help="Backups, or tenants: their newest.", show_default=False),
     ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="The newest of every tenant.")] = False,
-    budget: Annotated[
+    older_than: Annotated[
         str | None,
-        typer.Option("--budget", metavar="DURATION", help="Begin none after this time; the longest unproved first."),
+        typer.Option("--older-than", metavar="DURATION", help="Only those whose last proof is older: 7d."),
     ] = None,
+    budget: Budget = None,
+    on: On = None,
+    jobs: Jobs = None,
 ) -> None:
     """Restore backups on a scratch server and compare every row's sum with the dump's. Exits with 1 if one is bad."""
-    from posduif_cli.core.copies import verify
     from posduif_cli.models.copies import Proof
 
     app = app_of(ctx)
     app.out.expect(Proof)
-    if bool(which) == everyone:
+    if bool(which) == (everyone or older_than is not None):
         raise UsageError(
-            "name backups or tenants, or --all",
+            "name backups or tenants, or --all, or --older-than",
             hint=[Run("backup", "verify", "acme"), Run("backup", "verify", "--all")],
         )
-    store = store_of(app)
-    chosen = verify.longest_unproved(store.backups()) if everyone else [store.find(text) for text in which or ()]
-    until = time.monotonic() + duration(budget).total_seconds() if budget else None
-    proofs = verify.verify(chosen, app.config.bin_dir, until=until)
+    verifying = _verifying(app, budget, on, jobs)
+    if which:
+        chosen, wrong = _found(app, which)
+    else:
+        chosen, wrong = _newest(app, duration(older_than) if older_than else None), {}
+    proofs = _prove(app, verifying, chosen)
     app.out.list(proofs, Proof, empty="no backups")
-    counts = {word: sum(proof.verdict == word for proof in proofs) for word in ("proved", "failed", "could_not_verify")}
-    app.out.say(", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing was verified")
+    app.out.say(_counts(proofs))
     if left := len(chosen) - len(proofs):
         app.out.say(f"{counted(left, 'backup')} left for the next time")
-    if counts["failed"]:
+    _judge(proofs)
+    app.report_failed(wrong, among=which)
+
+
+def _found(app: App, which: Sequence[str]) -> "tuple[list[Stored], dict[str, PosduifError]]":
+    """Return the named backups, and what went wrong with the names of the others; raises for a single one."""
+    found: dict[str, Stored] = {}
+    wrong: dict[str, PosduifError] = {}
+    for text in dict.fromkeys(which):
+        try:
+            stored = copies.find(app, text)
+            found.setdefault(stored.backup.location, stored)
+        except BackupNotFound as error:
+            wrong[text] = error
+    if wrong and not found:
+        raise next(iter(wrong.values()))
+    return list(found.values()), wrong
+
+
+def _newest(app: App, older_than: timedelta | None = None) -> "list[Stored]":
+    """Return the newest backup of each tenant, the longest unproved first; of those that were proved before a time."""
+    from posduif_cli.core.copies.verify import longest_unproved
+
+    found = longest_unproved(copies.store_of(app).all())
+    limit = None if older_than is None else datetime.now(UTC) - older_than
+    return [s for s in found if limit is None or s.backup.verified_at is None or s.backup.verified_at < limit]
+
+
+def _verifying(app: App, budget: str | None, on: str | None, jobs: int | None) -> "Verifying":
+    from posduif_cli.core.copies.verify import Verifying
+
+    until = time.monotonic() + duration(budget).total_seconds() if budget else None
+    server = app.fleet.server(on) if on else None
+    return Verifying(copies.keys_of(app), app.config.bin_dir, server, until, jobs or app.config.backup_jobs)
+
+
+def _prove(app: App, verifying: "Verifying", chosen: "Sequence[Stored]") -> "list[Proof]":
+    from posduif_cli.render import progress
+
+    with progress.line(app.out) as show:
+        proofs: list[Proof] = []
+
+        def note(proof: "Proof") -> None:
+            proofs.append(proof)
+            show(f"{_counts(proofs)} of {len(chosen)} ...")
+
+        return verifying.verify(chosen, note)
+
+
+def _counts(proofs: "Sequence[Proof]") -> str:
+    counts = {word: sum(proof.verdict == word for proof in proofs) for word in ("proved", "failed", "could_not_verify")}
+    return ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing was verified"
+
+
+def _judge(proofs: "Sequence[Proof]") -> None:
+    """Exit with 1 where a backup is bad; raise OperationFailed or PartialFailure where one could not be judged."""
+    if any(proof.verdict == "failed" for proof in proofs):
         raise typer.Exit(1)
-    if counts["could_not_verify"]:
-        reasons = [proof.reason or "" for proof in proofs if proof.verdict == "could_not_verify"]
-        kind = PartialFailure if counts["proved"] else OperationFailed
-        raise kind(f"{counted(len(reasons), 'backup')} could not be verified", why=reasons[:3])
+    if unknown := [proof.reason or "" for proof in proofs if proof.verdict == "could_not_verify"]:
+        kind = PartialFailure if len(unknown) < len(proofs) else OperationFailed
+        raise kind(f"{counted(len(unknown), 'backup')} could not be verified", why=list(dict.fromkeys(unknown))[:3])
+
+
+@app.verb("drill", example="posduif backup drill --budget 10m")
+def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs = None) -> None:
+    """Prove the newest backup of every tenant, for as long as there is time: cron's form of `verify`.
+
+    Those that were proved longest ago come first, so that each has its turn. Tenants without a backup are named.
+    """
+    from posduif_cli.core.copies import verify
+    from posduif_cli.models.copies import Drill
+
+    app = app_of(ctx)
+    app.out.expect(Drill)
+    verifying, newest = _verifying(app, budget, on, jobs), _newest(app)
+    tenants, errors = app.fleet.tenants()
+    proofs = _prove(app, verifying, newest)
+    found = verify.drilled(proofs, newest, [t.tenant for t in tenants if t.state in ("active", "suspended")])
+    (app.out if app.out.machine or app.out.fields else app.out.only(*DRILLED)).show(found)
+    for proof in proofs:
+        if proof.verdict != "proved":
+            app.out.warn(f"{proof.tenant}: backup {proof.backup}: {proof.verdict}: {proof.reason}")
+    if found.without:
+        app.out.warn(f"without a backup: {listed(found.without, SHOWN)}")
+    _judge(proofs)
+    app.report_missing(errors)
 
 
 @app.verb("restore", example="posduif backup restore acme --as acme_before")
 def restore(
     ctx: typer.Context,
-    which: Which,
+    which: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ID|FILE|TENANT]", help="A backup's id, its file, or a tenant: its newest.", show_default=False
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--as", metavar="NEW", help="Name of the new tenant; else the backup's own.")
     ] = None,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Every tenant of the store that no server has: for a server that is lost.")
+    ] = False,
+    latest: Annotated[bool, typer.Option("--latest", help="With --all: the newest backup of each.")] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Take the last restore over a tenant back, or give it up.")
+    ] = False,
+    confirm: options.Confirm = None,
+    no_backup: Annotated[
+        bool, typer.Option("--no-backup", help="Make no backup of the tenant before it is replaced.")
+    ] = False,
+    keep: Keep = "7d",
     url: options.Url = None,
     engine_config: options.EngineFiles = None,
     ignore_unreachable: options.IgnoreUnreachable = False,
+    jobs: Jobs = None,
+    dry_run: options.DryRun = False,
 ) -> None:
-    """Restore a backup as a new tenant, and compare what came with the dump. Interrupted, it begins again.
+    """Restore a backup as a new tenant, or over the one that it is of, and compare what came with the dump.
 
-    Its unused enrollment tokens are expired, and its url is empty unless one is given.
+    A new tenant's unused enrollment tokens are expired, and its url is empty unless one is given. Over a tenant, which
+    wants --confirm, its engine is shut out meanwhile; the old database is set aside, and --undo brings it back.
+    Interrupted, the same command goes on.
     """
-    from posduif_cli.core.copies.restore import Restoring
+    from posduif_cli.core.copies import replace
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
-    app.out.expect(Tenant)
-    backup = store_of(app).find(which)
-    wanted = name or backup.tenant
+    if dry_run:
+        _show_restore(app, which, name, everyone=everyone, undo=undo, confirm=confirm, last=not no_backup)
+    elif undo:
+        _undo(app, which, confirm, duration(keep))
+    elif everyone:
+        if which or not latest or name or url:
+            raise UsageError(
+                "--all goes with --latest, and with no name",
+                hint=Run("backup", "restore", "--all", "--latest", "--server", "NEW", "--engine-config", "DIR"),
+            )
+        _restore_all(app, keeping.Folder(engine_config), jobs, ignore_unreachable=ignore_unreachable)
+    elif which is None:
+        raise UsageError("name a backup, or a tenant", hint=Run("backup", "restore", "acme", "--as", "acme_before"))
+    else:
+        app.out.expect(Tenant)
+        stored = copies.find(app, which)
+        wanted = name or stored.backup.tenant
+        over = None if name else _existing(app, wanted)
+        if over is not None:
+            # The newest backup of a tenant may by now be the last one of what is replaced.
+            begun = replace.under_way(over) if which == wanted else None
+            stored = copies.find(app, begun) if begun else stored
+            _replace(app, stored, over, confirm, no_backup, duration(keep))
+        else:
+            _restore(app, stored, wanted, options.url(url), engine_config, ignore_unreachable=ignore_unreachable)
+
+
+def _show_restore(
+    app: App, which: str | None, name: str | None, *, everyone: bool, undo: bool, confirm: str | None, last: bool
+) -> None:
+    """Show what a restore would do, having asked the servers and changed nothing."""
+    from posduif_cli.core.copies import replace, restore
+    from posduif_cli.models.runs import Plan
+
+    if everyone:
+        newest, _, _ = restore.newest(copies.store_of(app).all())
+        app.show_plan(Plan(tuple(step for stored in newest for step in restore.steps(stored, stored.backup.tenant))))
+        return
+    if undo:
+        found = app.fleet.find(which or confirm or "")
+        app.show_plan(Plan(tuple(replace.steps(found, None, last=False))))
+        return
+    if which is None:
+        raise UsageError("name a backup, or a tenant", hint=Run("backup", "restore", "acme", "--as", "acme_before"))
+    stored = copies.find(app, which)
+    wanted = name or stored.backup.tenant
+    over = None if name else _existing(app, wanted)
+    last = last and app.config.backup_dir is not None
+    app.show_plan(Plan(tuple(replace.steps(over, stored, last=last) if over else restore.steps(stored, wanted))))
+
+
+def _existing(app: App, name: str) -> Any:
+    """Return the tenant of a name that a restore would go over; None where it would be a new one."""
+    from posduif_cli.core.copies import replace
+    from posduif_cli.errors import TenantNotFound
+
+    try:
+        found = app.fleet.find(name)
+    except TenantNotFound:
+        return None
+    return found if replace.is_over(found) else None
+
+
+def _restore(
+    app: App, stored: "Stored", wanted: str, url: str | None, engine_config: Any, *, ignore_unreachable: bool
+) -> None:
+    from posduif_cli.core.copies.restore import Restoring
+
     keep = keeping.keeper(app, wanted, engine_config)
-    tenant = Restoring(app.fleet, backup, wanted, options.url(url), app.config.bin_dir, keep, ignore_unreachable).run()
+    tenant = Restoring(app.fleet, copies.loading(app, stored), wanted, url, keep, ignore_unreachable).run()
+    backup = stored.backup
     app.out.say(f"tenant {wanted} restored from backup {backup.backup} of {backup.tenant}, and compared with it")
     if keep is not None:
         keep.tell(app, wanted)
     app.out.show(tenant, changed=True)
     if keep is None:
         app.out.say(keeping.rotate(wanted, "its engine has no password yet"))
+
+
+def _replace(app: App, stored: "Stored", found: Any, confirm: str | None, no_backup: bool, keep: timedelta) -> None:
+    from posduif_cli.core.copies.replace import Replacing
+    from posduif_cli.render.tables import cell
+
+    backup, name = stored.backup, found.tenant.tenant
+    at = cell(backup.created_at)
+    app.confirm(name, confirm, f"replace tenant {name} on server {found.server.name} by its backup of {at}")
+    final = copies.maybe(app, "backup restore", not no_backup)
+    tenant, aside = Replacing(app.fleet, found, copies.loading(app, stored), final, keep).run()
+    app.out.say(f"tenant {name} is as backup {backup.backup} has it, and was compared with it")
+    _tell_aside(app, aside)
+    app.out.show(tenant, changed=True)
+
+
+def _tell_aside(app: App, aside: "Aside") -> None:
+    from posduif_cli.core.copies.replace import undoing
+    from posduif_cli.render.tables import cell
+
+    app.out.say(f"the database before is set aside as {aside.database} until {cell(aside.until)}")
+    app.out.say(undoing(aside.tenant, "to swap back"))
+    app.out.say(Run("backup", "discard", aside.tenant, "--confirm", aside.tenant, lead="to drop it"))
+    for slot in aside.slots:
+        app.out.warn(f"replication slot {slot} went with it and holds back WAL: drop it, and let its reader begin anew")
+
+
+def _undo(app: App, which: str | None, confirm: str | None, keep: timedelta) -> None:
+    from posduif_cli.core.copies import replace
+    from posduif_cli.models.tenants import Tenant
+
+    app.out.expect(Tenant)
+    name = which or confirm
+    if name is None:
+        raise UsageError("--undo wants the tenant's name", hint=replace.undoing("TENANT"))
+    found = app.fleet.find(name)
+    app.confirm(name, confirm, f"take back the restore of tenant {name}: what was written since is set aside")
+    tenant, aside = replace.undo(app.fleet, found, keep)
+    if aside is None:
+        app.out.say(f"the restore of {name} was given up")
+    else:
+        app.out.say(f"tenant {name} is as it was before its restore")
+        _tell_aside(app, aside)
+    if tenant is not None:
+        app.out.show(tenant, changed=True)
+
+
+def _restore_all(app: App, folder: keeping.Folder, jobs: int | None, *, ignore_unreachable: bool) -> None:
+    from posduif_cli.core.copies import restore
+    from posduif_cli.core.fleet.run import Pace
+
+    newest, dropped, bad = restore.newest(copies.store_of(app).all())
+    with runs.watched(app, Pace(jobs or app.config.backup_jobs)) as run:
+        restore.restore_all(
+            run, [copies.loading(app, stored) for stored in newest], folder, ignore_unreachable=ignore_unreachable
+        )
+    folder.tell(app)
+    if dropped:
+        app.out.say(f"not brought back, for they were dropped on purpose: {listed(dropped, SHOWN)}")
+    if bad:
+        app.out.warn(f"every backup of these failed its verification: {listed(bad, SHOWN)}")
+    if folder.folder is None and any(outcome.changed for outcome in run.outcomes):
+        app.out.say(
+            Run(
+                "tenant",
+                "rotate-password",
+                "--all",
+                "--engine-config",
+                "DIR",
+                lead="their engines have no passwords yet",
+            )
+        )
+    runs.conclude(app, run, {}, None, every=True)
+
+
+@app.verb("discard", example="posduif backup discard acme --confirm acme")
+def discard(
+    ctx: typer.Context,
+    tenant: Annotated[
+        str | None, typer.Argument(metavar="[TENANT]", help="Whose; without it they are listed.", show_default=False)
+    ] = None,
+    confirm: options.Confirm = None,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Drop the databases that restores over a tenant set aside; without a name list those of all."""
+    from posduif_cli.core.copies import replace
+    from posduif_cli.core.fleet.asides import asides
+    from posduif_cli.core.fleet.fleet import split
+    from posduif_cli.models.copies import Aside
+    from posduif_cli.models.runs import Plan, Step
+
+    app = app_of(ctx)
+    if tenant is not None and not dry_run:
+        app.out.expect(Aside)
+    told, errors = split(app.fleet.ask(lambda session: asides(session, tenant)))
+    found = [aside for on_server in told.values() for aside in on_server]
+    if tenant is None:
+        app.out.list(found, Aside, empty="no database is set aside")
+        app.report_missing(errors)
+        return
+    if dry_run:
+        steps = (Step("drop database", aside.database, f"DROP DATABASE {aside.database}") for aside in found)
+        app.show_plan(Plan(tuple(steps)))
+        return
+    if found:
+        app.confirm(tenant, confirm, f"drop {', '.join(aside.database for aside in found)}, once tenant {tenant}")
+    for aside in found:
+        with app.fleet.maintenance(app.fleet.server(aside.server)) as session:
+            session.require_admin()
+            replace.discard(session, aside)
+    app.out.list(found, Aside, empty=f"no database of {tenant} is set aside", changed=lambda aside: True)
+    app.report_missing(errors)
 
 
 @app.verb("remove", example="posduif backup remove 20261126T014941Z-7f3a --confirm 20261126T014941Z-7f3a")
@@ -187,11 +492,11 @@ def remove(ctx: typer.Context, which: Which, confirm: options.Confirm = None) ->
 
     app = app_of(ctx)
     app.out.expect(Backup)
-    store = store_of(app)
-    backup = store.find(which)
+    stored = copies.find(app, which)
+    backup = stored.backup
     why = f", which is pinned ({backup.pinned})" if backup.pinned else ""
     app.confirm(backup.backup, confirm, f"delete backup {backup.backup} of {backup.tenant}{why}")
-    store.remove(backup)
+    stored.remove()
     app.out.say(f"deleted: {backup.location}")
     app.out.show(backup, changed=True)
 
@@ -203,11 +508,10 @@ def unpin(ctx: typer.Context, which: Which) -> None:
 
     app = app_of(ctx)
     app.out.expect(Backup)
-    store = store_of(app)
-    backup = store.find(which)
-    changed = store.unpin(backup)
-    app.out.say(f"backup {backup.backup} {'is' if changed else 'was'} not pinned")
-    app.out.show(store.find(backup.backup), changed=changed)
+    stored = copies.find(app, which)
+    changed = stored.unpin()
+    app.out.say(f"backup {stored.backup.backup} {'is' if changed else 'was'} not pinned")
+    app.out.show(stored.store.read(stored.key).backup, changed=changed)
 
 
 @app.verb("prune", example="posduif backup prune --dry-run")
@@ -215,7 +519,7 @@ def prune(ctx: typer.Context, confirm: options.Confirm = None, dry_run: options.
     """Delete backups that no rule of backup.keep keeps, and say why each of the others stays.
 
     The newest of each tenant, the newest that was proved, and pinned ones always stay. To delete more than half of all
-    wants --confirm with the name of the folder.
+    wants --confirm with the name of the folder. Databases that were set aside are dropped when their time is over.
     """
     from posduif_cli.core.copies import retention
     from posduif_cli.models.copies import Pruned
@@ -223,12 +527,33 @@ def prune(ctx: typer.Context, confirm: options.Confirm = None, dry_run: options.
     app = app_of(ctx)
     if not dry_run:
         app.out.expect(Pruned)
-    store = store_of(app)
+    store = copies.store_of(app)
     plan = retention.plan(store, app.config.backup_keep, datetime.now(UTC))
-    going = [row for row in plan if not row.kept]
+    going = [row for _, row in plan if not row.kept]
     if 2 * len(going) > len(plan) and not dry_run:
-        app.confirm(store.root.name, confirm, f"delete {len(going)} of {counted(len(plan), 'backup')} in {store.root}")
-    rows = plan if dry_run else retention.carry_out(store, plan, time.time())
+        name = store.place.rstrip("/").rpartition("/")[2]
+        app.confirm(name, confirm, f"delete {len(going)} of {counted(len(plan), 'backup')} in {store.place}")
+    rows = [row for _, row in plan] if dry_run else retention.carry_out(store, plan)
     app.out.list(rows, Pruned, empty="no backups")
     deleted = f"{counted(len(going), 'backup')} {'would be ' * dry_run}deleted, {len(plan) - len(going)} kept"
     app.out.say(deleted)
+    if app.config.servers:
+        _discard_old(app, dry_run=dry_run)
+
+
+def _discard_old(app: App, *, dry_run: bool) -> None:
+    """Drop the databases that were set aside and whose time is over."""
+    from posduif_cli.core.copies import replace
+    from posduif_cli.core.fleet.asides import asides
+    from posduif_cli.core.fleet.fleet import split
+
+    now = datetime.now(UTC)
+    told, errors = split(app.fleet.ask(asides))
+    for aside in (aside for on_server in told.values() for aside in on_server):
+        if aside.until is not None and aside.until < now:
+            if not dry_run:
+                with app.fleet.maintenance(app.fleet.server(aside.server)) as session:
+                    session.require_admin()
+                    replace.discard(session, aside)
+            app.out.say(f"{aside.database}, once tenant {aside.tenant}, {'would be ' * dry_run}dropped")
+    app.report_missing(errors)

@@ -1,14 +1,15 @@
 """`posduif doctor`: whether this machine, the configuration and the servers are fit for posduif."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
 
-from posduif_cli.cli import completion
+from posduif_cli.cli import completion, copies
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.config import load as config
-from posduif_cli.errors import ConfigurationError
+from posduif_cli.errors import ConfigurationError, PosduifError
 
 if TYPE_CHECKING:
     from posduif_cli.core.checks.facts import Machine
@@ -51,8 +52,34 @@ def _examine(app: App) -> "list[Finding]":
         fleet = app.fleet
     except ConfigurationError as error:
         unnamed = error
-    configuration = Configuration(passfile, settings.path, settings.secret, app.folders, unnamed=unnamed)
+    key = key_error = None
+    if settings.backup_recipients:
+        key, key_error = _try_key(app)
+    configuration = Configuration(
+        passfile, settings.path, settings.secret, app.folders, unnamed=unnamed, key=key, key_error=key_error
+    )
     return doctor.examine(_machine(settings.terminal), configuration, fleet)
+
+
+def _try_key(app: App) -> tuple[bool, PosduifError | None]:
+    """Return whether encrypted backups could be decrypted here, and what is wrong if one could not."""
+    from posduif_cli.core.copies import stores
+
+    keys = copies.keys_of(app)
+    try:
+        if keys.identity_file is None:
+            keys.readers()
+            return False, None
+        keys.open_canary(keys.canary())
+        if app.config.backup_dir is not None:
+            left = None
+            with suppress(ConfigurationError):  # no backup was made yet
+                left = stores.canary(copies.store_of(app), keys)
+            if left is not None:
+                keys.open_canary(left)
+    except PosduifError as error:
+        return True, error
+    return True, None
 
 
 def _machine(terminal: config.Terminal) -> "Machine":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from posduif_cli.cli import options, runs
+from posduif_cli.cli import copies, options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import PosduifError, Run, UsageError
 from posduif_cli.notation import duration
@@ -101,6 +101,9 @@ def up(
     pause: Pause = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tenants whose last migration failed.")] = False,
     list_all: options.ListAll = False,
+    backup: Annotated[
+        bool, typer.Option("--backup", help="Back each tenant up before anything is applied to it, and pin that.")
+    ] = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Apply pending migrations: each in one transaction with its version row and the record.
@@ -125,13 +128,14 @@ def up(
         app.report_failed(errors, among=names)
         return
     pace = Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
+    dump = copies.dumping(app, "migrate up", pin="before migrate up").dump if backup else None
     with runs.watched(app, pace) as run:
 
         def tell_risks(versions: set[str]) -> None:
             for risk in remarks(app, versions):
                 run.tell(f"warning: {risk}")
 
-        errors = rollout.up(run, tenants=names, failed=failed, on_pending=tell_risks)
+        errors = rollout.up(run, tenants=names, failed=failed, on_pending=tell_risks, before=dump)
     name_faults(app)
     runs.conclude(app, run, errors, names, every=bool(names) or list_all, list_all=list_all)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posduif_cli import notation
-from posduif_cli.cli import keeping, options, runs
+from posduif_cli.cli import copies, keeping, options, runs
 from posduif_cli.cli.context import App, Noun, app_of, counted
 from posduif_cli.errors import Busy, ConfigurationError, NoTargets, Run, UsageError, WrongState
 from posduif_cli.notation import moment
@@ -587,8 +587,8 @@ def _refresh_all(app: App, folder: Path, jobs: int, list_all: bool) -> None:
     _conclude(app, run, errors, None, list_all)
 
 
-def _danger(loss: "Loss") -> str:
-    """Say what dropping a tenant destroys."""
+def _danger(loss: "Loss", *, saved: bool) -> str:
+    """Say what dropping a tenant destroys; *saved* says that a backup of it is made first."""
     if loss.uncounted:
         return f"drop tenant {loss.tenant} on server {loss.server}; its rows were not counted: {loss.uncounted}"
     if loss.users is None:
@@ -596,30 +596,47 @@ def _danger(loss: "Loss") -> str:
     last = f", last activity {moment(loss.last_activity)}" if loss.last_activity else ""
     rows = ((loss.users, "user"), (loss.devices, "device"), (loss.messages, "message"))
     counts = ", ".join(counted(number or 0, noun) for number, noun in rows)
-    return f"drop tenant {loss.tenant} on server {loss.server} with {counts}{last}"
+    back = "" if saved else "; no last backup is made, so nothing brings it back"
+    return f"drop tenant {loss.tenant} on server {loss.server} with {counts}{last}{back}"
 
 
 @app.verb("drop", example="posduif tenant drop acme --confirm acme")
 def drop(
-    ctx: typer.Context, name: options.Tenant, confirm: options.Confirm = None, dry_run: options.DryRun = False
+    ctx: typer.Context,
+    name: options.Tenant,
+    confirm: options.Confirm = None,
+    no_backup: Annotated[bool, typer.Option("--no-backup", help="Make no last backup.")] = False,
+    dry_run: options.DryRun = False,
 ) -> None:
-    """Drop a tenant: its engine's sessions, its database with everything in it, its role."""
-    from posduif_cli.core.tenants import drop
+    """Drop a tenant: its engine's sessions, its database with everything in it, its role.
+
+    Where backup.dir is configured, a last backup is made first, and pinned.
+    """
+    from posduif_cli.core.copies import drop
+    from posduif_cli.core.tenants.drop import dropping
     from posduif_cli.models.tenants import Loss
 
     app = app_of(ctx)
+    last = not no_backup and app.config.backup_dir is not None
     if dry_run:
-        app.show_plan(drop.dropping(app.fleet, app.fleet.find(name)))
+        app.show_plan(dropping(app.fleet, app.fleet.find(name), (lambda conn: None) if last else None))
         return
     app.out.expect(Loss)
-    loss, changed = drop.drop(
+    found = app.fleet.find(name)
+    loss, changed, backup = drop.drop(
         app.fleet,
-        app.fleet.find(name),
+        found,
+        copies.maybe(app, "tenant drop", last),
         confirmed=confirm == name,
-        confirm=lambda loss: app.confirm(name, confirm, _danger(loss)),
+        confirm=lambda loss: app.confirm(name, confirm, _danger(loss, saved=last)),
     )
     gone = f"dropped from server {loss.server}" if changed else "was dropped by another command in this moment"
     app.out.say(f"tenant {name} {gone}")
+    if backup is not None:
+        app.out.say(Run("backup", "restore", backup.backup, lead="its last backup brings it back"))
+    elif changed:
+        why = "--no-backup was given" if no_backup else "backup.dir is not configured"
+        app.out.say(f"no last backup was made: {why if not last else 'it was not whole'}")
     if changed:
         app.out.say("stop its engine and its web-api: they would go on trying to log in, several times per second")
     app.out.show(loss, changed=changed)

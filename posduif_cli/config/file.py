@@ -79,6 +79,16 @@ def _path(value: Any) -> Path | None:
     return None if value is None else Path(_text(value)).expanduser()
 
 
+def _place(value: Any) -> Path | str | None:
+    return value if isinstance(value, str) and value.startswith("s3://") else _path(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of texts")
+    return tuple(_text(item) for item in value)
+
+
 def _paths(value: Any) -> tuple[Path, ...]:
     if not isinstance(value, list):
         raise ValueError("must be a list of folders")
@@ -111,7 +121,9 @@ SCHEMA: dict[str, Reader] = {
     "migrations.paths": _paths,
     "migrations.lock_timeout": _span,
     "migrations.statement_timeout": _span,
-    "backup.dir": _path,
+    "backup.dir": _place,
+    "backup.encrypt_to": _texts,
+    "backup.identity_file": _path,
     "backup.jobs": _count,
     "backup.keep.last": _number,
     "backup.keep.daily": _number,
@@ -211,7 +223,9 @@ servers:
 #   statement_timeout: 5m
 
 # backup:
-#   dir: /srv/backups         # it has no default
+#   dir: /srv/backups         # it has no default; or s3://BUCKET/PREFIX
+#   encrypt_to: []            # recipients of age, who can decrypt backups: age1...; name two
+#   identity_file: null       # the file of an age identity, where backups are to be verified and restored
 #   jobs: 2
 #   keep: {{daily: 7, weekly: 4, monthly: 12}}
 

@@ -46,7 +46,9 @@ class Config:
     statement_timeout: timedelta
     data_dir: Path
     bin_dir: Path | None
-    backup_dir: Path | None
+    backup_dir: Path | str | None
+    backup_recipients: tuple[str, ...]
+    backup_identity: Path | None
     backup_jobs: int
     backup_keep: Mapping[str, int]
     output: str | None
@@ -70,6 +72,8 @@ DEFAULTS: dict[str, Any] = {
     "embedded.data_dir": None,
     "embedded.bin_dir": None,
     "backup.dir": None,
+    "backup.encrypt_to": (),
+    "backup.identity_file": None,
     "backup.jobs": 2,
     "backup.keep.last": 0,
     "backup.keep.daily": 7,
@@ -95,8 +99,8 @@ MALFORMED = "malformed, and not shown: it may hold a password"
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
     """Have relative paths start from the file's own folder, not from wherever cron runs the command."""
-    for key in ("embedded.data_dir", "embedded.bin_dir", "backup.dir"):
-        if values.get(key):
+    for key in ("embedded.data_dir", "embedded.bin_dir", "backup.dir", "backup.identity_file"):
+        if isinstance(values.get(key), Path):
             values[key] = folder / values[key]
     for key in values:
         if re.fullmatch(r"servers\.[^.]+\.engine\.secret_file", key) and values[key]:
@@ -159,6 +163,8 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, 
         data_dir=data_dir.absolute(),
         bin_dir=get("embedded.bin_dir"),
         backup_dir=get("backup.dir"),
+        backup_recipients=get("backup.encrypt_to"),
+        backup_identity=get("backup.identity_file"),
         backup_jobs=get("backup.jobs"),
         backup_keep={rule: get(f"backup.keep.{rule}") for rule in ("last", "daily", "weekly", "monthly")},
         output=given.get("output", (None,))[0],

@@ -1,201 +1,497 @@
-"""Where backups lie: a folder per tenant, a folder per backup, and what makes one whole.
+"""Where backups lie: a folder per tenant, in it a folder per backup, and what makes one whole.
 
-A backup is written into `.part-ID` and renamed when all of it is on the disk, so that what has a name is whole.
+    ROOT/posduif-backups.json     marks the place as one of backups
+    ROOT/TENANT/ID/               a backup: its name is there when all of it is on the disk
+        data.dump.zst[.age]       the dump
+        manifest.json             what is in it
+        proof.jsonl               one line per verification
+        pin.json                  why it is to be kept
+    ROOT/TENANT/.making .reading  held while a backup of the tenant is made, and while one is read or removed
+    ROOT/.part-ID/                what is being made or removed
+
+`Storage` is what such a place must be able to do. A folder does it here; `copies.stores` has object stores.
 """
 
+import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import IO, Any, Protocol
 
-from posduif_cli.errors import BackupNotFound, ConfigurationError, Run
+from posduif_cli.db.patience import Patience
+from posduif_cli.errors import BackupNotFound, Busy, ConfigurationError, DamagedBackup, OperationFailed, Run
 from posduif_cli.models.copies import Backup
 
-MARKER, DATA, MANIFEST, PROOFS, PIN = (
-    "posduif-backups.json", "data.dump.zst", "manifest.json", "proof.jsonl", "pin.json"
+MARKER, DATA, MANIFEST, PROOFS, PIN, MAKING, READING = (
+    "posduif-backups.json", "data.dump.zst", "manifest.json", "proof.jsonl", "pin.json", ".making", ".reading"
 )  # fmt: skip
+DROP = "tenant drop"  # the command that makes the last backup of a tenant
+CANARY = "canary-{}.age"
 ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 PART = ".part-"
 DAY = 86_400.0  # seconds
+SPARE = 16 * 1024**2  # bytes that a backup leaves free
+
+
+class Draft(Protocol):
+    """A backup that is being made: nobody sees it until it is published."""
+
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Lend a file to write to; it is on the disk when the block ends."""
+
+    def publish(self, manifest: bytes, pin: bytes | None) -> None:
+        """Write the manifest, and give the whole backup its name."""
+
+
+class Storage(Protocol):
+    """A place for backups; a *path* is `TENANT/ID/FILE`, a *key* `TENANT/ID`. Methods raise what `Store` names."""
+
+    place: str
+
+    def listing(self) -> Mapping[str, Iterable[str]]:
+        """Return the names of the files of every whole backup, by its key."""
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a small file; None where there is none."""
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return the contents of many small files."""
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small file, whole or not at all."""
+
+    def append(self, path: str, line: bytes) -> None:
+        """Add a line to a small file."""
+
+    def delete(self, path: str) -> None:
+        """Delete a small file, if it is there."""
+
+    def draft(self, key: str) -> AbstractContextManager[Draft]:
+        """Begin a backup; what is not published when the block ends is removed."""
+
+    def fetch(self, path: str, folder: Path) -> Path:
+        """Return a file of this machine with the content; made in *folder* where the storage is none of files."""
+
+    def remove(self, key: str) -> None:
+        """Remove a backup; killed midway it is in no listing."""
+
+    def sweep(self, before: float) -> None:
+        """Remove what was begun before a time, in seconds of the epoch, and never became a backup."""
+
+    def lock(self, path: str, *, shared: bool = False) -> AbstractContextManager[None]:
+        """Hold the lock of a file; raises Busy."""
+
+    def free(self) -> int | None:
+        """Return how many bytes are free; None where there is no such limit."""
+
+    def location(self, key: str) -> str:
+        """Return where a backup is, for people."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of backups, which has posduif's marker."""
+    """The backups in a storage, which has posduif's marker."""
 
-    root: Path
+    storage: Storage
+
+    @property
+    def place(self) -> str:
+        """Where it is, as the configuration says it."""
+        return self.storage.place
 
     @classmethod
-    def open(cls, root: Path | None, *, make: bool = False) -> "Store":
-        """Return the store in *root*; with *make* an empty or missing folder becomes one. Raises ConfigurationError."""
-        if root is None:
-            raise ConfigurationError(
-                "no folder for backups is configured", hint="set backup.dir in the configuration to a folder"
-            )
-        marker = root / MARKER
-        try:
-            if make and not marker.exists():
-                root.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if any(root.iterdir()):
-                    raise ConfigurationError(
-                        f"{root} holds other things than backups",
-                        why=f"it is not empty and has no {MARKER}",
-                        hint="set backup.dir to an empty folder, or to one that does not exist",
-                    )
-                write(marker, json.dumps({"format": 1}).encode())
-            if not marker.is_file():
+    def open(cls, storage: Storage, *, make: bool = False, empty: Callable[[], bool] = lambda: True) -> "Store":
+        """Return the store in a storage; with *make* one that is *empty* becomes one. Raises ConfigurationError."""
+        if storage.read(MARKER) is None:
+            if make and not empty():
                 raise ConfigurationError(
-                    f"{root} is no folder of backups", why=f"it has no {MARKER}", hint=Run("backup", "create", "--all")
+                    f"{storage.place} holds other things than backups",
+                    why=f"it is not empty and has no {MARKER}",
+                    hint="set backup.dir to an empty place, or to one that does not exist",
                 )
-        except OSError as error:
-            raise ConfigurationError(f"{root} cannot be used for backups", why=error.strerror) from None
-        return cls(root)
+            if not make:
+                why, hint = f"it has no {MARKER}", Run("backup", "create", "--all")
+                raise ConfigurationError(f"{storage.place} is no place of backups", why=why, hint=hint)
+            storage.write(MARKER, json.dumps({"format": 1}).encode())
+        return cls(storage)
 
-    def begin(self, at: datetime) -> tuple[str, Path]:
-        """Return the id of a new backup and an empty folder for it, which no listing shows."""
+    @contextmanager
+    def draft(self, tenant: str, at: datetime) -> Iterator[tuple[str, Draft]]:
+        """Begin a backup of a snapshot of the time *at*; yield its id."""
         id_ = f"{at.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-        part = self.root / f"{PART}{id_}"
-        part.mkdir(mode=0o700)
-        return id_, part
+        with self.storage.draft(f"{tenant}/{id_}") as draft:
+            yield id_, draft
 
-    def publish(self, part: Path, tenant: str, id_: str) -> Backup:
-        """Give a whole backup its name."""
-        folder = self.root / tenant
-        folder.mkdir(mode=0o700, exist_ok=True)
-        sync(part)
-        part.rename(folder / id_)
-        sync(folder)
-        return self.read(folder / id_)
+    def require_room(self, wanted: int) -> None:
+        """Raise OperationFailed unless so many bytes are free, and some more."""
+        free = self.storage.free()
+        if free is not None and free < wanted + SPARE:
+            raise OperationFailed(
+                f"there is no room for the backup in {self.place}",
+                why=f"{free >> 20} MiB are free, and it takes about {wanted >> 20}",
+                hint=[Run("backup", "prune", "--dry-run"), "make room there"],
+            )
+
+    def all(self, tenant: str | None = None) -> "list[Stored]":
+        """Return all backups, or those of a tenant, the oldest first."""
+        keys = {key: set(names) for key, names in self.storage.listing().items() if _of(key, tenant)}
+        wanted = [f"{key}/{name}" for key, names in keys.items() for name in (MANIFEST, PROOFS, PIN) if name in names]
+        told = dict(zip(wanted, self.storage.read_all(wanted), strict=True))
+        found = [
+            Stored(self, key, _backup(self.storage.location(key), noted, *_notes(told, key)))
+            for key in keys
+            if (noted := _manifest(told[f"{key}/{MANIFEST}"], self.storage.location(key))) is not None
+        ]
+        return sorted(found, key=lambda stored: (stored.backup.created_at, stored.backup.backup))
 
     def backups(self, tenant: str | None = None) -> list[Backup]:
-        """Return all backups, or those of a tenant, the oldest first."""
-        found = [path for path in self.root.glob(f"{tenant or '*'}/*/{MANIFEST}") if ID.fullmatch(path.parent.name)]
-        return sorted((self.read(path.parent) for path in found), key=lambda backup: (backup.created_at, backup.backup))
+        """Return what `all` returns, without where they are."""
+        return [stored.backup for stored in self.all(tenant)]
 
-    def find(self, text: str) -> Backup:
-        """Return the backup with an id, in a file's place, or the newest of a tenant; raises BackupNotFound."""
-        if "/" in text:
-            path = Path(text).expanduser().absolute()
-            folder = path.parent if path.name in (DATA, MANIFEST) else path
-            if (folder / MANIFEST).is_file():
-                return self.read(folder)
-        elif text[:1].isdigit():
-            for path in self.root.glob(f"*/{text}/{MANIFEST}"):
-                return self.read(path.parent)
-        elif found := self.backups(text):
+    def find(self, text: str) -> "Stored":
+        """Return the backup with an id, or the newest of a tenant; raises BackupNotFound."""
+        if text[:1].isdigit():
+            for key in self.storage.listing():
+                if key.endswith(f"/{text}"):
+                    return self.read(key)
+        elif found := self.all(text):
             return found[-1]
-        raise BackupNotFound(f"there is no backup {text} in {self.root}", hint=Run("backup", "list"))
+        raise BackupNotFound(f"there is no backup {text} in {self.place}", hint=Run("backup", "list"))
 
-    def read(self, folder: Path) -> Backup:
-        """Return one backup by its folder; raises ConfigurationError for a manifest that cannot be read."""
-        noted = manifest(folder)
-        proofs = _proofs(folder)
-        proof: Mapping[str, Any] = proofs[-1] if proofs else {}
-        data = noted["files"][0]
-        return Backup(
-            backup=noted["id"],
-            tenant=noted["tenant"],
-            server=noted["server"],
-            created_at=datetime.fromisoformat(noted["snapshot_at"]),
-            seconds=noted["seconds"],
-            size_bytes=data["bytes"],
-            schema_version=noted["schema"]["version"],
-            server_version=noted["postgres"]["server"],
-            file=data["name"],
-            checksum=data["sha256"],
-            verified_at=datetime.fromisoformat(proof["at"]) if proof else None,
-            verified=proof.get("verdict"),
-            pinned=_pin(folder),
-            encrypted=False,
-            location=folder,
-        )
+    def read(self, key: str) -> "Stored":
+        """Return one backup by its key; raises ConfigurationError for a manifest that cannot be read."""
+        paths = [f"{key}/{name}" for name in (MANIFEST, PROOFS, PIN)]
+        told = dict(zip(paths, self.storage.read_all(paths), strict=True))
+        noted = _manifest(told[paths[0]], self.storage.location(key))
+        if noted is None:
+            raise BackupNotFound(f"there is no backup in {self.storage.location(key)}", hint=Run("backup", "list"))
+        return Stored(self, key, _backup(self.storage.location(key), noted, *_notes(told, key)))
 
-    def unpin(self, backup: Backup) -> bool:
-        """Take back the note that a backup is to be kept; return whether there was one."""
-        pin = backup.location / PIN
-        there = pin.exists()
-        pin.unlink(missing_ok=True)
-        sync(backup.location)
-        return there
-
-    def incarnations(self) -> list[list[Backup]]:
+    def incarnations(self) -> "list[list[Stored]]":
         """Return all backups by what they are of: a tenant that was dropped and made again is another."""
-        groups: dict[str, list[Backup]] = {}
-        for backup in self.backups():
-            key = json.dumps([backup.tenant, manifest(backup.location).get("incarnation")], sort_keys=True)
-            groups.setdefault(key, []).append(backup)
+        groups: dict[tuple[str, str], list[Stored]] = {}
+        for stored in self.all():
+            groups.setdefault((stored.backup.tenant, stored.backup.incarnation), []).append(stored)
         return list(groups.values())
 
-    def sweep(self, now: float) -> None:
-        """Delete what unfinished and half deleted backups of a day ago left."""
+
+def _of(key: str, tenant: str | None) -> bool:
+    return tenant is None or key.startswith(f"{tenant}/")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One backup, and the store that it is in under *key*."""
+
+    store: Store
+    key: str
+    backup: Backup
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the dump holds, as its manifest says; raises ConfigurationError, and DamagedBackup for another's."""
+        noted = _manifest(self.store.storage.read(f"{self.key}/{MANIFEST}"), self.backup.location)
+        if noted is None:
+            raise BackupNotFound(f"there is no backup in {self.backup.location}", hint=Run("backup", "list"))
+        tenant, _, id_ = self.key.rpartition("/")
+        if noted["id"] != id_ or (tenant and noted["tenant"] != tenant):
+            raise DamagedBackup(
+                f"{self.backup.location} is damaged", why=f"its manifest is that of {noted['tenant']}/{noted['id']}"
+            )
+        return noted
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the backup from being removed inside the block; raises Busy."""
+        with self.store.storage.lock(self._lock, shared=True):
+            yield
+
+    def fetch(self, folder: Path) -> Path:
+        """Return the dump as a file of this machine."""
+        return self.store.storage.fetch(f"{self.key}/{self.backup.file}", folder)
+
+    def prove(self, proof: Mapping[str, Any]) -> None:
+        """Append what a verification found."""
+        self.store.storage.append(f"{self.key}/{PROOFS}", json.dumps(proof).encode())
+
+    def note_return(self) -> None:
+        """Note that the tenant, which was dropped after this backup, is there again."""
+        if self.backup.dropped:
+            pin = {"why": self.backup.pinned, "returned": True} if self.backup.pinned else {"returned": True}
+            self.store.storage.write(f"{self.key}/{PIN}", json.dumps(pin).encode())
+
+    def unpin(self) -> bool:
+        """Take back the note that the backup is to be kept; return whether there was one."""
+        self.store.storage.delete(f"{self.key}/{PIN}")
+        return self.backup.pinned is not None
+
+    def remove(self) -> None:
+        """Delete the backup; raises Busy."""
+        with self.store.storage.lock(self._lock):
+            self.store.storage.remove(self.key)
+
+    @property
+    def _lock(self) -> str:
+        return f"{self.key.rpartition('/')[0]}/{READING}".lstrip("/")
+
+
+def at(path: Path) -> Stored:
+    """Return the backup in a place of files, wherever that is; raises BackupNotFound."""
+    path = path.expanduser().absolute()
+    folder = path if (path / MANIFEST).is_file() else path.parent
+    if not (folder / MANIFEST).is_file():
+        raise BackupNotFound(f"there is no backup in {path}", why=f"it has no {MANIFEST}", hint=Run("backup", "list"))
+    tenant = folder.parent
+    in_store = (tenant.parent / MARKER).is_file()
+    storage, key = (
+        (Folder(tenant.parent), f"{tenant.name}/{folder.name}") if in_store else (Folder(tenant), folder.name)
+    )
+    return Store(storage).read(key)
+
+
+def _manifest(content: bytes | None, location: str) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    try:
+        noted = json.loads(content)
+        if noted["format"] != 1:
+            raise ConfigurationError(f"{location} is of a newer posduif", hint=Run("version"))
+        return dict(noted)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"the manifest in {location} cannot be read", why=str(error)) from None
+
+
+def _notes(told: Mapping[str, bytes | None], key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the last proof and the note why a backup is kept; {} for what is not there."""
+    proof: Mapping[str, Any] = {}
+    for line in (told.get(f"{key}/{PROOFS}") or b"").splitlines():
+        with suppress(ValueError):  # half a line, of a kill
+            proof = json.loads(line)
+    try:
+        pin = json.loads(told.get(f"{key}/{PIN}") or b"{}")
+    except ValueError:
+        pin = {}
+    return proof, pin if isinstance(pin, dict) else {}
+
+
+def _backup(location: str, noted: Mapping[str, Any], proof: Mapping[str, Any], pin: Mapping[str, Any]) -> Backup:
+    data, of = noted["files"][0], noted["incarnation"]
+    return Backup(
+        backup=noted["id"],
+        tenant=noted["tenant"],
+        server=noted["server"],
+        created_at=datetime.fromisoformat(noted["snapshot_at"]),
+        seconds=noted["seconds"],
+        size_bytes=data["bytes"],
+        rows=sum(table["rows"] for table in noted["tables"]),
+        schema_version=noted["schema"]["version"],
+        server_version=noted["postgres"]["server"],
+        file=data["name"],
+        checksum=data["sha256"],
+        trigger=noted["trigger"],
+        verified_at=datetime.fromisoformat(proof["at"]) if proof else None,
+        verified=proof.get("verdict"),
+        restore_seconds=proof.get("seconds") if proof.get("verdict") == "proved" else None,
+        pinned=str(pin["why"]) if "why" in pin else None,
+        dropped=noted["trigger"] == DROP and not pin.get("returned"),
+        encrypted=bool(noted["encryption"]["recipients"]),
+        incarnation=f"{of['system_identifier']}/{of['database_oid']}/{of['created']}",
+        location=location,
+    )
+
+
+def usual(backups: Sequence[Backup], measure: Callable[[Backup], float], last: int = 7) -> float | None:
+    """Return the median of the last backups of a tenant; None without any."""
+    return median(map(measure, backups[-last:])) if backups else None
+
+
+class Folder:
+    """A storage of files, each of which only their owner can read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.place = root, str(root)
+
+    def listing(self) -> Mapping[str, Iterable[str]]:
+        """Return the files of all backups by their keys."""
+        found: dict[str, Iterable[str]] = {}
+        with _failing(self.place):
+            for tenant in (entry for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != "."):
+                for backup in os.scandir(tenant):
+                    if ID.fullmatch(backup.name) and MANIFEST in (names := os.listdir(backup)):
+                        found[f"{tenant.name}/{backup.name}"] = names
+        return found
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's content, None where it is not there."""
+        with _failing(self.place):
+            try:
+                return (self.root / path).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return the contents of many files."""
+        return [self.read(path) for path in paths]
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file, by a rename."""
+        target = self.root / path
+        with _failing(self.place):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            half = target.with_name(f".{target.name}.{secrets.token_hex(2)}")
+            write(half, content)
+            half.rename(target)
+            sync(target.parent)
+
+    def append(self, path: str, line: bytes) -> None:
+        """Add a line, behind the half one that a kill may have left."""
+        with _failing(self.place):
+            descriptor = os.open(self.root / path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+                file.write((b"" if ended else b"\n") + line + b"\n")
+                file.flush()
+                os.fsync(descriptor)
+
+    def delete(self, path: str) -> None:
+        """Delete a file."""
+        with _failing(self.place):
+            (self.root / path).unlink(missing_ok=True)
+            sync((self.root / path).parent)
+
+    @contextmanager
+    def draft(self, key: str) -> "Iterator[_FolderDraft]":
+        """Begin a backup in a folder that no listing shows."""
+        part = self.root / f"{PART}{Path(key).name}"
+        with _failing(self.place):
+            part.mkdir(mode=0o700)
+            try:
+                yield _FolderDraft(part, self.root / key)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def fetch(self, path: str, folder: Path) -> Path:
+        """Return the file itself."""
+        return self.root / path
+
+    def remove(self, key: str) -> None:
+        """Delete a backup, by a rename first."""
+        part = self.root / f"{PART}{Path(key).name}"
+        with _failing(self.place):
+            (self.root / key).rename(part)
+            sync((self.root / key).parent)
+            shutil.rmtree(part)
+
+    def sweep(self, before: float) -> None:
+        """Delete what unfinished and half deleted backups left."""
         for part in self.root.glob(f"{PART}*"):
             with suppress(OSError):
-                if now - part.stat().st_mtime > DAY:
+                if part.stat().st_mtime < before:
                     shutil.rmtree(part)
 
-    def remove(self, backup: Backup) -> None:
-        """Delete a backup; killed midway it is in no listing."""
-        part = self.root / f"{PART}{backup.backup}"
-        backup.location.rename(part)
-        sync(backup.location.parent)
-        shutil.rmtree(part)
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    """Return what a backup's manifest says; raises ConfigurationError."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if found["format"] != 1:
-            raise ConfigurationError(f"{folder / MANIFEST} is of a newer posduif", hint=Run("version"))
-        return dict(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{folder / MANIFEST} cannot be read", why=str(error)) from None
-
-
-def _proofs(folder: Path) -> Sequence[Mapping[str, Any]]:
-    try:
-        lines = (folder / PROOFS).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    found = []
-    for line in lines:
+    @contextmanager
+    def lock(self, path: str, *, shared: bool = False) -> Iterator[None]:
+        """Hold a file's lock, which ends with this process; who only reads goes without where no file can be made."""
+        file = self.root / path
         try:
-            found.append(json.loads(line))
-        except ValueError:  # half a line, of a kill
-            continue
-    return found
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if shared:
+                yield
+                return
+            raise ConfigurationError(f"{self.place} cannot be used for backups", why=error.strerror) from None
+        try:
+            patience = Patience("blocked")
+            while True:
+                try:
+                    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not patience.again():
+                        raise self._held(file, descriptor) from None
+            if not shared:
+                os.pwrite(descriptor, f"{os.getpid():<10}".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _held(self, file: Path, descriptor: int) -> Busy:
+        pid = os.pread(descriptor, 10, 0).decode("ascii", "replace").strip()
+        return Busy(
+            f"the backups in {file.parent} are being worked on by another command",
+            why=f"{file} is locked" + (f", last by process {pid} of its machine" if pid else ""),
+            hint="try again when that is done",
+        )
+
+    def free(self) -> int | None:
+        """Return what the file system has for this user."""
+        with _failing(self.place):
+            found = os.statvfs(self.root)
+            return found.f_bavail * found.f_frsize
+
+    def location(self, key: str) -> str:
+        """Return the folder of a backup."""
+        return str(self.root / key)
+
+    def empty(self) -> bool:
+        """Whether there is nothing in the folder yet, or no folder."""
+        with _failing(self.place):
+            return not self.root.exists() or not any(self.root.iterdir())
 
 
-def _pin(folder: Path) -> str | None:
+class _FolderDraft:
+    def __init__(self, part: Path, target: Path) -> None:
+        self.part, self.target = part, target
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        descriptor = os.open(self.part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+
+    def publish(self, manifest: bytes, pin: bytes | None) -> None:
+        if pin is not None:
+            write(self.part / PIN, pin)
+        write(self.part / MANIFEST, manifest)
+        sync(self.part)
+        self.target.parent.mkdir(mode=0o700, exist_ok=True)
+        self.part.rename(self.target)
+        sync(self.target.parent)
+
+
+@contextmanager
+def _failing(place: str) -> Iterator[None]:
+    """Make an error of the file system one that names the place."""
     try:
-        return str(json.loads((folder / PIN).read_text(encoding="utf-8"))["why"])
-    except (OSError, ValueError, KeyError):
-        return None
+        yield
+    except PermissionError as error:
+        raise ConfigurationError(
+            f"{place} cannot be used for backups", why=f"{error.strerror}: {error.filename}"
+        ) from None
+    except OSError as error:
+        raise OperationFailed(f"the backups in {place} could not be worked on", why=error.strerror) from error
 
 
-def prove(folder: Path, proof: Mapping[str, Any]) -> None:
-    """Append what a verification found."""
-    descriptor = os.open(folder / PROOFS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "ab") as file:
-        file.write(b"\n" if file.tell() and not _ends(folder) else b"")
-        file.write(json.dumps(proof).encode() + b"\n")
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _ends(folder: Path) -> bool:
-    return (folder / PROOFS).read_bytes().endswith(b"\n")
+def unfinished() -> float:
+    """Return before which time something must have been begun to be taken for left behind, in seconds of the epoch."""
+    return time.time() - DAY
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, onto the disk."""
+    """Write a new file that only its owner can read, onto the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content)

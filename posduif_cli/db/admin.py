@@ -22,13 +22,20 @@ ENGINE_GROUP = "posduif_engine"
 SUPPORT_GROUP = "posduif_support"
 HEALTH_GROUP = "posduif_health"
 CRON_GROUP = "posduif_cron"
-PEOPLE = (SUPPORT_GROUP, HEALTH_GROUP, CRON_GROUP)  # logins of people and programs, in every tenant's database
+BACKUP_GROUP = "posduif_backup"
+PEOPLE = (
+    SUPPORT_GROUP,
+    HEALTH_GROUP,
+    CRON_GROUP,
+    BACKUP_GROUP,
+)  # logins of people and programs, in every tenant's database
 ROLE_COMMENTS = {
     ADMIN_ROLE: "posduif: owns every tenant database and its objects",
     ENGINE_GROUP: "posduif: what a sync engine may do inside its tenant's database",
     SUPPORT_GROUP: "posduif: what people at the support desk may do inside every tenant's database",
     HEALTH_GROUP: "posduif: what monitoring may read inside every tenant's database",
     CRON_GROUP: "posduif: what nightly jobs may do inside every tenant's database: health, and the purge of tokens",
+    BACKUP_GROUP: "posduif: reads everything in every tenant's database, for backups",
 }
 LOGIN_COMMENT = "posduif: a login for administrators of tenants"
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else

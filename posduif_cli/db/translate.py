@@ -22,6 +22,7 @@ from posduif_cli.models.servers import Server
 
 # What the groups of people may not do; each may do what a lower one of `sql/grants.sql` gives it.
 MAY_NOT = {
+    "posduif_backup": "may read everything, for backups, and change nothing",
     "posduif_cron": "may purge tokens and report health, and nothing else",
     "posduif_health": "may report health, and nothing else",
     "posduif_support": "may neither read texts, nor mark messages, nor delete users, messages or tokens, "

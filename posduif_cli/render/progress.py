@@ -43,6 +43,24 @@ def watch(out: Output) -> Iterator[Watcher]:
         yield Watcher(lambda outcome: None if told_already(outcome) else _line(out, outcome), out.say)
 
 
+@contextmanager
+def line(out: Output) -> Iterator[Callable[[str], None]]:
+    """Lend a line at the bottom of a terminal that shows how far something is; elsewhere nothing is shown."""
+    if out.quiet or out.machine or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    lock = threading.Lock()
+
+    def show(text: str) -> None:
+        with lock:
+            write(f"\r\x1b[K{text[: columns_of(sys.stderr) - 1]}", sys.stderr, own=True)
+
+    try:
+        yield show
+    finally:
+        show("")
+
+
 def _line(out: Output, outcome: Outcome) -> None:
     if outcome.status not in ("unchanged", "skipped"):
         what = reason(outcome.error) if outcome.error else f"{outcome.from_ or 'none'} -> {outcome.to or 'none'}"

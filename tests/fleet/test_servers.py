@@ -267,6 +267,7 @@ def test_server_init_makes_what_is_missing_and_says_what_does_not_suit(
     }
     assert [row[0] for row in own_server.sql(roles)] == [
         "posduif_admin",
+        "posduif_backup",
         "posduif_cron",
         "posduif_engine",
         "posduif_health",

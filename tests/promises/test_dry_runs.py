@@ -50,15 +50,21 @@ DRY = {
     "migrate abandon": ["acme 1000 --dry-run"],
     "user delete": ["acme mia --dry-run"],
     "token purge": ["acme --dry-run --older-than 1m"],
+    "backup restore": [
+        "acme --as third --dry-run --config {folder}/config.yaml",
+        "acme --dry-run --config {folder}/config.yaml",
+        "--all --latest --dry-run --config {folder}/config.yaml",
+    ],
+    "backup discard": ["acme --dry-run"],
     "backup prune": ["--dry-run --config {folder}/config.yaml"],
 }
 # They change what they are asked to change and have no --dry-run.
 CHANGES = {"tenant set", "tenant rotate-password", "user create", "token create", "token revoke", "message send",
-           "message mark", "message test", "device remove", "enroll complete", "backup restore"}  # fmt: skip
+           "message mark", "message test", "device remove", "enroll complete"}  # fmt: skip
 # They work on files, on this machine, or on an embedded server.
 ELSEWHERE = {"quickstart", "migrate new", "server start", "server stop", "server status",
              "server remove", "config init", "version",
-             "backup list", "backup show", "backup verify", "backup remove", "backup unpin",
+             "backup list", "backup show", "backup verify", "backup drill", "backup remove", "backup unpin",
              "completion show", "completion install", "completion uninstall"}  # fmt: skip
 # `migrate verify` makes and drops a scratch database where there are tenants, and says so in its help.
 EMPTY = [("tenant list", ""), ("tenant verify", "--all"), ("migrate status", "--all"), ("migrate verify", "--all"),

@@ -59,7 +59,7 @@ for line in sys.stdin:
 """
 PATIENCE = 90.0  # seconds; who takes longer hangs
 DEEDS = ("client", "backend")
-GROUPS = {"posduif_admin", "posduif_engine", "posduif_support", "posduif_health", "posduif_cron"}
+GROUPS = {"posduif_admin", "posduif_engine", "posduif_support", "posduif_health", "posduif_cron", "posduif_backup"}
 FIRST = (REPO / "sql" / "migrations" / "0001_initial_schema.sql").read_text()
 
 

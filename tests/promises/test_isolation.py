@@ -68,10 +68,11 @@ def test_nobody_else_may_connect(server: PgServer, tenant: str) -> None:
         rights = set(server.sql(granted, tenant))
         assert {right for grantee, right in rights if grantee == engine} == {"CONNECT"}
         groups = server.sql(
-            "SELECT oid FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')"
+            "SELECT oid FROM pg_roles"
+            " WHERE rolname IN ('posduif_support', 'posduif_health', 'posduif_cron', 'posduif_backup')"
         )
         people = {oid for (oid,) in groups}
-        assert len(people) == 3
+        assert len(people) == 4
         assert {grantee for grantee, _ in rights} == {admin, engine, *people}
         assert {right for grantee, right in rights if grantee in people} == {"CONNECT"}
     finally:

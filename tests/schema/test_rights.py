@@ -362,7 +362,8 @@ def test_after_any_migration_rights_are_those_of_a_new_tenant(
                       has_column_privilege(role, c.oid, attnum, 'UPDATE'),
                       has_table_privilege(role, c.oid, 'DELETE')
                FROM pg_class c JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-               CROSS JOIN unnest('{posduif_engine,posduif_support,posduif_health,posduif_cron,public}'::text[]) AS role
+               CROSS JOIN unnest('{posduif_engine,posduif_support,posduif_health,posduif_cron,
+                                        posduif_backup,public}'::text[]) AS role
                WHERE relname IN ('users', 'messages', 'sync_metadata', 'enrollment_tokens') AND relkind = 'r'""",
             database=tenant,
         )

@@ -89,7 +89,8 @@ def clone(server: PgServer, *names: str) -> None:
                 f"COMMENT ON ROLE {role} IS '{intent}'",
                 f"CREATE DATABASE {name} OWNER posduif_admin TEMPLATE pristine STRATEGY FILE_COPY",
                 f"REVOKE ALL ON DATABASE {name} FROM PUBLIC",
-                f"GRANT CONNECT ON DATABASE {name} TO {role}, posduif_support, posduif_health, posduif_cron",
+                f"GRANT CONNECT ON DATABASE {name} TO {role}, posduif_support, posduif_health, posduif_cron, "
+                "posduif_backup",
                 f"ALTER DATABASE {name} SET timezone = 'UTC'",
                 f"COMMENT ON DATABASE {name} IS '{comment}'",
             ):

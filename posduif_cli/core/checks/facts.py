@@ -5,6 +5,8 @@ Each is gathered once, by one session where a server is asked. What was not aske
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from posduif_cli.db import admin
 from posduif_cli.db.record import Record
 from posduif_cli.errors import PosduifError
 from posduif_cli.models.checks import ServerHealth, TenantHealth
+from posduif_cli.models.copies import Aside, Backup
 from posduif_cli.models.schema import Migration
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Engine, State, Tenant
@@ -27,6 +30,7 @@ class ServerFacts:
     """The figures of one server; *affected* names the tenants that an *error* keeps from being asked for.
 
     *tenants* is None where it did not list them. *login* is the role that asked, *member* that it is an administrator.
+    *asides* are databases that restores set aside, *store_error* is why the backups could not be read.
     """
 
     figures: ServerHealth
@@ -37,6 +41,9 @@ class ServerFacts:
     tenants: Sequence[Tenant] | None = None
     login: str = ""
     member: bool = False
+    asides: Sequence[Aside] = ()
+    store_error: PosduifError | None = None
+    now: datetime = field(default_factory=partial(datetime.now, UTC))
 
     @property
     def subject(self) -> str:
@@ -46,13 +53,18 @@ class ServerFacts:
 
 @dataclass(frozen=True)
 class TenantFacts:
-    """What the fleet knows of a tenant; *measured* are the figures of its database."""
+    """What the fleet knows of a tenant; *measured* are the figures of its database.
+
+    *backups* are those of its name, the oldest first; None where none are looked at.
+    """
 
     tenant: Tenant
     measured: Mapping[str, Any] = field(default_factory=dict)
     invalid_indexes: Sequence[str] = ()
     stuck: Sequence[dict[str, Any]] = ()
     unanswered: Sequence[Verdict] = ()
+    backups: Sequence[Backup] | None = None
+    now: datetime = field(default_factory=partial(datetime.now, UTC))
 
     @property
     def subject(self) -> str:
@@ -217,7 +229,9 @@ class Machine:
 class Configuration:
     """The configuration's file, None without one, and whether it holds a *secret*; *folders* are of migrations.
 
-    *passfile* is libpq's. *error* is why the file could not be read, *unnamed* why no server is named.
+    *passfile* is libpq's. *error* is why the file could not be read, *unnamed* why no server is named. *key* says
+    whether an identity for encrypted backups is configured, None where they are not encrypted; *key_error* is what is
+    wrong with it.
     """
 
     passfile: Path
@@ -226,4 +240,6 @@ class Configuration:
     folders: Folders | None = None
     error: PosduifError | None = None
     unnamed: PosduifError | None = None
+    key: bool | None = None
+    key_error: PosduifError | None = None
     subject: str = "configuration"

@@ -8,11 +8,13 @@ from typing import Any, LiteralString, TypeVar
 
 from posduif_cli.core import names
 from posduif_cli.core.checks import registry
+from posduif_cli.core.checks.backups import numbered
 from posduif_cli.core.checks.check import Verdict, failure
 from posduif_cli.core.checks.facts import ServerFacts, TenantFacts
 from posduif_cli.core.checks.tenant import VISITED
 from posduif_cli.core.checks.verify import visit
 from posduif_cli.core.fleet import run
+from posduif_cli.core.fleet.asides import asides
 from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split
 from posduif_cli.core.schema import history
 from posduif_cli.db import queries
@@ -21,6 +23,7 @@ from posduif_cli.db.connect import MAINTENANCE
 from posduif_cli.db.quoting import quoted
 from posduif_cli.errors import AccessDenied, Busy, Hint, Interrupted, PosduifError, QueryFailed, Run, TenantNotFound
 from posduif_cli.models.checks import Health, IndexUse, Level, ServerHealth, TableSize
+from posduif_cli.models.copies import Backup
 from posduif_cli.models.tenants import Tenant
 
 T = TypeVar("T")
@@ -29,14 +32,17 @@ LIMIT = timedelta(seconds=10)  # of one question; what a phone or an engine wrot
 QUERY_CANCELED = "57014"
 
 
-def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
-    """Return what is wrong with the named tenants, or with all, and with their servers.
+def report(
+    fleet: Fleet, *, tenants: Sequence[str] = (), backups: Sequence[Backup] | PosduifError | None = None
+) -> Health:
+    """Return what is wrong with the named tenants, or with all, and with their servers, and with their *backups*.
 
     A server or tenant that cannot be reached is a critical finding, a question that was not answered an unknown one;
     all others keep their answers. Raises InvalidName, AmbiguousTenant, and TenantNotFound for a named tenant that no
     server has, unless one of them could not be asked.
     """
     wanted = tuple(dict.fromkeys(tenants))
+    saved = None if backups is None or isinstance(backups, PosduifError) else numbered(backups)
     for name in wanted:
         names.tenant(name)
     told, lost = split(fleet.ask(partial(_ask_server, fleet, wanted)))
@@ -66,11 +72,13 @@ def report(fleet: Fleet, *, tenants: Sequence[str] = ()) -> Health:
         if isinstance(result, PosduifError):
             closed = () if result is gone.get(tenant.server) else (_closed(tenant, result, told[tenant.server]),)
             result = TenantFacts(tenant, unanswered=closed)
-        examined.append(result)
+        examined.append(replace(result, backups=None if saved is None else saved.get(tenant.tenant, ())))
     for name, error in gone.items():
         affected = tuple(tenant.tenant for tenant in chosen if results.get(tenant) is error)
         servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
 
+    if isinstance(backups, PosduifError) and servers:
+        servers[0] = replace(servers[0], store_error=backups)
     judged = [(each.tenant.server, registry.judge("health", "tenant", each)) for each in examined]
     judged += [(each.subject, registry.judge("health", "server", each)) for each in servers]
     findings = [fleet.locate(finding, server) for server, found in judged for finding in found]
@@ -179,7 +187,10 @@ def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> Server
     figures = ServerHealth(
         session.server.name, True, connections=limits.get("used"), max_connections=limits.get("allowed"), **described
     )
-    facts = ServerFacts(figures, slots, questions.unanswered(), tenants=tenants)
+    copies = questions.ask("databases set aside", lambda: asides(session)) or ()
+    if wanted:
+        copies = [copy for copy in copies if copy.tenant in wanted]
+    facts = ServerFacts(figures, slots, questions.unanswered(), tenants=tenants, asides=copies)
     return replace(facts, login=session.login, member=bool(session.member))
 
 

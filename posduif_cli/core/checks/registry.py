@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from posduif_cli.core.checks import machine, rights, schema, server, tenant
+from posduif_cli.core.checks import backups, machine, rights, schema, server, tenant
 from posduif_cli.core.checks.check import Check
 from posduif_cli.models.checks import Finding
 
 LIST: tuple[Check, ...] = tuple(
-    check for room in (server, tenant, schema, rights, machine) for check in vars(room).values() if type(check) is Check
+    check
+    for room in (server, tenant, backups, schema, rights, machine)
+    for check in vars(room).values()
+    if type(check) is Check
 )
 
 

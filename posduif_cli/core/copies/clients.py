@@ -1,8 +1,9 @@
 """PostgreSQL's own programs pg_dump and pg_restore: found by major version, and run apart from this environment."""
 
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -14,20 +15,26 @@ from posduif_cli.errors import ConfigurationError, OperationFailed, scrub
 from posduif_cli.models.servers import Server
 
 SYSTEM = ("/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt")
+# Of this process's environment, which may hold keys, a program gets nothing.
+BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 SAID = 5  # lines of what a program said
+# The embedded server's programs are built without TLS.
+WITH_TLS = ("require", "verify-ca", "verify-full")
 
 
 @cache
-def found(bin_dir: Path | None) -> dict[int, Path]:
-    """Return the folders of PostgreSQL's programs by major version: the system's, and the embedded server's."""
+def found(bin_dir: Path | None) -> dict[int, list[Path]]:
+    """Return the folders of PostgreSQL's programs by major version: the system's first, then the embedded server's."""
     places = [path for root in SYSTEM for path in sorted(Path(root).glob("*/bin"))]
     places += sorted(Path("/usr").glob("pgsql-*/bin"))
+    if (on_path := shutil.which("pg_dump")) and not Path(on_path).resolve().name.startswith("pg_wrapper"):
+        places.append(Path(on_path).resolve().parent)
     with suppress(ConfigurationError):
         places.append(embedded.locate(bin_dir).bin_dir)
-    majors: dict[int, Path] = {}
-    for place in places:
+    majors: dict[int, list[Path]] = {}
+    for place in dict.fromkeys(places):
         if (place / "pg_dump").is_file() and (known := major(place / "pg_dump")) is not None:
-            majors.setdefault(known, place)
+            majors.setdefault(known, []).append(place)
     return majors
 
 
@@ -35,25 +42,70 @@ def found(bin_dir: Path | None) -> dict[int, Path]:
 def major(program: Path) -> int | None:
     """Return the major version of one of PostgreSQL's programs; None for what is none."""
     try:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        told = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=False, env=BARE
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"\(PostgreSQL\) (\d+)", told)
     return int(match[1]) if match else None
 
 
-def program(name: str, wanted: int, bin_dir: Path | None) -> Path:
-    """Return a program of a server's major version, or of the next higher one; raises ConfigurationError."""
+def _ask(argv: Sequence[str | Path], environment: Mapping[str, str] = BARE) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False, env=environment)
+
+
+@cache
+def _speaks_tls(program: Path) -> bool:
+    """Whether a program's libpq was built with TLS: one without says so before it connects anywhere."""
+    where = {**BARE, "PGSSLMODE": "require", "PGHOST": "127.0.0.1", "PGPORT": "1", "PGCONNECT_TIMEOUT": "2"}
+    told = _ask([program.with_name("pg_dump"), "--no-password", "postgres"], where).stderr
+    return "not compiled in" not in told
+
+
+def dumper(server_major: int, bin_dir: Path | None, server: Server) -> Path:
+    """Return the pg_dump for a server: of its own major version, or the next higher one; raises ConfigurationError."""
+    return _choose("pg_dump", server_major, [m for m in sorted(found(bin_dir)) if m >= server_major], bin_dir, server)
+
+
+def restorer(server_major: int, archive: int, bin_dir: Path | None, server: Server) -> Path:
+    """Return the pg_restore that reads what pg_dump of major *archive* wrote, and that a server understands.
+
+    From 17 on it sets a parameter that older servers refuse, and archives of 17 and 18 are of one format. Raises
+    ConfigurationError.
+    """
+    fit = [m for m in found(bin_dir) if m >= min(archive, 17) and (m < 17 or server_major >= 17)]
+    fit.sort(key=lambda m: (m != server_major, m < server_major, m))
+    return _choose("pg_restore", server_major, fit, bin_dir, server)
+
+
+def _choose(name: str, wanted: int, fit: Sequence[int], bin_dir: Path | None, server: Server) -> Path:
+    """Return a program of the first of some major versions that can do what the server's DSN asks for."""
     majors = found(bin_dir)
-    for candidate in sorted(majors):
-        if candidate >= wanted:
-            return majors[candidate] / name
-    has = f"found: {', '.join(map(str, sorted(majors)))}" if majors else "none was found"
+    tls = str(connect.parse(server).get("sslmode")) in WITH_TLS
+    places = [place for major in fit for place in majors[major]]
+    if place := next((place for place in places if not tls or _speaks_tls(place / name)), None):
+        return place / name
+    why = f"found: {', '.join(map(str, sorted(majors))) or 'none'}"
+    if places:
+        why = f"{', '.join(map(str, places))} can do no TLS, which the dsn of server {server.name} asks for"
     raise ConfigurationError(
-        f"{name} of PostgreSQL {wanted} or newer is needed",
-        why=has,
+        f"{name} for PostgreSQL {wanted} is needed",
+        why=why,
         hint=f"install PostgreSQL's client programs, such as postgresql-client-{wanted}",
     )
+
+
+@cache
+def _dying() -> tuple[str, ...]:
+    """Return what makes a child end with this process, however that ends, where the system has it."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return ()
+    asked = subprocess.run(
+        [setpriv, "--help"], capture_output=True, text=True, timeout=10, check=False, env=BARE
+    ).stdout
+    return (setpriv, "--pdeathsig", "KILL", "--") if "--pdeathsig" in asked else ()
 
 
 @contextmanager
@@ -63,14 +115,17 @@ def running(
     """Run a program on a database; raises OperationFailed with its words where it fails.
 
     What the server's DSN says goes into the child's environment, a password into a file that only this user can read:
-    command lines and environments are seen by others.
+    command lines and environments are seen by others. It has a process group of its own, so that ctrl-C ends it by way
+    of this process alone, and it ends with this process.
     """
     with TemporaryDirectory(prefix="posduif-") as folder, TemporaryFile() as errors:
         environment = connect.child_environment(server, database, Path(folder))
         stream: int | IO[bytes] = subprocess.PIPE if stdin else subprocess.DEVNULL
         process = subprocess.Popen(
-            argv, stdin=stream, stdout=subprocess.DEVNULL if stdin else subprocess.PIPE, stderr=errors, env=environment
-        )
+            [*_dying(), *argv],
+            stdin=stream, stdout=subprocess.DEVNULL if stdin else subprocess.PIPE, stderr=errors, env=environment,
+            process_group=0,
+        )  # fmt: skip
         try:
             yield process
             if process.stdin is not None:
@@ -83,8 +138,10 @@ def running(
             process.wait()
             raise
         finally:
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdout, process.stdin):
+                with suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
         if code:
             errors.seek(0)
             said = [scrub(line) for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]

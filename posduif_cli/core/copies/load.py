@@ -1,62 +1,112 @@
 """Loading a dump into an empty database, and comparing what came with the manifest."""
 
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posduif_cli.core import store
 from posduif_cli.core.copies import clients, streams, sums
-from posduif_cli.core.copies.dump import shape
+from posduif_cli.core.copies.dump import SUMMING, shape
+from posduif_cli.core.copies.streams import NO_KEYS, Keys
 from posduif_cli.core.schema import inventory
+from posduif_cli.core.store import Stored
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import DamagedBackup, WrongState
+from posduif_cli.errors import DamagedBackup, OperationFailed, Run, SuperuserSession, WrongState
 from posduif_cli.models.copies import Backup
-from posduif_cli.models.servers import Server
+
+GROWS = 4  # a database takes up to so many times the space of its plain dump
 
 
-def require_target(backup: Backup, version_number: int) -> None:
-    """Raise WrongState for a server that is older than the one that was dumped."""
-    noted = store.manifest(backup.location)["postgres"]["server_num"]
-    if noted // 10000 > version_number // 10000:
-        raise WrongState(
-            f"backup {backup.backup} is of PostgreSQL {backup.server_version}, and the server is older",
-            hint="restore it on a server of that major version or a newer one",
-        )
+@dataclass(frozen=True)
+class Loading:
+    """A backup on its way into databases: by whom it can be decrypted, and where programs may be."""
+
+    stored: Stored
+    keys: Keys = NO_KEYS
+    bin_dir: Path | None = None
+
+    @property
+    def backup(self) -> Backup:
+        """What is loaded."""
+        return self.stored.backup
+
+    def require_target(self, session: Session) -> dict[str, Any]:
+        """Raise unless the server of *session* can take the backup; return its manifest.
+
+        Raises WrongState for a server that is older than the one that was dumped, SuperuserSession, DamagedBackup for a
+        manifest that is another's, ConfigurationError where a key is missing.
+        """
+        noted = self.stored.manifest
+        if noted["postgres"]["server_num"] // 10000 > session.version // 10000:
+            raise WrongState(
+                f"backup {self.backup.backup} is of PostgreSQL {self.backup.server_version}, and the server is older",
+                hint="restore it on a server of that major version or a newer one",
+            )
+        if session.superuser:
+            raise SuperuserSession(
+                "a superuser's session restores no backup",
+                why="code in a dump could use a superuser's rights",
+                hint=Run("server", "init", "--login", "NAME"),
+            )
+        if self.backup.encrypted:
+            self.keys.identities()
+        return noted
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path]:
+        """Lend the dump as a file of this machine; raises DamagedBackup before a byte of a changed one is used."""
+        with self.stored.reading(), tempfile.TemporaryDirectory(prefix="posduif-") as folder:
+            file = self.stored.fetch(Path(folder))
+            streams.require_whole(file, self.backup.checksum)
+            yield file
+
+    def load(self, noted: Mapping[str, Any], file: Path, session: Session, database: str) -> None:
+        """Restore a fetched dump into an empty database of posduif_admin, on the server of *session*.
+
+        By pg_restore into the database, never by psql: a script could run commands on this machine. Owners and rights
+        are left out, for they name roles of another server; so are publications and subscriptions, which take more
+        rights than posduif has.
+        """
+        program = clients.restorer(session.version // 10000, noted["postgres"]["client"], self.bin_dir, session.server)
+        argv: list[str | Path] = [
+            program, "--no-owner", "--no-acl", "--no-publications", "--no-subscriptions", "--exit-on-error",
+            f"--role={ADMIN_ROLE}", "--no-password", f"--dbname={database}",
+        ]  # fmt: skip
+        identities = self.keys.identities() if self.backup.encrypted else []
+        with clients.running(argv, session.server, database, stdin=True) as process:
+            assert process.stdin is not None
+            streams.unpack(file, process.stdin, identities, noted["files"][0]["plain_sha256"])
+
+    def require_same(self, conn: Session, noted: Mapping[str, Any]) -> int:
+        """Raise DamagedBackup unless a restored database holds what the manifest says; return how many rows it has."""
+        found, rows = compare(conn, noted)
+        if found is not None:
+            raise DamagedBackup(f"what was restored from backup {self.backup.backup} differs", why=found)
+        return rows
 
 
-def load(backup: Backup, server: Server, database: str, version_number: int, bin_dir: Path | None) -> None:
-    """Restore a dump into an empty database of posduif_admin; raises DamagedBackup before a byte of one is used.
-
-    By pg_restore into the database, never by psql: a script could run commands on this machine. Owners and rights are
-    left out, for they name roles of another server.
-    """
-    path = backup.location / backup.file
-    streams.require_whole(path, backup.checksum)
-    program = clients.program("pg_restore", version_number // 10000, bin_dir)
-    argv: list[str | Path] = [
-        program, "--no-owner", "--no-acl", "--exit-on-error", f"--role={ADMIN_ROLE}", "--no-password",
-        f"--dbname={database}",
-    ]  # fmt: skip
-    with clients.running(argv, server, database, stdin=True) as process:
-        assert process.stdin is not None
-        streams.decompress(path, process.stdin.write)
-
-
-def compare(conn: Session, manifest: dict[str, Any]) -> tuple[str | None, int]:
+def compare(conn: Session, noted: Mapping[str, Any]) -> tuple[str | None, int]:
     """Return the first difference between a restored database and its manifest, None without one, and the rows."""
-    with conn.transaction(read_only=True):
-        tables = sums.tables(conn)
-        rows = sum(int(count) for count, _ in tables.values())
-        found = sums.difference(manifest["tables"], tables)
-        if found is None and sums.sequences(conn) != manifest["sequences"]:
-            found = "sequences stand elsewhere than in the manifest"
-        if found is None and shape(inventory.inventory(conn)) != manifest["schema"]["fingerprint"]:
+    with conn.transaction(read_only=True, statement_timeout=SUMMING):
+        tables, large = sums.tables(conn), sums.large_objects(conn)
+        rows = sum(table["rows"] for table in tables)
+        found = sums.difference(noted["tables"], tables) or sums.shifted(noted["sequences"], sums.sequences(conn))
+        if found is None and large != noted["database"]["large_objects"]:
+            found = f"{large['count']} large objects, not {noted['database']['large_objects']['count']}, or they differ"
+        if found is None and shape(inventory.inventory(conn)) != noted["schema"]["fingerprint"]:
             found = "the schema's fingerprint is not that of the manifest"
     return found, rows
 
 
-def require_same(conn: Session, backup: Backup) -> int:
-    """Raise DamagedBackup unless a restored database holds what the manifest says; return how many rows it has."""
-    found, rows = compare(conn, store.manifest(backup.location))
-    if found is not None:
-        raise DamagedBackup(f"what was restored from backup {backup.backup} differs", why=found)
-    return rows
+def require_room(noted: Mapping[str, Any], folder: Path) -> None:
+    """Raise OperationFailed unless a file system of this machine has room for a restored database."""
+    wanted, free = noted["files"][0]["plain_bytes"] * GROWS, shutil.disk_usage(folder).free
+    if free < wanted + (64 << 20):
+        raise OperationFailed(
+            f"there is no room to restore the backup in {folder}",
+            why=f"{free >> 20} MiB are free, and it may take {wanted >> 20}",
+            hint="set TMPDIR to a folder with more room, or name a server with --on",
+        )

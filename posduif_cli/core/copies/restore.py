@@ -4,38 +4,48 @@ The tenant is `restoring` until all of it is there and compared: no engine gets 
 whole. A restore that was interrupted begins again.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from posduif_cli.core import names, store
-from posduif_cli.core.copies import load
+from posduif_cli.core import names
+from posduif_cli.core.copies.load import Loading
 from posduif_cli.core.fleet.fleet import Fleet, Traces
 from posduif_cli.core.fleet.placement import Placements
+from posduif_cli.core.fleet.run import Run as Work
 from posduif_cli.core.schema import apply, grants
 from posduif_cli.core.schema.runner import reached
-from posduif_cli.core.tenants import drop, engine, settings, traces
+from posduif_cli.core.store import Stored
+from posduif_cli.core.tenants import create, drop, engine, settings, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import Session
-from posduif_cli.errors import Run, SuperuserSession, TenantExists
-from posduif_cli.models.copies import Backup
-from posduif_cli.models.servers import Server
+from posduif_cli.errors import PosduifError, Run, TenantExists
+from posduif_cli.models.runs import Outcome, Step
 from posduif_cli.models.tenants import State, Tenant
 
 RESTORED = "restored"  # the record's key for the id of the backup
+ANALYZING = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Restoring:
-    """A backup that becomes tenant *name*; its url is empty unless one is given, for the old tenant may have it."""
+    """A backup that becomes tenant *name*.
+
+    Its url is empty unless one is given, for the old tenant may have it; with *same* it is the old tenant's, which is
+    lost.
+    """
 
     fleet: Fleet
-    backup: Backup
+    loading: Loading
     name: str
     url: str | None = None
-    bin_dir: Path | None = None
     keep: engine.Keep | None = None
     ignore_unreachable: bool = False
+    same: bool = False
 
     def run(self) -> Tenant:
         """Restore; raises InvalidName, TenantExists, DamagedBackup, WrongState, SuperuserSession, OperationFailed."""
@@ -44,53 +54,36 @@ class Restoring:
             Placements(self.fleet, ignore_unreachable=self.ignore_unreachable) as placements,
             self.fleet.maintenance(placements.place(name)) as session,
         ):
-            load.require_target(self.backup, session.version)
-            if session.superuser:
-                raise SuperuserSession(
-                    "a superuser's session restores no backup",
-                    why="code in a dump could use a superuser's rights",
-                    hint=Run("server", "init", "--login", "NAME"),
-                )
+            noted = self.loading.require_target(session)
             admin.ensure_roles(session)
             if self.keep is not None:
                 settings.secret(session.server, name)
-            with session.lock(name):
-                self._clear(session, self.fleet.look(session, name))
+            with session.lock(name), self.loading.fetched() as file:
+                clear(session, self.fleet.look(session, name), self.loading)
                 placements.require_unique(session.server, name)
-                self._make(session, name)
-                self._fill(session, name)
+                before = record.parse(noted["record"])
+                url = self.url or (before.url if before and self.same else None)
+                self._make(session, name, url)
+                fill(self.fleet, session, self.loading, noted, file, name)
+                suspended = before is not None and before.state is State.SUSPENDED and name == noted["tenant"]
+                self._let_in(session, name, url, State.SUSPENDED if suspended else State.ACTIVE, before)
                 found = self.fleet.look(session, name).tenant
+        if name == noted["tenant"]:
+            with suppress(PosduifError):  # a store that can only be read
+                self.loading.stored.note_return()
         assert found is not None
         return found
 
-    def _clear(self, session: Session, there: Traces) -> None:
-        """Remove what an interrupted restore of this name left; raises TenantExists, NotOurs for all else."""
-        begun = there.intent is not None and there.intent.state is State.RESTORING
-        if there.tenant is not None and not begun:
-            raise TenantExists(
-                f"tenant {there.name} exists",
-                hint=[
-                    Run("backup", "restore", self.backup.backup, "--as", "NEW"),
-                    Run("tenant", "drop", there.name, "--confirm", there.name, lead="or first"),
-                ],
-            )
-        if not begun:
-            traces.require_free(there)
-            return
-        if there.owner is not None and traces.is_ours(there):
-            drop.drop_database(session, there.name)
-        admin.drop_role(session, there.name)
-
-    def _make(self, session: Session, name: str) -> None:
+    def _make(self, session: Session, name: str, url: str | None) -> None:
         """Make the role with the intent, and an empty database that no engine gets into."""
-        with settings.port(session, name, url=self.url) as port:
+        with settings.port(session, name, url=url) as port:
             intent = Intent(name, State.RESTORING, admin.new_nonce(), port)
             admin.create_engine_role(session, intent)
         admin.create_database(session, intent)
         given = settings.given(session.server, port, None)
         noted = Record(
-            State.RESTORING, url=self.url, created=session.value("SELECT clock_timestamp()"),
-            extra={RESTORED: self.backup.backup},
+            State.RESTORING, url=url, created=session.value("SELECT clock_timestamp()"),
+            extra={RESTORED: self.loading.backup.backup},
         ).giving(given)  # fmt: skip
         with session.transaction():
             admin.equip_role(session, name, given)
@@ -98,25 +91,112 @@ class Restoring:
             admin.shut_out(session, name)
             record.put(session, name, noted)
 
-    def _fill(self, session: Session, name: str) -> None:
-        """Load, compare, bring to the newest schema, and make the tenant active, by one transaction at the end."""
-        server: Server = session.server
-        load.load(self.backup, server, name, session.version, self.bin_dir)
-        with self.fleet.enter(server, name) as conn:
-            conn.require_admin()
-            load.require_same(conn, self.backup)
-            noted = store.manifest(self.backup.location)["schema"]
-            with conn.lock(name), conn.transaction():
-                grants.run(conn)
-                versions = set(noted["migrations"])
-                record.write(conn, reached(record.read(conn), versions))
-            apply.up(conn, folders=self.fleet.folders, states=(State.RESTORING,))
+    def _let_in(self, session: Session, name: str, url: str | None, state: State, before: Record | None) -> None:
+        """Make the tenant what it was, active or suspended, by one transaction; its engine gets a password."""
+        with self.fleet.enter(session.server, name) as conn:
             given = admin.decided(conn, name, record.read(conn))
-            password = engine.keep_password(conn, name, self.keep, given, self.url)
+            password = engine.keep_password(conn, name, self.keep, given, url)
             with conn.transaction():
                 current, intent = record.read(conn), self.fleet.look(session, name).intent
-                conn.execute(queries.load("copies/copies")["expire_tokens"])
                 if password:
                     admin.set_password(conn, name, password)
-                admin.let_in(conn, name)
-                traces.write_both(conn, replace(current, state=State.ACTIVE), intent)
+                if state is State.ACTIVE:
+                    admin.let_in(conn, name)
+                desk = before.desk if before else None
+                traces.write_both(conn, replace(current, state=state, desk=desk), intent)
+
+
+def clear(session: Session, there: Traces, loading: Loading | None = None) -> None:
+    """Remove what an interrupted restore as a new tenant left; raises TenantExists, NotOurs for all else."""
+    begun = there.intent is not None and there.intent.state is State.RESTORING
+    if there.tenant is not None and not begun:
+        again = [Run("backup", "restore", loading.backup.backup, "--as", "NEW")] if loading else []
+        raise TenantExists(
+            f"tenant {there.name} exists",
+            hint=[*again, Run("tenant", "drop", there.name, "--confirm", there.name, lead="or first")],
+        )
+    if not begun:
+        traces.require_free(there)
+        return
+    if there.owner is not None and traces.is_ours(there):
+        end_own(session, there.name)
+        drop.drop_database(session, there.name)
+    admin.drop_role(session, there.name)
+
+
+def fill(fleet: Fleet, session: Session, loading: Loading, noted: Mapping[str, Any], file: Path, database: str) -> None:
+    """Load a backup into an empty database that is `restoring`, compare it, and bring it to the newest schema.
+
+    Unused enrollment tokens are expired: the same are good, or were used since, in the tenant that was dumped.
+    """
+    loading.load(noted, file, session, database)
+    with fleet.enter(session.server, database) as conn:
+        conn.require_admin()
+        loading.require_same(conn, noted)
+        with conn.lock(database), conn.transaction():
+            grants.run(conn)
+            record.write(conn, reached(record.read(conn), set(noted["schema"]["migrations"])))
+        apply.up(conn, folders=fleet.folders, states=(State.RESTORING,))
+        conn.execute(queries.load("copies/copies")["expire_tokens"])
+        with conn.limited(statement_timeout=ANALYZING):
+            conn.execute("ANALYZE")  # dumps carry no statistics
+
+
+def end_own(session: Session, database: str) -> None:
+    """End the sessions of this very login in a database: those of a killed restore, which posduif_admin may not end."""
+    with session.transaction(prelude=["SET LOCAL ROLE none"]):
+        session.execute(queries.load("copies/copies")["end_own"], database=database)
+
+
+def steps(stored: Stored, name: str) -> list[Step]:
+    """Return the steps by which a backup becomes a new tenant."""
+    role = admin.engine_role(name)
+    return [
+        Step("create role", role, f"CREATE ROLE {role} LOGIN"),
+        Step("create database", name, create.MAKING.format(name=name)),
+        Step("restore", f"{stored.backup.backup} into {name}"),
+        Step("let in", role, f"GRANT CONNECT ON DATABASE {name} TO {role}"),
+    ]
+
+
+def newest(stored: Sequence[Stored]) -> tuple[list[Stored], list[str], list[str]]:
+    """Return the newest good backup of each tenant, of backups in their order; who was dropped; who has no good one."""
+    last = {each.backup.tenant: each for each in stored}
+    good = {each.backup.tenant: each for each in stored if each.backup.verified != "failed"}
+    dropped = [name for name, each in last.items() if each.backup.dropped]
+    found = [each for name, each in good.items() if name not in dropped]
+    return found, dropped, [name for name in last if name not in good and name not in dropped]
+
+
+def restore_all(
+    run: Work,
+    loadings: Sequence[Loading],
+    keeps: Callable[[str, bool], engine.Keep | None],
+    *,
+    ignore_unreachable: bool = False,
+) -> None:
+    """Bring tenants back, each under its own name and as it was; *run* gets an outcome for each.
+
+    One that was restored from the same backup before is unchanged. *keeps* returns what takes a tenant's password.
+    """
+    server = run.fleet.server_for_new()
+
+    def one(loading: Loading) -> bool:
+        name, id_ = loading.backup.tenant, loading.backup.backup
+        with run.fleet.maintenance(server) as session:
+            there = run.fleet.look(session, name)
+        whole = there.tenant is not None and there.tenant.state in (State.ACTIVE, State.SUSPENDED)
+        if whole and there.record is not None and there.record.extra.get(RESTORED) == id_:
+            return False
+        keep = None if whole else keeps(name, False)
+        Restoring(run.fleet, loading, name, keep=keep, ignore_unreachable=ignore_unreachable, same=True).run()
+        return True
+
+    def note(loading: Loading, found: bool | PosduifError, seconds: float) -> None:
+        backup = loading.backup
+        error = found if isinstance(found, PosduifError) else None
+        status = "failed" if error else "ok" if found else "unchanged"
+        version = None if error else backup.schema_version
+        run.record(Outcome(backup.tenant, server.name, status, found is True, None, version, seconds, error))
+
+    run.crew.run([(min(run.pace.jobs, server.max_connections // 2 or 1), list(loadings))], one, note)

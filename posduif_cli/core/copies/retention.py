@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from posduif_cli.core.store import Store
+from posduif_cli.core.store import Store, Stored, unfinished
 from posduif_cli.models.copies import Backup, Pruned
 
 RULES: Mapping[str, str] = {
@@ -44,24 +44,26 @@ def judge(backups: Sequence[Backup], keep: Mapping[str, int], now: datetime) -> 
     return reasons
 
 
-def plan(store: Store, keep: Mapping[str, int], now: datetime) -> list[Pruned]:
+def plan(store: Store, keep: Mapping[str, int], now: datetime) -> list[tuple[Stored, Pruned]]:
     """Return for each backup whether it is kept, and why; nothing is deleted."""
     found = []
     for group in store.incarnations():
-        reasons = judge(group, keep, now)
-        for backup in group:
+        reasons = judge([stored.backup for stored in group], keep, now)
+        for stored in group:
+            backup = stored.backup
             kept = ", ".join(reasons[backup.backup])
             action = "keep" if kept else "delete"
-            found.append(
-                Pruned(backup.backup, backup.tenant, backup.created_at, backup.size_bytes, action, kept, changed=False)
+            row = Pruned(
+                backup.backup, backup.tenant, backup.created_at, backup.size_bytes, action, kept, changed=False
             )
+            found.append((stored, row))
     return found
 
 
-def carry_out(store: Store, planned: Sequence[Pruned], now: float) -> list[Pruned]:
+def carry_out(store: Store, planned: Sequence[tuple[Stored, Pruned]]) -> list[Pruned]:
     """Delete what a plan says, and what unfinished backups left; return the plan with what was changed."""
-    for row in planned:
+    for stored, row in planned:
         if not row.kept:
-            store.remove(store.find(row.backup))
-    store.sweep(now)
-    return [replace(row, changed=not row.kept) for row in planned]
+            stored.remove()
+    store.storage.sweep(unfinished())
+    return [replace(row, changed=not row.kept) for _, row in planned]

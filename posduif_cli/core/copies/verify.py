@@ -1,32 +1,48 @@
 """Proofs: a backup is restored on a scratch server and compared with its manifest, and what came of it is noted."""
 
+import getpass
 import os
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from posduif_cli.core import store
+from posduif_cli import __version__
 from posduif_cli.core.copies import load
+from posduif_cli.core.copies.load import Loading
+from posduif_cli.core.copies.streams import NO_KEYS, Keys
+from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.schema import inventory
+from posduif_cli.core.store import Stored
 from posduif_cli.db import admin, connect, embedded
 from posduif_cli.db.session import Session
-from posduif_cli.errors import DamagedBackup, OperationFailed, PosduifError
-from posduif_cli.models.copies import Backup, Proof
+from posduif_cli.errors import DamagedBackup, PosduifError, SuperuserSession
+from posduif_cli.models.copies import Drill, Proof
 from posduif_cli.models.servers import Server
 
 PREFIX, PID = "posduif-scratch-", "pid"
 COMMAND = "backup verify"
+PROVED, FAILED, UNKNOWN = "proved", "failed", "could_not_verify"
+# It is thrown away: nothing of it has to survive a crash.
+SETTINGS = {
+    "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_level": "minimal",
+    "max_wal_senders": "0", "autovacuum": "off",
+}  # fmt: skip
 
 
-def longest_unproved(backups: Iterable[Backup]) -> list[Backup]:
-    """Return the newest backup of each tenant, of backups in their order: first those never judged, or longest ago."""
-    newest = {backup.tenant: backup for backup in backups}.values()
-    return sorted(newest, key=lambda each: (each.verified_at is not None, each.verified_at or each.created_at))
+def longest_unproved(stored: Sequence[Stored]) -> list[Stored]:
+    """Return the newest of each tenant, of backups in their order: first those never judged, or longest ago."""
+    newest = {each.backup.tenant: each for each in stored}.values()
+    return sorted(
+        newest,
+        key=lambda each: (each.backup.verified_at is not None, each.backup.verified_at or each.backup.created_at),
+    )
 
 
 @contextmanager
@@ -41,7 +57,7 @@ def scratch(bin_dir: Path | None) -> Iterator[Server]:
     (folder / PID).write_text(str(os.getpid()))
     data = folder / "server"
     try:
-        embedded.start(data, bin_dir=bin_dir, settings={"fsync": "off", "full_page_writes": "off"})
+        embedded.start(data, bin_dir=bin_dir, settings=SETTINGS)
         yield Server("scratch", embedded.dsn(data), "a scratch server", embedded=True, named=False)
     finally:
         embedded.remove(data)
@@ -60,60 +76,124 @@ def _sweep() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def verify(
-    backups: Sequence[Backup],
-    bin_dir: Path | None,
-    *,
-    until: float | None = None,
-    done: Callable[[Proof], None] = lambda proof: None,
-) -> list[Proof]:
-    """Restore backups on a scratch server, compare each with its manifest, and append what was found to its proofs.
+@dataclass(frozen=True)
+class Verifying:
+    """How backups are proved: with whose keys, on the server *on* of the configuration or on a scratch server.
 
-    After *until*, by the monotonic clock, none is begun.
+    After *until*, by the monotonic clock, none is begun; *jobs* are restored at once.
     """
-    if not backups:
-        return []
-    proofs = []
-    with scratch(bin_dir) as server:
-        fleet = Fleet((server,), COMMAND)
+
+    keys: Keys = NO_KEYS
+    bin_dir: Path | None = None
+    on: Server | None = None
+    until: float | None = None
+    jobs: int = 2
+
+    def verify(self, backups: Sequence[Stored], done: Callable[[Proof], None] = lambda proof: None) -> list[Proof]:
+        """Restore backups, compare each with its manifest, and append what was found to its proofs; return these.
+
+        Raises what the server says where none can be begun.
+        """
+        if not backups:
+            return []
+        if self.on is not None:
+            return self._all(self.on, backups, done)
+        with scratch(self.bin_dir) as server:
+            return self._all(server, backups, done)
+
+    def _all(self, server: Server, backups: Sequence[Stored], done: Callable[[Proof], None]) -> list[Proof]:
+        fleet, proofs = Fleet((server,), COMMAND), []
         with fleet.maintenance(server) as session:
+            if session.superuser:
+                raise SuperuserSession(
+                    "a superuser's session restores no backup",
+                    why="code in a dump could use a superuser's rights",
+                    hint="leave --on out, or name a server whose login is no superuser",
+                )
             admin.ensure_roles(session)
-        for backup in backups:
-            if until is not None and time.monotonic() > until:
-                break
-            proof = _prove(fleet, server, backup, bin_dir)
-            noted = {
-                "verdict": proof.verdict, "reason": proof.reason, "rows": proof.rows, "seconds": proof.seconds,
-                "at": proof.at.isoformat(), "server": proof.server_version, "sha256": backup.checksum,
-            }  # fmt: skip
-            store.prove(backup.location, noted)
-            proofs.append(proof)
-            done(proof)
-    return proofs
+
+        def one(stored: Stored) -> Proof | None:
+            if self.until is not None and time.monotonic() > self.until:
+                return None
+            proof = self._prove(fleet, server, stored)
+            stored.prove(_noted(proof, stored, server))
+            return proof
+
+        def note(stored: Stored, found: Proof | PosduifError | None, seconds: float) -> None:
+            if isinstance(found, PosduifError):
+                found = _judged(stored, UNKNOWN, found.sentence, seconds=seconds)
+            if found is not None:
+                proofs.append(found)
+                done(found)
+
+        jobs = min(self.jobs, server.max_connections // 2 or 1)
+        Crew().run([(jobs, list(backups))], one, note)
+        order = {stored.backup.backup: number for number, stored in enumerate(backups)}
+        return sorted(proofs, key=lambda proof: order[proof.backup])
+
+    def _prove(self, fleet: Fleet, server: Server, stored: Stored) -> Proof:
+        """Restore one backup. What cannot be judged is not called good, and not called bad."""
+        begun, version = time.monotonic(), None
+        loading, verdict, reason, rows = Loading(stored, self.keys, self.bin_dir), UNKNOWN, None, 0
+        try:
+            with fleet.maintenance(server) as session, inventory.scratch(session) as name:
+                version = str(session.value("SELECT current_setting('server_version')"))
+                noted = loading.require_target(session)
+                if self.on is None:
+                    load.require_room(noted, Path(tempfile.gettempdir()))
+                with loading.fetched() as file:
+                    loading.load(noted, file, session, name)
+                with _inside(server, name) as conn:
+                    rows, verdict = loading.require_same(conn, noted), PROVED
+        except DamagedBackup as error:
+            verdict, reason = FAILED, error.why or error.message
+        except PosduifError as error:
+            reason = error.sentence
+        return _judged(stored, verdict, reason, rows, time.monotonic() - begun, version)
 
 
-def _prove(fleet: Fleet, server: Server, backup: Backup, bin_dir: Path | None) -> Proof:
-    begun, at, version = time.monotonic(), datetime.now(UTC), None
+def _judged(
+    stored: Stored, verdict: str, reason: str | None = None, rows: int = 0, seconds: float = 0.0,
+    version: str | None = None,
+) -> Proof:  # fmt: skip
+    backup = stored.backup
+    return Proof(backup.backup, backup.tenant, verdict, reason, rows, round(seconds, 3), datetime.now(UTC), version)
 
-    def judged(verdict: str, reason: str | None = None, rows: int = 0) -> Proof:
-        seconds = round(time.monotonic() - begun, 3)
-        return Proof(backup.backup, backup.tenant, verdict, reason, rows, seconds, at, version)
 
+def _noted(proof: Proof, stored: Stored, server: Server) -> dict[str, object]:
+    """Return the line that is kept of a proof; of a reason its beginning, for PostgreSQL may quote rows in the rest."""
+    return {
+        "backup": proof.backup, "tenant": proof.tenant, "verdict": proof.verdict, "at": proof.at.isoformat(),
+        "reason": proof.reason if proof.verdict == FAILED else proof.reason and proof.reason.partition(": ")[0],
+        "rows": proof.rows, "seconds": proof.seconds, "server": server.name, "server_version": proof.server_version,
+        "sha256": stored.backup.checksum, "by": f"{_user()}@{socket.gethostname()}", "posduif": __version__,
+    }  # fmt: skip
+
+
+def _user() -> str:
     try:
-        with fleet.maintenance(server) as session, inventory.scratch(session) as name:
-            version = str(session.value("SELECT current_setting('server_version')"))
-            load.require_target(backup, session.version)
-            load.load(backup, server, name, session.version, bin_dir)
-            with _inside(server, name) as conn:
-                return judged("proved", rows=load.require_same(conn, backup))
-    except DamagedBackup as error:
-        return judged("failed", error.why or error.message)
-    except OperationFailed as error:
-        # What pg_restore refuses may be the scratch server's lack: it is not called good, and not called bad.
-        return judged("could_not_verify", error.sentence)
-    except PosduifError as error:
-        return judged("could_not_verify", error.sentence)
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
 
 
 def _inside(server: Server, name: str) -> Session:
     return connect.connect(server, name, command=COMMAND, path="public")
+
+
+def drilled(proofs: Sequence[Proof], newest: Sequence[Stored], tenants: Sequence[str]) -> Drill:
+    """Return what a drill of the *newest* backups of some *tenants* came to; they are read again, with their proofs."""
+    counts = {word: sum(proof.verdict == word for proof in proofs) for word in (PROVED, FAILED, UNKNOWN)}
+    times = [stored.store.read(stored.key).backup.verified_at for stored in newest]
+    known = [at for at in times if at is not None]
+    slowest = max((proof for proof in proofs if proof.verdict == PROVED), key=lambda proof: proof.seconds, default=None)
+    have = {stored.backup.tenant for stored in newest}
+    return Drill(
+        counts[PROVED], counts[FAILED], counts[UNKNOWN],
+        left=len(newest) - len(proofs),
+        without=tuple(name for name in tenants if name not in have),
+        oldest_proof=min(known) if known and len(known) == len(times) else None,
+        slowest_tenant=slowest.tenant if slowest else None,
+        slowest_seconds=slowest.seconds if slowest else None,
+        proofs=tuple(proofs),
+    )  # fmt: skip

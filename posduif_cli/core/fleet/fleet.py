@@ -416,6 +416,8 @@ def wrong_state(tenant: Tenant) -> WrongState:
         why = "its creation was interrupted"
     elif tenant.state is State.DROPPING:
         why = "its removal was interrupted"
+    elif tenant.state is State.RESTORING:
+        why = "a restore is under way, or was interrupted: the same one goes on, and --undo gives it up"
     elif tenant.state is State.LOST and tenant.has_database:
         why = f"its database is there, but lost its record or does not belong to {ADMIN_ROLE}"
         hints = [Run("tenant", "adopt", tenant.tenant)]

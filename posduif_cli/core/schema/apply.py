@@ -128,6 +128,8 @@ def up(
     if not pending and known.current != (right := reached(known.current, set(known.rows))):
         with conn.transaction(lock_timeout=folders.lock_timeout):
             record.write(conn, right)
+    if pending and hooks.before is not None:
+        hooks.before(conn)
     return _perform(conn, known, pending, folders, hooks, taking_back=False)
 
 

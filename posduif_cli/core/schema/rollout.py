@@ -29,12 +29,14 @@ def up(
     tenants: Sequence[str] | None,
     failed: bool = False,
     on_pending: Callable[[set[str]], None] = lambda versions: None,
+    before: Callable[[Session], object] | None = None,
 ) -> Errors:
     """Bring the named tenants, or all, to the newest schema; *failed* narrows to those that failed last.
 
     Of all tenants only those are visited that are behind by their record; *on_pending* is called with the versions
-    that some of them are to get, before any does. Return the servers that could not be asked; *run* gets an outcome
-    per tenant. A tenant that a faulty file is pending for fails.
+    that some of them are to get, before any does, *before* with a session in each tenant that is about to get one.
+    Return the servers that could not be asked; *run* gets an outcome per tenant. A tenant that a faulty file is pending
+    for fails.
     """
     folders = run.fleet.folders
     chosen, errors = _choose(run, tenants)
@@ -45,7 +47,7 @@ def up(
     if waiting:
         on_pending({version for version in folders.paths if version > min(waiting)})
 
-    hooks = _hooks(run)
+    hooks = _hooks(run, before)
     run.work_on(
         targets,
         lambda conn, lookout: apply.up(conn, folders=folders, hooks=hooks(lookout)),
@@ -78,10 +80,10 @@ def down(
     return errors
 
 
-def _hooks(run: Run) -> Callable[[Lookout], Hooks]:
+def _hooks(run: Run, before: Callable[[Session], object] | None = None) -> Callable[[Lookout], Hooks]:
     """Return what makes the hooks of each tenant. All share what leaves `grants.sql` nothing to do."""
     harmless: set[grants.Effect] = set()
-    return lambda lookout: Hooks(lookout.blockers, run.tell, lookout.recall, harmless)
+    return lambda lookout: Hooks(lookout.blockers, run.tell, lookout.recall, harmless, before)
 
 
 def _choose(run: Run, tenants: Sequence[str] | None) -> tuple[list[Tenant], Errors]:

@@ -36,13 +36,14 @@ class Hooks:
 
     *recall* reads the record of a session's tenant from elsewhere: a new session's first look into the shared
     catalogs takes many times as long. It is None where no other session could read it. *harmless* has what leaves
-    `grants.sql` nothing to do.
+    `grants.sql` nothing to do. *before* is called with a session in a tenant before anything is applied to it.
     """
 
     blockers: Callable[[int], tuple[str, ...]] = lambda pid: ()
     tell: Callable[[str], None] = lambda text: None
     recall: Callable[[Session], record.Record] | None = None
     harmless: set[grants.Effect] = field(default_factory=set)
+    before: Callable[[Session], object] | None = None
 
 
 def patience(conn: Session) -> Patience:

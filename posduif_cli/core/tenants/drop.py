@@ -13,7 +13,7 @@ from posduif_cli.core.tenants import engine, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.patience import Patience
 from posduif_cli.db.session import Session
-from posduif_cli.errors import AccessDenied, Blocked, Busy, Conflict, QueryFailed, Run
+from posduif_cli.errors import AccessDenied, Blocked, Busy, Conflict, PosduifError, QueryFailed, Run
 from posduif_cli.models.runs import Plan, Step
 from posduif_cli.models.tenants import Loss, State
 
@@ -22,14 +22,23 @@ DROPPING = timedelta(hours=1)  # the files of a large database are many
 QUERY_CANCELED = "57014"  # what a statement_timeout ends with
 
 
+Last = Callable[[Session], object]
+
+
 def drop(
-    fleet: Fleet, found: Found, *, confirmed: bool = False, confirm: Callable[[Loss], None] = lambda loss: None
+    fleet: Fleet,
+    found: Found,
+    *,
+    confirmed: bool = False,
+    confirm: Callable[[Loss], None] = lambda loss: None,
+    last: Last | None = None,
 ) -> tuple[Loss, bool]:
     """Drop a tenant's database, slots and role, or finish a drop that was interrupted.
 
     *confirm* is called with the loss before anything is changed; with *confirmed* the engine's sessions are ended
-    where they keep it from being counted. Return the loss, and False when another command dropped the tenant in the
-    meantime.
+    where they keep it from being counted. *last* is called with a session in the database when its engine is shut out;
+    where that fails nothing is dropped, and the engine is let in again. Return the loss, and False when another
+    command dropped the tenant in the meantime.
 
     Of a lost tenant only the role is dropped: a database that took its place is not posduif's. Raises Busy, naming the
     sessions that posduif may not end; Conflict for a lost tenant whose role has rights in the database of its name,
@@ -50,14 +59,14 @@ def drop(
             there = fleet.look(session, name)
             if there.tenant is None:
                 return loss, False
-            perform(_dropping(fleet, session, there, inside), session)
+            perform(_dropping(fleet, session, there, inside, last), session)
     return loss, True
 
 
-def dropping(fleet: Fleet, found: Found) -> Plan:
+def dropping(fleet: Fleet, found: Found, last: Last | None = None) -> Plan:
     """Return the steps of `drop`; raises as it, and changes nothing."""
     with fleet.maintenance(found.server) as session:
-        return plan(_dropping(fleet, session, fleet.look(session, found.tenant.tenant), None))
+        return plan(_dropping(fleet, session, fleet.look(session, found.tenant.tenant), None, last))
 
 
 def _count(session: Session, inside: Session, loss: Loss, confirmed: bool) -> Loss:
@@ -84,7 +93,9 @@ def _count(session: Session, inside: Session, loss: Loss, confirmed: bool) -> Lo
         raise
 
 
-def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | None) -> Iterator[Deed]:
+def _dropping(
+    fleet: Fleet, session: Session, there: Traces, inside: Session | None, last: Last | None = None
+) -> Iterator[Deed]:
     """Yield what dropping comes to, by what is *there*; *inside* is an open session in the tenant's database, or None.
 
     Raises Conflict, with nothing dropped yet, where the engine's role could not be dropped.
@@ -111,10 +122,37 @@ def _dropping(fleet: Fleet, session: Session, there: Traces, inside: Session | N
         if traces.is_ours(there):
             where = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
             yield Deed(lambda session: _end_sessions(session, name), [Step("end sessions", name, where)])
+            if last is not None and _is_whole(there):
+                yield Deed(lambda session: _look_last(fleet, session, there, last), [Step("back up", name)])
             sql = f"DROP DATABASE {name} WITH (FORCE)"
             yield Deed(lambda session: drop_database(session, name), [Step("drop database", name, sql)])
     if there.intent is not None:
         yield Deed(lambda session: admin.drop_role(session, name), [Step("drop role", role, f"DROP ROLE {role}")])
+
+
+def _is_whole(there: Traces) -> bool:
+    """Whether the database holds a tenant: it was not dropped by half, nor made by half."""
+    whole = (State.ACTIVE, State.SUSPENDED, State.DROPPING)
+    return there.connection_limit != -2 and there.record is not None and there.record.state in whole
+
+
+def _look_last(fleet: Fleet, session: Session, there: Traces, last: Last) -> None:
+    """Call *last* with a session in the database; where it fails, take back that the tenant is to be dropped."""
+    try:
+        with fleet.enter(session.server, there.name) as conn:
+            last(conn)
+    except PosduifError as error:
+        noted = there.record
+        if noted is not None and noted.state is not State.DROPPING:
+            with session.transaction():
+                record.put(session, there.name, noted)
+                if there.intent is not None:
+                    record.put_intent(session, admin.engine_role(there.name), there.intent)
+                if noted.state is State.ACTIVE:
+                    admin.open_role(session, there.name)
+            error.reasons = (*error.reasons, "nothing was dropped, and its engine may connect again")
+        error.hints = (*error.hints, "or add --no-backup")
+        raise
 
 
 def _require_endable(session: Session, name: str, inside: Session | None) -> None:

@@ -3,7 +3,7 @@
 -- name: describe_tenants
 -- Tenants' databases and their engines' roles, one row each, from any session of their server.
 WITH people AS MATERIALIZED (
-    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health', 'posduif_cron')
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('posduif_support', 'posduif_health', 'posduif_cron', 'posduif_backup')
 ), administered AS MATERIALIZED ( -- all at once: PostgreSQL keeps the memberships of the last role only
     SELECT oid FROM pg_roles WHERE pg_has_role(to_regrole('posduif_admin')::oid, oid, 'USAGE')
 )

@@ -7,28 +7,70 @@ SELECT pg_export_snapshot();
 -- name: describe_database
 -- What a dump does not carry of a database, and which database it is: a tenant that is dropped and made again is another.
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
-       d.oid::bigint AS oid, shobj_description(d.oid, 'pg_database') AS comment,
-       clock_timestamp() AS at
+       d.oid::bigint AS oid, shobj_description(d.oid, 'pg_database') AS comment, clock_timestamp() AS at,
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
+       (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text AS lsn,
+       pg_encoding_to_char(d.encoding) AS encoding, d.datlocprovider::text AS locale_provider,
+       d.datcollate::text AS "collate", d.datctype::text AS ctype, d.datcollversion AS collversion,
+       current_setting('data_checksums') = 'on' AS data_checksums,
+       pg_database_size(d.oid) AS size_bytes
+FROM pg_database d WHERE d.datname = current_database();
+
+-- name: describe_settings
+-- What only `pg_dump --create` would carry: settings of the database and of roles in it, and who has rights on it.
+SELECT (SELECT coalesce(json_agg(setting ORDER BY setting), '[]') FROM pg_db_role_setting s, unnest(setconfig) AS setting
+        WHERE s.setdatabase = d.oid AND s.setrole = 0) AS settings,
+       (SELECT coalesce(json_object_agg(setrole::regrole, setconfig), '{}') FROM pg_db_role_setting s
+        WHERE s.setdatabase = d.oid AND s.setrole <> 0) AS role_settings,
+       (SELECT coalesce(json_agg(item::text ORDER BY item::text), '[]') FROM unnest(d.datacl) AS item) AS grants,
+       (SELECT coalesce(json_agg(json_build_object('name', extname, 'version', extversion) ORDER BY extname), '[]')
+        FROM pg_extension WHERE extname <> 'plpgsql') AS extensions
 FROM pg_database d WHERE d.datname = current_database();
 
 -- name: list_sums
 -- A statement for each table that counts its rows and sums their hashes, whatever their order: columns by name, so that
 -- the text does not depend on the order in which they were added. Dropped and generated columns are left out.
-SELECT format('SELECT %L::text, count(*), coalesce(sum(hashtextextended(ROW(%s)::text, 0)), 0)::text FROM ONLY %I.%I',
-              format('%I.%I', n.nspname, c.relname),
-              (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) FROM pg_attribute a
-               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-              n.nspname, c.relname)
+SELECT n.nspname::text, c.relname::text, coalesce(a.names, '{}'),
+       format('SELECT %L::text, %L::text, count(*), coalesce(sum(hashtextextended(ROW(%s)::text, 0)), 0)::text FROM ONLY %I.%I',
+              n.nspname, c.relname, array_to_string(a.quoted, ', '), n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (SELECT array_agg(a.attname::text ORDER BY a.attname) AS names,
+                           array_agg(quote_ident(a.attname) ORDER BY a.attname) AS quoted
+                    FROM pg_attribute a
+                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') a
 WHERE c.relkind = 'r' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
   AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
 ORDER BY n.nspname, c.relname;
 
+-- name: sum_large_objects
+-- How many large objects there are, and the sum of their hashes.
+SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || lo_get(oid)::text, 0)), 0)::text FROM pg_largeobject_metadata;
+
 -- name: list_sequences
 -- Where each sequence is.
-SELECT format('%I.%I', schemaname, sequencename), last_value FROM pg_sequences ORDER BY 1;
+SELECT schemaname::text, sequencename::text, last_value FROM pg_sequences ORDER BY 1, 2;
 
 -- name: expire_tokens
 -- Ends the unused tokens of a copy: the same tokens are good in the tenant that it is a copy of.
 UPDATE public.enrollment_tokens SET expires_at = now() AT TIME ZONE 'UTC'
 WHERE used_at IS NULL AND expires_at > now() AT TIME ZONE 'UTC';
+
+-- name: end_own
+-- Ends the sessions of this very login in a database.
+SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
+WHERE datname = %(database)s AND usename = session_user AND backend_type = 'client backend' AND pid <> pg_backend_pid();
+
+-- name: find_others
+-- Who is in a database.
+SELECT pid, usename::text, application_name, state FROM pg_stat_activity
+WHERE datname = %(database)s AND backend_type = 'client backend' AND pid <> ALL (%(pids)s) ORDER BY pid;
+
+-- name: list_grantees
+-- Who beside its owner has rights on a database.
+SELECT DISTINCT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
+FROM pg_database d, aclexplode(d.datacl) WHERE d.datname = %(database)s AND grantee <> d.datdba ORDER BY 1;
+
+-- name: list_slots
+-- Replication slots of a database: they stay with it, and hold back WAL.
+SELECT slot_name::text FROM pg_replication_slots WHERE database = %(database)s ORDER BY 1;

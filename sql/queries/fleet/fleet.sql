@@ -60,3 +60,13 @@ FROM (SELECT current_setting('max_connections')::int AS total,
              current_setting('superuser_reserved_connections')::int
                  + coalesce(current_setting('reserved_connections', true)::int, 0) AS reserved,
              (SELECT coalesce(sum(numbackends), 0)::int FROM pg_stat_database) AS used) AS s;
+
+-- name: list_asides
+-- Databases that a restore made or set aside: their comment says of whom.
+SELECT d.datname::text AS database, shobj_description(d.oid, 'pg_database') AS record, d.datallowconn AS open,
+       CASE WHEN d.datallowconn AND has_database_privilege(d.oid, 'CONNECT') THEN pg_database_size(d.oid) END AS size_bytes,
+       EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid AND a.backend_type = 'client backend') AS busy
+FROM pg_database d
+WHERE d.datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin')
+  AND (starts_with(d.datname, 'posduif_aside_') OR starts_with(d.datname, 'posduif_restore_'))
+ORDER BY 1;
