@@ -78,8 +78,8 @@ class Storage(Protocol):
     def draft(self, key: str) -> AbstractContextManager[Draft]:
         """Begin a backup; what is not published when the block ends is removed."""
 
-    def fetch(self, path: str, folder: Path) -> Path:
-        """Return a file of this machine with the content; made in *folder* where the storage is none of files."""
+    def fetch(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """Lend a large file, open, from its beginning; it can be read more than once."""
 
     def remove(self, key: str) -> None:
         """Remove a backup; killed midway it is in no listing."""
@@ -215,9 +215,9 @@ class Stored:
         with self.store.storage.lock(self._lock, shared=True):
             yield
 
-    def fetch(self, folder: Path) -> Path:
-        """Return the dump as a file of this machine."""
-        return self.store.storage.fetch(f"{self.key}/{self.backup.file}", folder)
+    def fetch(self) -> AbstractContextManager[IO[bytes]]:
+        """Lend the dump as a file."""
+        return self.store.storage.fetch(f"{self.key}/{self.backup.file}")
 
     def prove(self, proof: Mapping[str, Any]) -> None:
         """Append what a verification found."""
@@ -380,9 +380,15 @@ class Folder:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
 
-    def fetch(self, path: str, folder: Path) -> Path:
-        """Return the file itself."""
-        return self.root / path
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[IO[bytes]]:
+        """Lend the file itself."""
+        try:
+            file = (self.root / path).open("rb")
+        except OSError as error:
+            raise DamagedBackup(f"{self.root / path} cannot be read", why=error.strerror) from None
+        with file:
+            yield file
 
     def remove(self, key: str) -> None:
         """Delete a backup, by a rename first."""

@@ -1,11 +1,14 @@
 """The only place that connects to PostgreSQL, and what libpq says when that fails."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, LiteralString
 
 import psycopg
@@ -192,11 +195,13 @@ def _escaped(word: str) -> str:
     return re.sub(r"([:\\])", r"\\\1", word)
 
 
-def child_environment(server: Server, database: str, folder: Path) -> dict[str, str]:
-    """Return the environment for a program of PostgreSQL's, by the server's DSN and by what libpq would find itself.
+@contextmanager
+def child_environment(server: Server, database: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+    """Lend the environment for a program of PostgreSQL's, by the server's DSN and by what libpq would find itself.
 
-    A password goes into a file in *folder*: environments can be seen by others. Nothing else of this process's
-    environment is in it, but the places where libpq looks for files.
+    A password goes into a file: environments can be seen by others. The descriptors of such a file, which the program
+    has to inherit, come with it. Nothing else of this process's environment is in it, but the places where libpq looks
+    for files.
     """
     known = {option.keyword.decode(): option for option in psycopg.pq.Conninfo.get_defaults()}
     parts = {key: str(value) for key, value in parse(server).items() if value is not None}
@@ -211,13 +216,20 @@ def child_environment(server: Server, database: str, folder: Path) -> dict[str, 
         if variable is not None and value:
             found[variable.decode()] = value
     found.pop("PGOPTIONS", None)
-    if "password" in passwords:
-        text = re.sub(r"([\\:])", r"\\\1", passwords["password"])
-        path = folder / "passfile"
-        path.touch(mode=0o600)
-        path.write_text(f"*:*:*:*:{text}\n")
-        found["PGPASSFILE"] = str(path)
-    return found
+    if "password" not in passwords:
+        yield found, ()
+        return
+    line = f"*:*:*:*:{_escaped(passwords['password'])}\n".encode()
+    if hasattr(os, "memfd_create"):  # without a name: a kill leaves nothing of it
+        with open(os.memfd_create("passfile", os.MFD_CLOEXEC), "wb", buffering=0) as memory:
+            os.fchmod(memory.fileno(), 0o600)
+            memory.write(line)
+            yield {**found, "PGPASSFILE": f"/proc/self/fd/{memory.fileno()}"}, (memory.fileno(),)
+        return
+    with NamedTemporaryFile(prefix="posduif-") as file:  # mode 0600
+        file.write(line)
+        file.flush()
+        yield {**found, "PGPASSFILE": file.name}, ()
 
 
 def address(session: Session) -> tuple[str, int]:

@@ -157,8 +157,8 @@ def test_what_was_cut_or_changed_is_no_content(tmp_path: Path, cut: int) -> None
         assert (plain.count, packed.count) == (300_000, path.stat().st_size)
 
         def unpacked(path: Path = path, identities: Any = identities, checksum: str = plain.sha256) -> bytes:
-            with (tmp_path / "again").open("wb") as target:
-                streams.unpack(path, target, identities, checksum)
+            with path.open("rb") as source, (tmp_path / "again").open("wb") as target:
+                streams.unpack(source, target, identities, checksum, "here")
             return (tmp_path / "again").read_bytes()
 
         assert unpacked() == content

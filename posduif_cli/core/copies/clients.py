@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import IO
 
 from posduif_cli.db import connect, embedded
@@ -118,13 +118,13 @@ def running(
     command lines and environments are seen by others. It has a process group of its own, so that ctrl-C ends it by way
     of this process alone, and it ends with this process.
     """
-    with TemporaryDirectory(prefix="posduif-") as folder, TemporaryFile() as errors:
-        environment = connect.child_environment(server, database, Path(folder))
+    with connect.child_environment(server, database) as (environment, inherited), TemporaryFile() as errors:
         stream: int | IO[bytes] = subprocess.PIPE if stdin else subprocess.DEVNULL
         process = subprocess.Popen(
             [*_dying(), *argv],
             stdin=stream, stdout=subprocess.DEVNULL if stdin else subprocess.PIPE, stderr=errors, env=environment,
             process_group=0,
+            pass_fds=inherited,
         )  # fmt: skip
         try:
             yield process

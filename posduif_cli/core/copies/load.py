@@ -1,12 +1,11 @@
 """Loading a dump into an empty database, and comparing what came with the manifest."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posduif_cli.core.copies import clients, streams, sums
 from posduif_cli.core.copies.dump import SUMMING, shape
@@ -56,14 +55,13 @@ class Loading:
         return noted
 
     @contextmanager
-    def fetched(self) -> Iterator[Path]:
-        """Lend the dump as a file of this machine; raises DamagedBackup before a byte of a changed one is used."""
-        with self.stored.reading(), tempfile.TemporaryDirectory(prefix="posduif-") as folder:
-            file = self.stored.fetch(Path(folder))
-            streams.require_whole(file, self.backup.checksum)
+    def fetched(self) -> Iterator[IO[bytes]]:
+        """Lend the dump as a file; raises DamagedBackup before a byte of a changed one is used."""
+        with self.stored.reading(), self.stored.fetch() as file:
+            streams.require_whole(file, self.backup.checksum, self.backup.location)
             yield file
 
-    def load(self, noted: Mapping[str, Any], file: Path, session: Session, database: str) -> None:
+    def load(self, noted: Mapping[str, Any], file: IO[bytes], session: Session, database: str) -> None:
         """Restore a fetched dump into an empty database of posduif_admin, on the server of *session*.
 
         By pg_restore into the database, never by psql: a script could run commands on this machine. Owners and rights
@@ -78,7 +76,7 @@ class Loading:
         identities = self.keys.identities() if self.backup.encrypted else []
         with clients.running(argv, session.server, database, stdin=True) as process:
             assert process.stdin is not None
-            streams.unpack(file, process.stdin, identities, noted["files"][0]["plain_sha256"])
+            streams.unpack(file, process.stdin, identities, noted["files"][0]["plain_sha256"], self.backup.location)
 
     def require_same(self, conn: Session, noted: Mapping[str, Any]) -> int:
         """Raise DamagedBackup unless a restored database holds what the manifest says; return how many rows it has."""

@@ -19,8 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posduif_cli.core.copies.dump import Dumping
 from posduif_cli.core.copies.load import Loading
@@ -77,7 +76,7 @@ class Replacing:
             with self.loading.fetched() as file:  # checked before anything is touched
                 return self._swapped(session, noted, file)
 
-    def _swapped(self, session: Session, noted: dict[str, Any] | None, file: Path | None) -> tuple[Tenant, Aside]:
+    def _swapped(self, session: Session, noted: dict[str, Any] | None, file: IO[bytes] | None) -> tuple[Tenant, Aside]:
         with session.lock(self.name):
             plan = self._begun(session) or self._shut(session)
             engine.end_sessions(session, self.name)
@@ -151,7 +150,7 @@ class Replacing:
                 error.hints = (*error.hints, "or add --no-backup: the old database is set aside in any case")
                 raise
 
-    def _build(self, session: Session, plan: dict[str, Any], noted: dict[str, Any], file: Path) -> None:
+    def _build(self, session: Session, plan: dict[str, Any], noted: dict[str, Any], file: IO[bytes]) -> None:
         """Make the new database, unless an interrupted restore has made it whole."""
         assert self.loading is not None
         name, copy = plan["incoming"], {"of": self.name, "rid": plan["rid"], "backup": plan["backup"]}

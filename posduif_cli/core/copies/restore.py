@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posduif_cli.core import names
 from posduif_cli.core.copies.load import Loading
@@ -124,7 +123,9 @@ def clear(session: Session, there: Traces, loading: Loading | None = None) -> No
     admin.drop_role(session, there.name)
 
 
-def fill(fleet: Fleet, session: Session, loading: Loading, noted: Mapping[str, Any], file: Path, database: str) -> None:
+def fill(
+    fleet: Fleet, session: Session, loading: Loading, noted: Mapping[str, Any], file: IO[bytes], database: str
+) -> None:
     """Load a backup into an empty database that is `restoring`, compare it, and bring it to the newest schema.
 
     Unused enrollment tokens are expired: the same are good, or were used since, in the tenant that was dumped.

@@ -4,12 +4,12 @@ In a bucket there is no rename: a backup is there as soon as its manifest is, wh
 Nor is there a lock: ids differ, and what is read while it is removed is missed and said so.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from posduif_cli.core.copies.streams import CHUNK, Keys
@@ -152,19 +152,18 @@ class Bucket:
                     for name in draft.names:
                         self.delete(f"{key}/{name}")
 
-    def fetch(self, path: str, folder: Path) -> Path:
-        """Copy an object into a file."""
-        target = folder / path.rpartition("/")[2]
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file, self._failing():
-            try:
-                for piece in self._api.get(self._store, path).stream(min_chunk_size=CHUNK):
-                    file.write(piece)
-            except OSError as error:
-                if error.errno is None:
-                    raise
-                raise OperationFailed(f"{path} could not be fetched", why=error.strerror) from error
-        return target
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[IO[bytes]]:
+        """Lend a copy of an object, in a file without a name: a kill leaves nothing of it."""
+        with TemporaryFile() as file:
+            with self._failing():
+                pieces = self._api.get(self._store, path).stream(min_chunk_size=CHUNK)
+                for piece in pieces:
+                    try:
+                        file.write(piece)
+                    except OSError as error:
+                        raise OperationFailed(f"{path} could not be fetched", why=error.strerror) from error
+            yield file
 
     def remove(self, key: str) -> None:
         """Delete a backup's objects, its manifest first."""

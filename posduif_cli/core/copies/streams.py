@@ -147,35 +147,37 @@ def pack(source: IO[bytes], target: IO[bytes], readers: Sequence[Any]) -> tuple[
     return came, written
 
 
-def require_whole(path: Path, checksum: str) -> None:
+def require_whole(file: IO[bytes], checksum: str, place: str) -> None:
     """Raise DamagedBackup unless a file has this SHA-256: before a byte of it is used."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError as error:
-        raise DamagedBackup(f"{path} cannot be read", why=error.strerror) from None
+        raise DamagedBackup(f"the backup in {place} cannot be read", why=error.strerror) from None
     if found != checksum:
-        raise DamagedBackup(f"{path} is damaged", why="its SHA-256 is not that of the manifest")
+        raise DamagedBackup(f"the backup in {place} is damaged", why="its SHA-256 is not that of the manifest")
 
 
-def unpack(path: Path, target: IO[bytes], identities: Sequence[Any], checksum: str) -> None:
+def unpack(file: IO[bytes], target: IO[bytes], identities: Sequence[Any], checksum: str, place: str) -> None:
     """Copy the plain content of a file to *target*; raises DamagedBackup, afterwards also for another SHA-256.
 
-    What the stream of *target* raises is raised as it is.
+    What the stream of *target* raises is BrokenPipeError: it wants no more.
     """
     plain = Sums(target)
     unpacked = zstandard.ZstdDecompressor().stream_writer(plain, closefd=False)  # type: ignore[arg-type]
+    file.seek(0)
     try:
-        with path.open("rb") as file:
-            if identities:
-                _pyrage().decrypt_io(file, unpacked, identities)
-            else:
-                shutil.copyfileobj(file, unpacked, CHUNK)
+        if identities:
+            _pyrage().decrypt_io(file, unpacked, identities)
+        else:
+            shutil.copyfileobj(file, unpacked, CHUNK)
     except Exception as error:
         if plain.failed:
             raise BrokenPipeError from error
         if isinstance(error, zstandard.ZstdError | OSError) or type(error).__module__.startswith("pyrage"):
-            raise DamagedBackup(f"{path} is damaged", why=str(error) or "it cannot be decrypted") from None
+            why = str(error) or "it cannot be decrypted"
+            raise DamagedBackup(f"the backup in {place} is damaged", why=why) from None
         raise
     if plain.sha256 != checksum:
-        raise DamagedBackup(f"{path} is damaged", why="the SHA-256 of its content is not that of the manifest")
+        why = "the SHA-256 of its content is not that of the manifest"
+        raise DamagedBackup(f"the backup in {place} is damaged", why=why)
