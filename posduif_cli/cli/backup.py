@@ -9,7 +9,15 @@ import typer
 
 from posduif_cli.cli import copies, keeping, options, runs
 from posduif_cli.cli.context import App, Noun, app_of
-from posduif_cli.errors import BackupNotFound, OperationFailed, PartialFailure, PosduifError, Run, UsageError
+from posduif_cli.errors import (
+    BackupNotFound,
+    DamagedBackup,
+    OperationFailed,
+    PartialFailure,
+    PosduifError,
+    Run,
+    UsageError,
+)
 from posduif_cli.notation import counted, duration, listed
 
 if TYPE_CHECKING:
@@ -111,9 +119,14 @@ def list_(
 
     app = app_of(ctx)
     limit = duration(check_age) if check_age else None
-    found = copies.store_of(app).backups(tenant)
+    unread: list[PosduifError] = []
+    found = copies.store_of(app).backups(tenant, unread)
     app.out.list(found, Backup, empty=Run("backup", "create", tenant or "--all", lead="no backups"))
+    for error in unread:
+        app.out.warn(error.sentence)
     if limit is None:
+        if unread:
+            raise PartialFailure(f"{counted(len(unread), 'backup')} could not be read", hint=Run("backup", "list"))
         return
     newest = {backup.tenant: backup for backup in found}
     at = datetime.now(UTC) - limit
@@ -178,8 +191,12 @@ def _found(app: App, which: Sequence[str]) -> "tuple[list[Stored], dict[str, Pos
         try:
             stored = copies.find(app, text)
             found.setdefault(stored.backup.location, stored)
-        except BackupNotFound as error:
+        except (BackupNotFound, DamagedBackup) as error:
             wrong[text] = error
+    if damaged := [error for error in wrong.values() if isinstance(error, DamagedBackup)]:
+        for each in damaged:
+            app.out.warn(each.sentence)
+        raise typer.Exit(1)
     if wrong and not found:
         raise next(iter(wrong.values()))
     return list(found.values()), wrong

@@ -28,7 +28,15 @@ from statistics import median
 from typing import IO, Any, Protocol
 
 from posduif_cli.db.patience import Patience
-from posduif_cli.errors import BackupNotFound, Busy, ConfigurationError, DamagedBackup, OperationFailed, Run
+from posduif_cli.errors import (
+    BackupNotFound,
+    Busy,
+    ConfigurationError,
+    DamagedBackup,
+    OperationFailed,
+    PosduifError,
+    Run,
+)
 from posduif_cli.models.copies import Backup
 
 MARKER, DATA, MANIFEST, PROOFS, PIN, MAKING, READING = (
@@ -137,25 +145,37 @@ class Store:
         if free is not None and free < wanted + SPARE:
             raise OperationFailed(
                 f"there is no room for the backup in {self.place}",
-                why=f"{free >> 20} MiB are free, and it takes about {wanted >> 20}",
+                why=f"{free >> 20} MiB are free; it takes about {-(-wanted >> 20)}, and {SPARE >> 20} are left free",
                 hint=[Run("backup", "prune", "--dry-run"), "make room there"],
             )
 
-    def all(self, tenant: str | None = None) -> "list[Stored]":
-        """Return all backups, or those of a tenant, the oldest first."""
+    def all(self, tenant: str | None = None, unread: list[PosduifError] | None = None) -> "list[Stored]":
+        """Return all backups, or those of a tenant, the oldest first; why others cannot be read goes into *unread*."""
         keys = {key: set(names) for key, names in self.storage.listing().items() if _of(key, tenant)}
         wanted = [f"{key}/{name}" for key, names in keys.items() for name in (MANIFEST, PROOFS, PIN) if name in names]
         told = dict(zip(wanted, self.storage.read_all(wanted), strict=True))
-        found = [
-            Stored(self, key, _backup(self.storage.location(key), noted, *_notes(told, key)))
-            for key in keys
-            if (noted := _manifest(told[f"{key}/{MANIFEST}"], self.storage.location(key))) is not None
-        ]
+        found = []
+        for key in keys:
+            try:
+                found.append(self._stored(key, told))
+            except DamagedBackup as error:
+                if unread is not None:
+                    unread.append(error)
         return sorted(found, key=lambda stored: (stored.backup.created_at, stored.backup.backup))
 
-    def backups(self, tenant: str | None = None) -> list[Backup]:
+    def _stored(self, key: str, told: "Mapping[str, bytes | None]") -> "Stored":
+        place = self.storage.location(key)
+        noted = _manifest(told[f"{key}/{MANIFEST}"], place)
+        if noted is None:
+            raise BackupNotFound(f"there is no backup in {place}", hint=Run("backup", "list"))
+        try:
+            return Stored(self, key, _backup(place, noted, *_notes(told, key)))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise _unreadable(place, f"{type(error).__name__}: {error}") from None
+
+    def backups(self, tenant: str | None = None, unread: list[PosduifError] | None = None) -> list[Backup]:
         """Return what `all` returns, without where they are."""
-        return [stored.backup for stored in self.all(tenant)]
+        return [stored.backup for stored in self.all(tenant, unread)]
 
     def find(self, text: str) -> "Stored":
         """Return the backup with an id, or the newest of a tenant; raises BackupNotFound."""
@@ -168,13 +188,9 @@ class Store:
         raise BackupNotFound(f"there is no backup {text} in {self.place}", hint=Run("backup", "list"))
 
     def read(self, key: str) -> "Stored":
-        """Return one backup by its key; raises ConfigurationError for a manifest that cannot be read."""
+        """Return one backup by its key; raises BackupNotFound, and DamagedBackup for a manifest that is none."""
         paths = [f"{key}/{name}" for name in (MANIFEST, PROOFS, PIN)]
-        told = dict(zip(paths, self.storage.read_all(paths), strict=True))
-        noted = _manifest(told[paths[0]], self.storage.location(key))
-        if noted is None:
-            raise BackupNotFound(f"there is no backup in {self.storage.location(key)}", hint=Run("backup", "list"))
-        return Stored(self, key, _backup(self.storage.location(key), noted, *_notes(told, key)))
+        return self._stored(key, dict(zip(paths, self.storage.read_all(paths), strict=True)))
 
     def incarnations(self) -> "list[list[Stored]]":
         """Return all backups by what they are of: a tenant that was dropped and made again is another."""
@@ -198,7 +214,7 @@ class Stored:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the dump holds, as its manifest says; raises ConfigurationError, and DamagedBackup for another's."""
+        """What the dump holds, as its manifest says; raises DamagedBackup for one that is none, or another's."""
         noted = _manifest(self.store.storage.read(f"{self.key}/{MANIFEST}"), self.backup.location)
         if noted is None:
             raise BackupNotFound(f"there is no backup in {self.backup.location}", hint=Run("backup", "list"))
@@ -267,7 +283,11 @@ def _manifest(content: bytes | None, location: str) -> dict[str, Any] | None:
             raise ConfigurationError(f"{location} is of a newer posduif", hint=Run("version"))
         return dict(noted)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"the manifest in {location} cannot be read", why=str(error)) from None
+        raise _unreadable(location, str(error)) from None
+
+
+def _unreadable(location: str, why: str) -> DamagedBackup:
+    return DamagedBackup(f"the manifest in {location} cannot be read", why=why, hint=Run("backup", "list"))
 
 
 def _notes(told: Mapping[str, bytes | None], key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

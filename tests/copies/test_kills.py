@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ class Kills:
         started, verb = time.monotonic(), " ".join(argv[:2]) + (" over" if "--confirm" in argv else "")
         pid = os.fork()
         if not pid:
-            os.setsid()
+            os.setpgid(0, 0)
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(null, descriptor)
@@ -55,6 +56,8 @@ class Kills:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             self.took[verb] = time.monotonic() - started
             return code
+        with suppress(OSError):  # it was faster
+            os.setpgid(pid, pid)
         time.sleep(self.random.uniform(0, self.took[verb] * 1.05))
         os.killpg(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
