@@ -192,6 +192,10 @@ class Store:
         paths = [f"{key}/{name}" for name in (MANIFEST, PROOFS, PIN)]
         return self._stored(key, dict(zip(paths, self.storage.read_all(paths), strict=True)))
 
+    def noted(self, key: str, manifest: Mapping[str, Any], pin: str | None) -> Backup:
+        """Return what a backup is, by the manifest that it was just given."""
+        return _backup(self.storage.location(key), manifest, {}, {} if pin is None else {"why": pin})
+
     def incarnations(self) -> "list[list[Stored]]":
         """Return all backups by what they are of: a tenant that was dropped and made again is another."""
         groups: dict[tuple[str, str], list[Stored]] = {}
@@ -312,6 +316,7 @@ def _backup(location: str, noted: Mapping[str, Any], proof: Mapping[str, Any], p
         created_at=datetime.fromisoformat(noted["snapshot_at"]),
         seconds=noted["seconds"],
         size_bytes=data["bytes"],
+        plain_bytes=data["plain_bytes"],
         rows=sum(table["rows"] for table in noted["tables"]),
         schema_version=noted["schema"]["version"],
         server_version=noted["postgres"]["server"],

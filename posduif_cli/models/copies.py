@@ -22,6 +22,7 @@ class Backup(Value):
     created_at: datetime
     seconds: float
     size_bytes: int
+    plain_bytes: int
     rows: int
     schema_version: str | None
     server_version: str

@@ -290,6 +290,7 @@ def backups(*times: datetime, **odd: str | None) -> list[Backup]:
             at,
             0.1,
             1,
+            1,
             5,
             "0004",
             "18",

@@ -16,10 +16,10 @@ from support.runner import Posduif
 from support.servers import PgServer
 
 pytestmark = pytest.mark.one_server
-Damage = Callable[[Path, bytes, "Case"], bytes]
+Damage = Callable[[Path, bytes, "Kept"], bytes]
 
 
-class Case:
+class Kept:
     """A backup, and the tenant and the server that it is of."""
 
     def __init__(self, server: PgServer, name: str, folder: Path, other: Path) -> None:
@@ -95,16 +95,16 @@ def rewrite(folder: Path, content: bytes) -> None:
 
 
 @pytest.fixture
-def case(posduif: Posduif, server: PgServer, store: Path, name: str) -> Case:
+def case(posduif: Posduif, server: PgServer, store: Path, name: str) -> Kept:
     (made,) = posduif.json("backup", "create", name)
     posduif("message", "send", name, "--from", "desk", "--to", "mia", "of another day")
     (other,) = posduif.json("backup", "create", name)
     server.sql("DELETE FROM messages WHERE content = 'of another day'", database=name)
-    return Case(server, name, Path(made["location"]), Path(other["location"]))
+    return Kept(server, name, Path(made["location"]), Path(other["location"]))
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_what_was_wrong_when_it_was_dumped_is_found(posduif: Posduif, case: Case, kind: str) -> None:
+def test_what_was_wrong_when_it_was_dumped_is_found(posduif: Posduif, case: Kept, kind: str) -> None:
     """The checksum says nothing here: it is that of the damaged file. Only a restore and the sums do."""
     damage, words = DEEP[kind]
     rewrite(case.folder, damage(case.folder, plain(case.folder), case))
@@ -129,7 +129,7 @@ SHALLOW: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", SHALLOW)
-def test_what_changed_afterwards_is_found_by_its_checksum(posduif: Posduif, case: Case, kind: str) -> None:
+def test_what_changed_afterwards_is_found_by_its_checksum(posduif: Posduif, case: Kept, kind: str) -> None:
     file = case.folder / "data.dump.zst"
     file.write_bytes(SHALLOW[kind](file.read_bytes()))
     (proof,) = posduif.json("backup", "verify", case.folder.name, code=1)
@@ -138,7 +138,7 @@ def test_what_changed_afterwards_is_found_by_its_checksum(posduif: Posduif, case
     assert str(case.folder) in error["message"]
 
 
-def test_the_right_file_under_another_name_is_found(posduif: Posduif, case: Case, store: Path, name: str) -> None:
+def test_the_right_file_under_another_name_is_found(posduif: Posduif, case: Kept, store: Path, name: str) -> None:
     """Of another tenant, and of another day, with its manifest."""
     wrong = store / name / "20200101T000000Z-0000"
     shutil.copytree(case.folder, wrong)
@@ -155,7 +155,7 @@ def test_the_right_file_under_another_name_is_found(posduif: Posduif, case: Case
 
 
 def test_a_copy_is_restored_from_wherever_it_lies(
-    posduif: Posduif, case: Case, name: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch, server: PgServer
+    posduif: Posduif, case: Kept, name: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch, server: PgServer
 ) -> None:
     """On a machine without a configuration."""
     stick = tmp_path / "stick" / case.folder.name
@@ -171,7 +171,7 @@ def test_a_copy_is_restored_from_wherever_it_lies(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1}', "\xff"])
-def test_a_manifest_that_cannot_be_read_hides_no_other(posduif: Posduif, case: Case, content: str, store: Path) -> None:
+def test_a_manifest_that_cannot_be_read_hides_no_other(posduif: Posduif, case: Kept, content: str, store: Path) -> None:
     (case.folder / "manifest.json").write_text(content, encoding="latin-1")
     listed = posduif("backup", "list", "-o", "json", code=3 if "2" in content else 8)
     if "2" in content:

@@ -224,7 +224,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 def saved(*ages: float, **odd: Any) -> list[Backup]:
     """Backups of acme, hours old."""
-    made = {"verified": None, "verified_at": None, "rows": 100, "size_bytes": 10_000, **odd}
+    made = {"verified": None, "verified_at": None, "rows": 100, "size_bytes": 10_000, "plain_bytes": 1, **odd}
     created = NOW - timedelta(days=400)
     return [
         Backup(

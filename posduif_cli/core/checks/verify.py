@@ -1,8 +1,6 @@
 """Tenants visited, judged and repaired: `tenant verify`, `migrate verify` and `migrate status --verify`."""
 
-import hashlib
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +14,9 @@ from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, 
 from posduif_cli.core.fleet.fleet import Errors, Fleet, Session, all_unreachable, split, wrong_state
 from posduif_cli.core.fleet.run import label
 from posduif_cli.core.folders import Folders, digest
-from posduif_cli.core.schema import files, history, inventory
+from posduif_cli.core.schema import files, history, inventory, likeness
 from posduif_cli.core.schema.inventory import Thing
-from posduif_cli.db import queries, record
+from posduif_cli.db import record
 from posduif_cli.errors import PosduifError, ServerFull, ServerUnreachable
 from posduif_cli.models.checks import Finding, Level, Repaired
 from posduif_cli.models.servers import Server
@@ -27,7 +25,6 @@ from posduif_cli.models.tenants import State, Tenant
 LOCK_TIMEOUT = timedelta(seconds=10)  # of a repair
 T = TypeVar("T")
 Outside = Mapping[tuple[str, str], SimpleNamespace]  # by server and name
-_OID = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{4,9}(?![0-9A-Za-z])")  # also within a name, as of a constraint's trigger
 
 
 def records(fleet: Fleet, *, tenants: Sequence[str] | None, sample: int | None = None) -> tuple[list[Finding], Errors]:
@@ -97,7 +94,7 @@ class Inspector:
         """Return the findings on the tenant that *conn* is in, repaired where that was asked for and is possible."""
         if self._repair:
             conn.require_admin()
-        rows = _catalogs(conn) if self._outside else None
+        rows = likeness.catalogs(conn) if self._outside else None
         if rows and (found := self._glance(conn, *rows)):
             return found
         facts = rights.inspect(conn, self._folders)
@@ -105,8 +102,8 @@ class Inspector:
         if self._repair and not _fine(found):
             return _repair(conn, self._folders)
         # What an adoption accepted is no finding, but for its own tenant only.
-        if rows and _fine(found) and not facts.strangers and _catalogs(conn) == rows:
-            self._clean.update(_marks(conn, *rows, facts.applied))
+        if rows and _fine(found) and not facts.strangers and likeness.catalogs(conn) == rows:
+            self._clean.update(likeness.marks(conn, *rows, facts.applied))
         return found
 
     def _glance(self, conn: Session, oids: Sequence[int], text: str) -> list[Finding]:
@@ -120,36 +117,12 @@ class Inspector:
             record=noted, applied=frozenset(history.applied(conn)), outside=outside,
         )  # fmt: skip
         found = registry.judge("tenant verify", "tenant", facts)
-        marks = _marks(conn, oids, text, facts.applied)
+        marks = likeness.marks(conn, oids, text, facts.applied)
         exact = next(marks)
         if not _fine(found) or not (exact in self._clean or next(marks) in self._clean):
             return []
         self._clean.add(exact)
         return found
-
-
-def _catalogs(conn: Session) -> tuple[list[int], str]:
-    """Return the rows of a tenant's catalogs: the OIDs of its own objects, and all rows as text."""
-    named = queries.load("checks/rights")
-    oids, text, more = conn.tuples(named["read_catalogs"])[0]
-    if not more:
-        return oids, text
-    further, rest = conn.tuples(named["read_rare_catalogs"])[0]
-    return oids + (further or []), f"{text}\n{rest}"
-
-
-def _marks(conn: Session, oids: Sequence[int], text: str, applied: frozenset[str]) -> Iterator[str]:
-    """Yield two hashes of a tenant's catalogs and versions, and of its server, whose roles the rows refer to.
-
-    The second has the ranks of the tenant's own OIDs in their place: they differ where each ran its migrations.
-    """
-
-    def digest_of(rows: str) -> str:
-        return hashlib.sha256("\n".join([conn.server.name, *sorted(applied), rows]).encode()).hexdigest()
-
-    yield digest_of(text)
-    ranks = {str(oid): f"#{rank}" for rank, oid in enumerate(oids)}
-    yield digest_of(_OID.sub(lambda oid: ranks.get(oid[0], oid[0]), text))
 
 
 def _fine(findings: Sequence[Finding]) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from posduif_cli.core.copies import clients, streams, sums
-from posduif_cli.core.copies.dump import SUMMING, shape
+from posduif_cli.core.copies.dump import SUMMING
 from posduif_cli.core.copies.streams import NO_KEYS, Keys
-from posduif_cli.core.schema import inventory
+from posduif_cli.core.copies.sums import Layouts
 from posduif_cli.core.store import Stored
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import DamagedBackup, OperationFailed, Run, SuperuserSession, WrongState
@@ -78,25 +78,26 @@ class Loading:
             assert process.stdin is not None
             streams.unpack(file, process.stdin, identities, noted["files"][0]["plain_sha256"], self.backup.location)
 
-    def require_same(self, conn: Session, noted: Mapping[str, Any]) -> int:
+    def require_same(self, conn: Session, noted: Mapping[str, Any], layouts: Layouts | None = None) -> int:
         """Raise DamagedBackup unless a restored database holds what the manifest says; return how many rows it has."""
-        found, rows = compare(conn, noted)
+        found, rows = compare(conn, noted, layouts or Layouts())
         if found is not None:
             raise DamagedBackup(f"what was restored from backup {self.backup.backup} differs", why=found)
         return rows
 
 
-def compare(conn: Session, noted: Mapping[str, Any]) -> tuple[str | None, int]:
+def compare(conn: Session, noted: Mapping[str, Any], layouts: Layouts) -> tuple[str | None, int]:
     """Return the first difference between a restored database and its manifest, None without one, and the rows."""
     with conn.transaction(read_only=True, statement_timeout=SUMMING):
-        tables, large = sums.tables(conn), sums.large_objects(conn)
-        rows = sum(table["rows"] for table in tables)
-        found = sums.difference(noted["tables"], tables) or sums.shifted(noted["sequences"], sums.sequences(conn))
-        if found is None and large != noted["database"]["large_objects"]:
-            found = f"{large['count']} large objects, not {noted['database']['large_objects']['count']}, or they differ"
-        if found is None and shape(inventory.inventory(conn)) != noted["schema"]["fingerprint"]:
-            found = "the schema's fingerprint is not that of the manifest"
-    return found, rows
+        opened = layouts.open(conn)
+        held = opened.sum_up(conn)
+    large, wanted = held.large_objects, noted["database"]["large_objects"]
+    found = sums.difference(noted["tables"], held.tables) or sums.shifted(noted["sequences"], held.sequences)
+    if found is None and large != wanted:
+        found = f"{large['count']} large objects, not {wanted['count']}, or they differ"
+    if found is None and opened.layout.fingerprint != noted["schema"]["fingerprint"]:
+        found = "the schema's fingerprint is not that of the manifest"
+    return found, held.rows
 
 
 def require_room(noted: Mapping[str, Any], folder: Path) -> None:

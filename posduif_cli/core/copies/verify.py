@@ -2,13 +2,16 @@
 
 import getpass
 import os
+import re
+import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,23 +19,27 @@ from posduif_cli import __version__
 from posduif_cli.core.copies import load
 from posduif_cli.core.copies.load import Loading
 from posduif_cli.core.copies.streams import NO_KEYS, Keys
+from posduif_cli.core.copies.sums import Layouts
 from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.schema import inventory
 from posduif_cli.core.store import Stored
 from posduif_cli.db import admin, connect, embedded
-from posduif_cli.db.session import Session
+from posduif_cli.db.quoting import compose, identifier
+from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import DamagedBackup, PosduifError, SuperuserSession
 from posduif_cli.models.copies import Drill, Proof
 from posduif_cli.models.servers import Server
 
 PREFIX, PID = "posduif-scratch-", "pid"
+USUAL, MEMORY = (Path("/tmp"), Path("/var/tmp"), Path("/usr/tmp")), Path("/dev/shm")  # noqa: S108
+SERVER = 512 * 1024**2  # bytes that a scratch server takes beside what it restores
 COMMAND = "backup verify"
 PROVED, FAILED, UNKNOWN = "proved", "failed", "could_not_verify"
 # It is thrown away: nothing of it has to survive a crash.
 SETTINGS = {
     "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_level": "minimal",
-    "max_wal_senders": "0", "autovacuum": "off",
+    "max_wal_senders": "0", "autovacuum": "off", "max_wal_size": "128MB",
 }  # fmt: skip
 
 
@@ -45,20 +52,41 @@ def longest_unproved(stored: Sequence[Stored]) -> list[Stored]:
     )
 
 
+def place(wanted: int) -> Path:
+    """Return where a scratch server goes that takes so many bytes: into memory where there is plenty.
+
+    A TMPDIR that is set decides it.
+    """
+    folder = Path(tempfile.gettempdir())
+    if folder not in USUAL or not os.access(MEMORY, os.W_OK | os.X_OK):
+        return folder
+    return MEMORY if min(shutil.disk_usage(MEMORY).free, _available()) > 2 * wanted else folder
+
+
+def _available() -> int:
+    """Return how many bytes of memory are there for programs that are started now; 0 where that is not known."""
+    with suppress(OSError):
+        if found := re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return 0
+
+
 @contextmanager
-def scratch(bin_dir: Path | None) -> Iterator[Server]:
-    """Lend a server of its own, without fsync, in a folder that is removed afterwards.
+def scratch(bin_dir: Path | None, wanted: int) -> Iterator[tuple[Server, Path]]:
+    """Lend a server of its own, without fsync, with its folder, which is removed afterwards.
+
+    It is to hold *wanted* bytes.
 
     Its login is no superuser: code in a dump could use a superuser's rights.
     """
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place(wanted)))
     folder.chmod(0o755)  # another user may run the server
     (folder / PID).write_text(str(os.getpid()))
     data = folder / "server"
     try:
         embedded.start(data, bin_dir=bin_dir, settings=SETTINGS)
-        yield Server("scratch", embedded.dsn(data), "a scratch server", embedded=True, named=False)
+        yield Server("scratch", embedded.dsn(data), "a scratch server", embedded=True, named=False), folder
     finally:
         embedded.remove(data)
         shutil.rmtree(folder, ignore_errors=True)
@@ -66,14 +94,15 @@ def scratch(bin_dir: Path | None) -> Iterator[Server]:
 
 def _sweep() -> None:
     """Stop and remove the scratch servers of verifications that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError, ValueError, PosduifError):  # another user's, or just begun
-            pid = int((folder / PID).read_text())
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                embedded.remove(folder / "server")
-                shutil.rmtree(folder, ignore_errors=True)
+    for root in (Path(tempfile.gettempdir()), MEMORY):
+        for folder in root.glob(f"{PREFIX}*"):
+            with suppress(OSError, ValueError, PosduifError):  # another user's, or just begun
+                pid = int((folder / PID).read_text())
+                try:
+                    os.kill(pid, 0)
+                except ProcessLookupError:
+                    embedded.remove(folder / "server")
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -88,6 +117,7 @@ class Verifying:
     on: Server | None = None
     until: float | None = None
     jobs: int = 2
+    _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False)
 
     def verify(self, backups: Sequence[Stored], done: Callable[[Proof], None] = lambda proof: None) -> list[Proof]:
         """Restore backups, compare each with its manifest, and append what was found to its proofs; return these.
@@ -98,11 +128,16 @@ class Verifying:
             return []
         if self.on is not None:
             return self._all(self.on, backups, done)
-        with scratch(self.bin_dir) as server:
-            return self._all(server, backups, done)
+        largest = sorted(stored.backup.plain_bytes for stored in backups)[-self.jobs :]
+        with scratch(self.bin_dir, SERVER + load.GROWS * sum(largest)) as (server, folder):
+            return self._all(server, backups, done, folder)
 
-    def _all(self, server: Server, backups: Sequence[Stored], done: Callable[[Proof], None]) -> list[Proof]:
-        fleet, proofs = Fleet((server,), COMMAND), []
+    def _all(
+        self, server: Server, backups: Sequence[Stored], done: Callable[[Proof], None], folder: Path | None = None
+    ) -> list[Proof]:
+        """Prove backups on a server; *folder* is where that is, if it is one of its own that is thrown away."""
+        proofs: list[Proof] = []
+        fleet, own, kept = Fleet((server,), COMMAND), threading.local(), ExitStack()
         with fleet.maintenance(server) as session:
             if session.superuser:
                 raise SuperuserSession(
@@ -115,7 +150,9 @@ class Verifying:
         def one(stored: Stored) -> Proof | None:
             if self.until is not None and time.monotonic() > self.until:
                 return None
-            proof = self._prove(fleet, server, stored)
+            if getattr(own, "session", None) is None or own.session.broken:  # each thread has one
+                own.session = kept.enter_context(fleet.maintenance(server))
+            proof = self._prove(own.session, stored, folder)
             stored.prove(_noted(proof, stored, server))
             return proof
 
@@ -126,30 +163,44 @@ class Verifying:
                 proofs.append(found)
                 done(found)
 
-        jobs = min(self.jobs, server.max_connections // 2 or 1)
-        Crew().run([(jobs, list(backups))], one, note)
+        with kept:
+            Crew().run([(min(self.jobs, server.max_connections // 2 or 1), list(backups))], one, note)
         order = {stored.backup.backup: number for number, stored in enumerate(backups)}
         return sorted(proofs, key=lambda proof: order[proof.backup])
 
-    def _prove(self, fleet: Fleet, server: Server, stored: Stored) -> Proof:
+    def _prove(self, session: Session, stored: Stored, folder: Path | None) -> Proof:
         """Restore one backup. What cannot be judged is not called good, and not called bad."""
         begun, version = time.monotonic(), None
         loading, verdict, reason, rows = Loading(stored, self.keys, self.bin_dir), UNKNOWN, None, 0
         try:
-            with fleet.maintenance(server) as session, inventory.scratch(session) as name:
-                version = str(session.value("SELECT current_setting('server_version')"))
-                noted = loading.require_target(session)
-                if self.on is None:
-                    load.require_room(noted, Path(tempfile.gettempdir()))
+            version = str(session.value("SHOW server_version"))
+            noted = loading.require_target(session)
+            if folder is not None:
+                load.require_room(noted, folder)
+            with _database(session) if folder else inventory.scratch(session) as name:
                 with loading.fetched() as file:
                     loading.load(noted, file, session, name)
-                with _inside(server, name) as conn:
-                    rows, verdict = loading.require_same(conn, noted), PROVED
+                with connect.connect(
+                    session.server, name, command=COMMAND, footing=session.footing, path="public"
+                ) as conn:
+                    rows, verdict = loading.require_same(conn, noted, self._layouts), PROVED
         except DamagedBackup as error:
             verdict, reason = FAILED, error.why or error.message
         except PosduifError as error:
             reason = error.sentence
         return _judged(stored, verdict, reason, rows, time.monotonic() - begun, version)
+
+
+@contextmanager
+def _database(session: Session) -> Iterator[str]:
+    """Make a database on a server that nobody else knows, for as long as the block runs."""
+    name = f"posduif_verify_{secrets.token_hex(6)}"
+    parts = {"name": identifier(name), "owner": identifier(ADMIN_ROLE)}
+    session.execute(compose("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'", **parts))
+    try:
+        yield name
+    finally:
+        session.execute(compose("DROP DATABASE {name}", **parts))
 
 
 def _judged(
@@ -175,10 +226,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return str(os.getuid())
-
-
-def _inside(server: Server, name: str) -> Session:
-    return connect.connect(server, name, command=COMMAND, path="public")
 
 
 def drilled(proofs: Sequence[Proof], newest: Sequence[Stored], tenants: Sequence[str]) -> Drill:

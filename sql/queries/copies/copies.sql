@@ -1,32 +1,43 @@
 -- needs: nothing
 
--- name: export_snapshot
--- Gives the transaction's snapshot to pg_dump; the transaction must be open until that has begun.
-SELECT pg_export_snapshot();
+-- name: open_snapshot
+-- Gives the transaction's snapshot to pg_dump, for which the transaction must be open until that has begun; and when and
+-- where that is, with the record.
+SELECT pg_export_snapshot(), clock_timestamp(),
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text,
+       (SELECT c.description FROM pg_shdescription c JOIN pg_database d ON d.oid = c.objoid
+        WHERE c.classoid = 1262 AND d.datname = current_database());
 
--- name: describe_database
--- What a dump does not carry of a database, and which database it is: a tenant that is dropped and made again is another.
-SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
-       d.oid::bigint AS oid, shobj_description(d.oid, 'pg_database') AS comment, clock_timestamp() AS at,
-       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
-       (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
-       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text AS lsn,
+-- name: describe_databases
+-- What a dump does not carry of databases, all of it in the shared catalogs; and which database it is: a tenant that is
+-- dropped and made again is another.
+SELECT d.datname::text AS tenant, current_setting('server_version') AS version,
+       current_setting('server_version_num')::int AS version_number, d.oid::bigint AS oid,
+       s.system_identifier::text AS system_identifier, k.timeline_id AS timeline,
        pg_encoding_to_char(d.encoding) AS encoding, d.datlocprovider::text AS locale_provider,
        d.datcollate::text AS "collate", d.datctype::text AS ctype, d.datcollversion AS collversion,
        current_setting('data_checksums') = 'on' AS data_checksums,
-       pg_database_size(d.oid) AS size_bytes
-FROM pg_database d WHERE d.datname = current_database();
-
--- name: describe_settings
--- What only `pg_dump --create` would carry: settings of the database and of roles in it, and who has rights on it.
-SELECT (SELECT coalesce(json_agg(setting ORDER BY setting), '[]') FROM pg_db_role_setting s, unnest(setconfig) AS setting
+       (SELECT coalesce(json_agg(setting ORDER BY setting), '[]') FROM pg_db_role_setting s, unnest(setconfig) AS setting
         WHERE s.setdatabase = d.oid AND s.setrole = 0) AS settings,
        (SELECT coalesce(json_object_agg(setrole::regrole, setconfig), '{}') FROM pg_db_role_setting s
         WHERE s.setdatabase = d.oid AND s.setrole <> 0) AS role_settings,
-       (SELECT coalesce(json_agg(item::text ORDER BY item::text), '[]') FROM unnest(d.datacl) AS item) AS grants,
-       (SELECT coalesce(json_agg(json_build_object('name', extname, 'version', extversion) ORDER BY extname), '[]')
-        FROM pg_extension WHERE extname <> 'plpgsql') AS extensions
-FROM pg_database d WHERE d.datname = current_database();
+       (SELECT coalesce(json_agg(item::text ORDER BY item::text), '[]') FROM unnest(d.datacl) AS item) AS grants
+FROM pg_database d, pg_control_system() s, pg_control_checkpoint() k
+WHERE d.datname = ANY (%(names)s);
+
+-- name: measure_database
+-- How large the database is that the session is in.
+SELECT pg_database_size(current_database());
+
+-- name: list_extensions
+-- The extensions of a database beside the one that every database has.
+SELECT extname::text, extversion FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1;
+
+-- name: pin_styles
+-- Has values written alike on every server, whatever its settings: the text of a row depends on these.
+SELECT set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO, YMD', true),
+       set_config('intervalstyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
+       set_config('bytea_output', 'hex', true), set_config('lc_monetary', 'C', true), set_config('row_security', 'off', true);
 
 -- name: list_sums
 -- A statement for each table that counts its rows and sums their hashes, whatever their order: columns by name, so that

@@ -180,3 +180,52 @@ FROM owners WHERE pg_get_userbyid(owner) <> %(owner)s;
 -- name: list_scratch
 -- The scratch databases of a role.
 SELECT datname::text FROM pg_database WHERE starts_with(datname, %(prefix)s) AND pg_get_userbyid(datdba) = %(owner)s;
+
+-- name: read_catalogs
+-- The rows of the catalogs that an inventory reads, for all that was not made by initdb, in one row: their OIDs, their
+-- text, and whether `read_rare_catalogs` has more, which their flags and dependencies tell: each further catalog costs a
+-- new session as much as many rows. They are in the order of OIDs within each catalog. Left out are statistics, what VACUUM
+-- and TRUNCATE change, the types of rows and arrays, and what the row of a column says, too.
+SELECT array_agg(oid::int8 ORDER BY part, oid), string_agg(text, E'\n' ORDER BY part, oid), bool_or(more)
+FROM (
+    SELECT 1 AS part, oid, n::text AS text, false AS more
+    FROM pg_namespace n WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    UNION ALL
+    SELECT 2, oid, ROW(oid, relname, relnamespace, reloftype, relowner, relam, relpersistence, relkind, relhasrules,
+                       relhastriggers, relhassubclass, relrowsecurity, relforcerowsecurity, relispartition, relacl,
+                       reloptions, relpartbound)::text, relhasrules OR relhassubclass OR relispartition
+                       OR relkind IN ('S', 'f')
+    FROM pg_class WHERE oid >= 16384 AND relnamespace <> 99 -- pg_toast
+    UNION ALL
+    SELECT 3, attrelid, ROW(attrelid, attname, atttypid, attnum, atttypmod, attnotnull, atthasdef, attidentity, attgenerated,
+                            attisdropped, attislocal, attinhcount, attcollation, attacl, attoptions)::text, false
+    FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0
+    UNION ALL SELECT 4, oid, d::text, false FROM pg_attrdef d WHERE oid >= 16384
+    UNION ALL SELECT 5, oid, c::text, false FROM pg_constraint c WHERE oid >= 16384 AND contype <> 'n'
+    UNION ALL SELECT 6, indexrelid, i::text, false FROM pg_index i WHERE indexrelid >= 16384
+    UNION ALL SELECT 7, oid, t::text, false FROM pg_trigger t WHERE oid >= 16384
+    UNION ALL SELECT 8, oid, p::text, prokind = 'a' FROM pg_proc p WHERE oid >= 16384
+    UNION ALL SELECT 9, oid, t::text, typtype IN ('e', 'r') FROM pg_type t WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
+    UNION ALL SELECT 10, oid, d::text, false FROM pg_default_acl d
+    UNION ALL SELECT 12, oid, e::text, false FROM pg_extension e WHERE oid >= 16384
+    UNION ALL
+    SELECT 11, objid, d::text, deptype <> 'e' FROM pg_depend d
+    WHERE deptype = 'e' OR objid >= 16384 AND classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass,
+                                                           'pg_statistic_ext'::regclass, 'pg_operator'::regclass)
+) AS s;
+
+-- name: read_rare_catalogs
+-- The rows of the catalogs that most tenants have no rows of their own in, as `read_catalogs` has the others.
+SELECT array_agg(oid::int8 ORDER BY part, oid), string_agg(text, E'\n' ORDER BY part, oid)
+FROM (
+    SELECT 1 AS part, oid, r::text AS text FROM pg_rewrite r WHERE oid >= 16384
+    UNION ALL SELECT 2, oid, p::text FROM pg_policy p
+    UNION ALL SELECT 3, oid, s::text FROM pg_statistic_ext s
+    UNION ALL SELECT 4, inhrelid, i::text FROM pg_inherits i
+    UNION ALL SELECT 5, oid, o::text FROM pg_operator o WHERE oid >= 16384
+    UNION ALL SELECT 6, seqrelid, s::text FROM pg_sequence s
+    UNION ALL SELECT 7, oid, e::text FROM pg_enum e WHERE oid >= 16384
+    UNION ALL SELECT 8, rngtypid, r::text FROM pg_range r WHERE rngtypid >= 16384
+    UNION ALL SELECT 9, aggfnoid::oid, a::text FROM pg_aggregate a WHERE aggfnoid::oid >= 16384
+    UNION ALL SELECT 10, ftrelid, f::text FROM pg_foreign_table f
+) AS s;
