@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posduif_cli.cli import copies, keeping, options, runs
+from posduif_cli.cli import copies, keeping, options, restoring
 from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import (
     BackupNotFound,
@@ -23,7 +23,7 @@ from posduif_cli.notation import counted, duration, listed
 if TYPE_CHECKING:
     from posduif_cli.core.copies.verify import Verifying
     from posduif_cli.core.store import Stored
-    from posduif_cli.models.copies import Aside, Proof
+    from posduif_cli.models.copies import Proof
 
 app = Noun(help="Back up tenants, prove backups by restoring them, and restore.")
 
@@ -258,9 +258,9 @@ def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs =
     app = app_of(ctx)
     app.out.expect(Drill)
     verifying, newest = _verifying(app, budget, on, jobs), _newest(app)
-    tenants, errors = app.fleet.tenants()
     proofs = _prove(app, verifying, newest)
-    found = verify.drilled(proofs, newest, [t.tenant for t in tenants if t.state in ("active", "suspended")])
+    tenants, errors = _tenants(app)
+    found = verify.drilled(proofs, newest, tenants)
     (app.out if app.out.machine or app.out.fields else app.out.only(*DRILLED)).show(found)
     for proof in proofs:
         if proof.verdict != "proved":
@@ -269,6 +269,15 @@ def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs =
         app.out.warn(f"without a backup: {listed(found.without, SHOWN)}")
     _judge(proofs)
     app.report_missing(errors)
+
+
+def _tenants(app: App) -> tuple[list[str], dict[str, PosduifError]]:
+    """Return the tenants that ought to have a backup, and the errors of servers: backups are proved without them."""
+    try:
+        tenants, errors = app.fleet.tenants()
+    except PosduifError as error:
+        return [], {"of the tenants": error}
+    return [tenant.tenant for tenant in tenants if tenant.state in ("active", "suspended")], errors
 
 
 @app.verb("restore", example="posduif backup restore acme --as acme_before")
@@ -312,155 +321,32 @@ def restore(
 
     app = app_of(ctx)
     if dry_run:
-        _show_restore(app, which, name, everyone=everyone, undo=undo, confirm=confirm, last=not no_backup)
+        restoring.show(app, which, name, everyone=everyone, undo=undo, confirm=confirm, last=not no_backup)
     elif undo:
-        _undo(app, which, confirm, duration(keep))
+        restoring.undo(app, which, confirm, duration(keep))
     elif everyone:
         if which or not latest or name or url:
             raise UsageError(
                 "--all goes with --latest, and with no name",
                 hint=Run("backup", "restore", "--all", "--latest", "--server", "NEW", "--engine-config", "DIR"),
             )
-        _restore_all(app, keeping.Folder(engine_config), jobs, ignore_unreachable=ignore_unreachable)
+        restoring.everyone(app, keeping.Folder(engine_config), jobs, ignore_unreachable=ignore_unreachable)
     elif which is None:
         raise UsageError("name a backup, or a tenant", hint=Run("backup", "restore", "acme", "--as", "acme_before"))
     else:
         app.out.expect(Tenant)
         stored = copies.find(app, which)
         wanted = name or stored.backup.tenant
-        over = None if name else _existing(app, wanted)
+        over = None if name else restoring.existing(app, wanted, ignore_unreachable=ignore_unreachable)
+        if over is not None and (url or engine_config):
+            raise UsageError("a tenant that is replaced keeps its url, and its engine its file")
         if over is not None:
             # The newest backup of a tenant may by now be the last one of what is replaced.
             begun = replace.under_way(over) if which == wanted else None
             stored = copies.find(app, begun) if begun else stored
-            _replace(app, stored, over, confirm, no_backup, duration(keep))
+            restoring.over(app, stored, over, confirm, no_backup, duration(keep))
         else:
-            _restore(app, stored, wanted, options.url(url), engine_config, ignore_unreachable=ignore_unreachable)
-
-
-def _show_restore(
-    app: App, which: str | None, name: str | None, *, everyone: bool, undo: bool, confirm: str | None, last: bool
-) -> None:
-    """Show what a restore would do, having asked the servers and changed nothing."""
-    from posduif_cli.core.copies import replace, restore
-    from posduif_cli.models.runs import Plan
-
-    if everyone:
-        newest, _, _ = restore.newest(copies.store_of(app).all())
-        app.show_plan(Plan(tuple(step for stored in newest for step in restore.steps(stored, stored.backup.tenant))))
-        return
-    if undo:
-        found = app.fleet.find(which or confirm or "")
-        app.show_plan(Plan(tuple(replace.steps(found, None, last=False))))
-        return
-    if which is None:
-        raise UsageError("name a backup, or a tenant", hint=Run("backup", "restore", "acme", "--as", "acme_before"))
-    stored = copies.find(app, which)
-    wanted = name or stored.backup.tenant
-    over = None if name else _existing(app, wanted)
-    last = last and app.config.backup_dir is not None
-    app.show_plan(Plan(tuple(replace.steps(over, stored, last=last) if over else restore.steps(stored, wanted))))
-
-
-def _existing(app: App, name: str) -> Any:
-    """Return the tenant of a name that a restore would go over; None where it would be a new one."""
-    from posduif_cli.core.copies import replace
-    from posduif_cli.errors import TenantNotFound
-
-    try:
-        found = app.fleet.find(name)
-    except TenantNotFound:
-        return None
-    return found if replace.is_over(found) else None
-
-
-def _restore(
-    app: App, stored: "Stored", wanted: str, url: str | None, engine_config: Any, *, ignore_unreachable: bool
-) -> None:
-    from posduif_cli.core.copies.restore import Restoring
-
-    keep = keeping.keeper(app, wanted, engine_config)
-    tenant = Restoring(app.fleet, copies.loading(app, stored), wanted, url, keep, ignore_unreachable).run()
-    backup = stored.backup
-    app.out.say(f"tenant {wanted} restored from backup {backup.backup} of {backup.tenant}, and compared with it")
-    if keep is not None:
-        keep.tell(app, wanted)
-    app.out.show(tenant, changed=True)
-    if keep is None:
-        app.out.say(keeping.rotate(wanted, "its engine has no password yet"))
-
-
-def _replace(app: App, stored: "Stored", found: Any, confirm: str | None, no_backup: bool, keep: timedelta) -> None:
-    from posduif_cli.core.copies.replace import Replacing
-    from posduif_cli.render.tables import cell
-
-    backup, name = stored.backup, found.tenant.tenant
-    at = cell(backup.created_at)
-    app.confirm(name, confirm, f"replace tenant {name} on server {found.server.name} by its backup of {at}")
-    final = copies.maybe(app, "backup restore", not no_backup)
-    tenant, aside = Replacing(app.fleet, found, copies.loading(app, stored), final, keep).run()
-    app.out.say(f"tenant {name} is as backup {backup.backup} has it, and was compared with it")
-    _tell_aside(app, aside)
-    app.out.show(tenant, changed=True)
-
-
-def _tell_aside(app: App, aside: "Aside") -> None:
-    from posduif_cli.core.copies.replace import undoing
-    from posduif_cli.render.tables import cell
-
-    app.out.say(f"the database before is set aside as {aside.database} until {cell(aside.until)}")
-    app.out.say(undoing(aside.tenant, "to swap back"))
-    app.out.say(Run("backup", "discard", aside.tenant, "--confirm", aside.tenant, lead="to drop it"))
-    for slot in aside.slots:
-        app.out.warn(f"replication slot {slot} went with it and holds back WAL: drop it, and let its reader begin anew")
-
-
-def _undo(app: App, which: str | None, confirm: str | None, keep: timedelta) -> None:
-    from posduif_cli.core.copies import replace
-    from posduif_cli.models.tenants import Tenant
-
-    app.out.expect(Tenant)
-    name = which or confirm
-    if name is None:
-        raise UsageError("--undo wants the tenant's name", hint=replace.undoing("TENANT"))
-    found = app.fleet.find(name)
-    app.confirm(name, confirm, f"take back the restore of tenant {name}: what was written since is set aside")
-    tenant, aside = replace.undo(app.fleet, found, keep)
-    if aside is None:
-        app.out.say(f"the restore of {name} was given up")
-    else:
-        app.out.say(f"tenant {name} is as it was before its restore")
-        _tell_aside(app, aside)
-    if tenant is not None:
-        app.out.show(tenant, changed=True)
-
-
-def _restore_all(app: App, folder: keeping.Folder, jobs: int | None, *, ignore_unreachable: bool) -> None:
-    from posduif_cli.core.copies import restore
-    from posduif_cli.core.fleet.run import Pace
-
-    newest, dropped, bad = restore.newest(copies.store_of(app).all())
-    with runs.watched(app, Pace(jobs or app.config.backup_jobs)) as run:
-        restore.restore_all(
-            run, [copies.loading(app, stored) for stored in newest], folder, ignore_unreachable=ignore_unreachable
-        )
-    folder.tell(app)
-    if dropped:
-        app.out.say(f"not brought back, for they were dropped on purpose: {listed(dropped, SHOWN)}")
-    if bad:
-        app.out.warn(f"every backup of these failed its verification: {listed(bad, SHOWN)}")
-    if folder.folder is None and any(outcome.changed for outcome in run.outcomes):
-        app.out.say(
-            Run(
-                "tenant",
-                "rotate-password",
-                "--all",
-                "--engine-config",
-                "DIR",
-                lead="their engines have no passwords yet",
-            )
-        )
-    runs.conclude(app, run, {}, None, every=True)
+            restoring.anew(app, stored, wanted, options.url(url), engine_config, ignore_unreachable=ignore_unreachable)
 
 
 @app.verb("discard", example="posduif backup discard acme --confirm acme")

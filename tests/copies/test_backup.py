@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -62,6 +64,17 @@ def test_a_tenant_that_was_dropped_comes_back_under_its_name(
 
 def states_of(posduif: Posduif, name: str) -> set[str]:
     return {tenant["state"] for tenant in posduif.json("tenant", "list") if tenant["tenant"] == name}
+
+
+@pytest.mark.one_server
+def test_a_tenant_whose_database_is_lost_comes_back(posduif: Posduif, server: PgServer, store: Path, name: str) -> None:
+    before = holdings(server, name)
+    posduif("backup", "create", name)
+    server.sql(f"DROP DATABASE {name}")
+    assert posduif.json("tenant", "show", name)["state"] == "lost"
+    posduif("backup", "restore", name)
+    assert holdings(server, name) == before
+    assert posduif.json("tenant", "show", name)["state"] == "active"
 
 
 def flip(path: Path) -> None:
@@ -326,6 +339,24 @@ def test_a_year_of_backups_keeps_what_the_rules_say() -> None:
     # Sixty days without a backup: nothing more goes.
     reasons = retention.judge(kept, keep, made[-1].created_at + timedelta(days=60))
     assert all(reasons.values())
+
+
+def test_a_year_with_failures_keeps_what_was_proved() -> None:
+    """One in twenty is made but does not verify, and for a month none is proved at all."""
+    begin, chance = datetime(2025, 1, 1, 2, tzinfo=UTC), random.Random(7)
+    keep = {"last": 3, "daily": 7, "weekly": 5, "monthly": 12}
+    kept: list[Backup] = []
+    for day in range(400):
+        (backup,) = backups(begin + timedelta(days=day))
+        verdict = "failed" if chance.random() < 0.05 else None if 200 <= day < 230 else "proved"
+        kept.append(replace(backup, backup=f"{day:03}", verified=verdict))
+        proved = [each for each in kept if each.verified == "proved"]
+        reasons = retention.judge(kept, keep, backup.created_at)
+        kept = [each for each in kept if reasons[each.backup]]
+        assert not proved or proved[-1] in kept, "the newest that was proved"
+        good = [each for each in kept if each.verified != "failed"]
+        assert good, "never without one"
+        assert len(kept) <= sum(keep.values()) + 1
 
 
 def test_what_failed_is_not_counted_and_the_future_is_kept() -> None:

@@ -227,3 +227,17 @@ def test_a_private_server_of_each_kind_is_dumped_by_its_own_program(
         (made,) = posduif.json("backup", "create", "acme")
         told = manifest(made["location"])["postgres"]
         assert told["client"] == told["server_num"] // 10000
+
+
+@pytest.mark.slow(by_hand=True)
+@pytest.mark.one_server
+def test_a_million_messages_come_back(posduif: Posduif, server: PgServer, store: Path, name: str) -> None:
+    more = "INSERT INTO messages (sender_id, recipient_id, content) SELECT id, id, 'message ' || md5(n::text) " \
+           "FROM users, generate_series(1, 500000) n WHERE username IN ('desk', 'mia')"  # fmt: skip
+    server.sql(more, database=name)
+    posduif("backup", "create", name)
+    (proof,) = posduif.json("backup", "verify", name)
+    assert (proof["verdict"], proof["rows"] > 1_000_000) == ("proved", True)
+    posduif("backup", "restore", name, "--confirm", name)
+    assert server.sql("SELECT count(*) FROM messages", database=name) == [(1_000_500,)]
+    posduif("backup", "discard", name, "--confirm", name)

@@ -141,3 +141,21 @@ def test_the_logins_of_the_readme(own_server: PgServer, run_on: Callable[..., Po
         assert posduif.process(*may, "--config", str(file), POSDUIF_DSN="").code == 0, login
         if may_not:
             assert posduif.process(*may_not, "--config", str(file), POSDUIF_DSN="").code == 6, login
+
+
+def test_the_jobs_of_the_readme_are_commands_that_work(
+    own_server: PgServer, run_on: Callable[..., Posduif], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of crontabs and of systemd's units, one after the other."""
+    section = README[README.index("### Back up, prove, restore") : README.index("### The bad day")]
+    lines = re.findall(r"^(?:ExecStart=\S*/|[\d*/]+(?: [\d*/]+){4} +)(posduif .*)$", section, re.MULTILINE)
+    commands = [command.strip() for line in lines for command in line.split(";")]
+    assert len(commands) == 6
+    own_server.sql("CREATE ROLE ops LOGIN CREATEDB CREATEROLE")
+    (tmp_path / "config.yaml").write_text(f"backup: {{dir: {tmp_path}/store}}\n")
+    monkeypatch.setenv("POSDUIF_CONFIG", str(tmp_path / "config.yaml"))
+    posduif = run_on(own_server, user="ops")
+    posduif("tenant", "create", "acme")
+    for command in commands:
+        posduif(*shlex.split(command)[1:])
+    assert {backup["verified"] for backup in posduif.json("backup", "list")} == {"proved"}

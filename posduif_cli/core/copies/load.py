@@ -58,7 +58,11 @@ class Loading:
     def fetched(self) -> Iterator[IO[bytes]]:
         """Lend the dump as a file; raises DamagedBackup before a byte of a changed one is used."""
         with self.stored.reading(), self.stored.fetch() as file:
-            streams.require_whole(file, self.backup.checksum, self.backup.location)
+            try:
+                streams.require_whole(file, self.backup.checksum, self.backup.location)
+            except DamagedBackup as error:
+                error.hints = (Run("backup", "list", self.backup.tenant, lead="choose another one"),)
+                raise
             yield file
 
     def load(self, noted: Mapping[str, Any], file: IO[bytes], session: Session, database: str) -> None:

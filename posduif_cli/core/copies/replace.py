@@ -34,7 +34,7 @@ from posduif_cli.db.patience import Patience
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import Busy, Conflict, PosduifError, Run, WrongState
+from posduif_cli.errors import Busy, Conflict, Interrupted, PosduifError, Run, WrongState
 from posduif_cli.models.copies import Aside
 from posduif_cli.models.runs import Step
 from posduif_cli.models.tenants import State, Tenant
@@ -70,6 +70,7 @@ class Replacing:
         """
         with self.fleet.maintenance(self.found.server) as session:
             session.require_admin()
+            admin.ensure_roles(session)  # which the new database is opened to
             if self.loading is None:
                 return self._swapped(session, None, None)
             noted = self.loading.require_target(session)
@@ -88,6 +89,12 @@ class Replacing:
                 aside = self._swap(session, plan)
             except Busy:
                 raise
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    "interrupted",
+                    why=f"tenant {self.name} is restoring, and its engine shut out",
+                    hint=["type the same command again: it goes on", undoing(self.name, "or give the restore up")],
+                ) from None
             except PosduifError:
                 with suppress(PosduifError):  # of a server that went away; the same command goes on then
                     give_up(self.fleet, session, self.name)

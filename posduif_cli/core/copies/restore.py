@@ -106,8 +106,12 @@ class Restoring:
 
 
 def clear(session: Session, there: Traces, loading: Loading | None = None) -> None:
-    """Remove what an interrupted restore as a new tenant left; raises TenantExists, NotOurs for all else."""
-    begun = there.intent is not None and there.intent.state is State.RESTORING
+    """Remove what an interrupted restore as a new tenant left, or the role of a tenant whose database is lost.
+
+    Raises TenantExists, NotOurs for all else.
+    """
+    lost = there.tenant is not None and there.tenant.state is State.LOST and there.owner is None
+    begun = lost or (there.intent is not None and there.intent.state is State.RESTORING)
     if there.tenant is not None and not begun:
         again = [Run("backup", "restore", loading.backup.backup, "--as", "NEW")] if loading else []
         raise TenantExists(
