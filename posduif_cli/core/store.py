@@ -314,7 +314,7 @@ def _backup(location: str, noted: Mapping[str, Any], proof: Mapping[str, Any], p
         tenant=noted["tenant"],
         server=noted["server"],
         created_at=datetime.fromisoformat(noted["snapshot_at"]),
-        seconds=noted["seconds"],
+        seconds=noted["seconds"]["all"],
         size_bytes=data["bytes"],
         plain_bytes=data["plain_bytes"],
         rows=sum(table["rows"] for table in noted["tables"]),

@@ -782,6 +782,99 @@ class InitLogin(Init):
         assert matches(self.ground.verifier("ops"), counts.rpartition(":")[2])
 
 
+class Copy(Command):
+    """With a store, a login that is no superuser, and a backup of `acme` with one user and one message."""
+
+    roles = frozenset({"ops"})
+    backup = ""
+
+    def begin(self) -> None:
+        self.ground("server", "init")
+        self.ground.sql("CREATE ROLE ops LOGIN CREATEDB; GRANT posduif_admin TO ops")
+        self.ground.log_in(user="ops")
+        config, folder = self.ground.folder / "config.yaml", self.ground.folder / "store"
+        shutil.rmtree(folder, ignore_errors=True)
+        config.write_text(f"backup: {{dir: {folder}}}\n")
+        self.ground.config = ("--config", str(config))
+        super().begin()
+        self.write()
+        self.backup = json.loads(self.ground("backup", "create", "acme", "-o", "json").out)[0]["backup"]
+
+    def write(self) -> None:
+        self.ground.inside("INSERT INTO messages (sender_id, recipient_id, content) SELECT id, id, 'x' FROM users")
+
+    def messages(self, name: str = "acme") -> int:
+        return int(self.ground.server.sql("SELECT count(*) FROM messages", database=name)[0][0])
+
+
+@command("backup restore")
+class Restore(Copy):
+    again = 5
+    tenants = frozenset({"acme", "copy"})
+
+    def prepare(self, nth: int) -> None:
+        self.ground.forget("copy")
+        self.argv = ("backup", "restore", self.backup, "--as", "copy")
+
+    def promise(self, times: int) -> None:
+        shown = json.loads(self.ground("tenant", "show", "copy", "-o", "json").out)
+        assert (shown["state"], self.messages("copy")) == ("active", 1)
+
+
+@command("backup restore over a tenant")
+class RestoreOver(Copy):
+    def prepare(self, nth: int) -> None:
+        self.settle()
+        if self.messages() == 1:
+            self.write()
+        self.argv = ("backup", "restore", self.backup, "--confirm", "acme")
+
+    def promise(self, times: int) -> None:
+        assert (self.ground.comment().get("state"), self.messages()) == ("active", 1)
+        assert not self.ground.suspended()
+
+    def settle(self) -> None:
+        self.ground("backup", "discard", "acme", "--confirm", "acme")
+
+
+@command("backup restore --undo")
+class Undo(Copy):
+    argv = ("backup", "restore", "--undo", "--confirm", "acme")
+
+    def prepare(self, nth: int) -> None:
+        """One that was restored, and has less than what was set aside."""
+        self.settle()
+        if self.messages() == 1:
+            self.write()
+        self.ground("backup", "restore", self.backup, "--confirm", "acme", "--no-backup")
+
+    def promise(self, times: int) -> None:
+        assert (self.ground.comment().get("state"), self.messages()) == ("active", 1 if times == 2 else 2)
+        assert not self.ground.suspended()
+
+    repeats = True  # it swaps back and forth
+
+    def settle(self) -> None:
+        self.ground("backup", "discard", "acme", "--confirm", "acme")
+
+
+@command("tenant drop with a last backup")
+class DropSaved(Copy):
+    argv = ("tenant", "drop", "acme", "--confirm", "acme")
+    again = 4
+    tenants = frozenset[str]()
+
+    def prepare(self, nth: int) -> None:
+        self.ground.forget()
+        self.ground("backup", "restore", self.backup)
+
+    def promise(self, times: int) -> None:
+        assert self.ground.sql("SELECT 1 FROM pg_database WHERE datname = 'acme'") == []
+        assert self.ground.sql("SELECT 1 FROM pg_roles WHERE rolname = 'acme_engine'") == []
+        found = json.loads(self.ground("backup", "list", "acme", "-o", "json").out)
+        assert found[-1]["trigger"] == "tenant drop"
+
+
 @dataclass(frozen=True)
 class Cut:
     """What became of a command that was cut before its nth message; *met* is the message, "" if there were fewer."""

@@ -17,6 +17,7 @@ from posduif_cli.models.servers import Server
 SYSTEM = ("/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt")
 # Of this process's environment, which may hold keys, a program gets nothing.
 BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+ARCHIVES = {15: "1.14", 16: "1.15", 17: "1.16", 18: "1.16"}  # the format that a pg_dump writes, by major version
 SAID = 5  # lines of what a program said
 # The embedded server's programs are built without TLS.
 WITH_TLS = ("require", "verify-ca", "verify-full")

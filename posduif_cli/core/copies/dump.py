@@ -34,12 +34,13 @@ LOCKED = "lock timeout"  # in what pg_dump says
 
 
 class Taken(NamedTuple):
-    """One dump: what was in its snapshot, and the plain and the written stream."""
+    """One dump: what was in its snapshot, the plain and the written stream, and the seconds that summing up took."""
 
     opened: sums.Opened
     held: sums.Held
     plain: streams.Sums
     packed: streams.Sums
+    summing: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Dumping:
         with self.store.draft(conn.database, begun_at) as (id_, draft):
             with draft.open(file) as target:
                 taken = self._take(conn, program, target, known)
-                seconds = round(time.monotonic() - begun, 3)
+                seconds = time.monotonic() - begun
             _, at, lsn, comment = taken.opened.opening
             manifest = {
                 "format": 1,
@@ -124,7 +125,12 @@ class Dumping:
                 "started_at": _spelled(begun_at),
                 "snapshot_at": _spelled(at),
                 "finished_at": _spelled(datetime.now(UTC)),
-                "seconds": seconds,
+                "seconds": {
+                    "sums": round(taken.summing, 3),
+                    "dump": round(seconds - taken.summing, 3),
+                    "all": round(seconds, 3),
+                },
+                "pinned": None if self.pin is None else {"why": self.pin},
                 "lsn": lsn,
                 "record": comment,
                 **_where(told, record.parse(comment), program),
@@ -157,8 +163,10 @@ class Dumping:
     ) -> Taken | None:
         """Sum up and dump within one transaction: its snapshot is pg_dump's, so later writes are in neither."""
         with conn.transaction(read_only=True, lock_timeout=LOCK_WAIT, statement_timeout=SUMMING, prelude=[SNAPSHOT]):
+            begun = time.monotonic()
             opened = self._layouts.open(conn, "open_snapshot")
             held = None if self._is_large(conn, known) else opened.sum_up(conn)
+            summing = time.monotonic() - begun
             if turn is not None and not turn.acquire(timeout=TURN):
                 return None
             try:
@@ -166,10 +174,12 @@ class Dumping:
                     assert process.stdout is not None
                     work = partial(streams.pack, process.stdout, target, self._readers)
                     if held is not None:
-                        return Taken(opened, held, *work())
+                        return Taken(opened, held, *work(), summing)
                     packing = Beside(work)  # the sums are made by another process of the server
+                    begun = time.monotonic()
                     held = opened.sum_up(conn)
-                    return Taken(opened, held, *packing.result())
+                    summing = time.monotonic() - begun
+                    return Taken(opened, held, *packing.result(), summing)
             finally:
                 if turn is not None:
                     turn.release()
@@ -238,7 +248,9 @@ def _where(told: Mapping[str, Any], noted: Record | None, program: Path) -> dict
         "postgres": {
             "server": told["version"],
             "server_num": told["version_number"],
-            "client": clients.major(program),
+            "client": (client := clients.major(program)),
+            "archive": clients.ARCHIVES.get(client or 0),
+            "min_client": min(client or 0, 17),
             **{key: told[key] for key in kept},
         },
         "tool": {"posduif": __version__, "rowsum": sums.ALGORITHM},
