@@ -13,10 +13,10 @@ _posduif() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --accept|--all|--as|--budget|--by|--check-age|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--fields|--for|--from|--jobs|--limit|--listen|--login|--max-failures|--offset|--older-than|--out|--output|--pause|--pin|--qr|--qr-file|--redis|--refresh|--sample|--server|--since|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--wave|--web-user|-o) skip=1 ;;
+        --accept|--all|--as|--budget|--by|--check-age|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--fields|--for|--from|--jobs|--keep|--limit|--listen|--login|--max-failures|--offset|--older-than|--on|--out|--output|--pause|--pin|--qr|--qr-file|--redis|--refresh|--sample|--server|--since|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
-           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" message test"|" backup"|" backup create"|" backup list"|" backup show"|" backup verify"|" backup restore"|" backup remove"|" backup unpin"|" backup prune"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
+           " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" message test"|" backup"|" backup create"|" backup list"|" backup show"|" backup verify"|" backup drill"|" backup restore"|" backup discard"|" backup remove"|" backup unpin"|" backup prune"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
            esac ;;
         esac
     done
@@ -34,11 +34,11 @@ _posduif() {
     " tenant resume") candidates='' options='-n --dry-run' ;;
     " tenant rotate-password") candidates='' options='--all --from --engine-config --now --jobs --list --confirm' files='--from' ;;
     " tenant engine-config") candidates='' options='--out --refresh --all --jobs --list' files='--out --refresh --all' ;;
-    " tenant drop") candidates='' options='--confirm -n --dry-run' ;;
+    " tenant drop") candidates='' options='--confirm --no-backup -n --dry-run' ;;
     " migrate") candidates='status list up down abandon verify new' options='' ;;
     " migrate status") candidates='' options='--all --check --verify --sample --list' ;;
     " migrate list") candidates='' options='' ;;
-    " migrate up") candidates='' options='--all --jobs --wave --max-failures --pause --failed --list -n --dry-run' ;;
+    " migrate up") candidates='' options='--all --jobs --wave --max-failures --pause --failed --list --backup -n --dry-run' ;;
     " migrate down") candidates='' options='--all --to --steps --bundled --confirm --jobs --list -n --dry-run' ;;
     " migrate abandon") candidates='' options='--confirm -n --dry-run' ;;
     " migrate verify") candidates='' options='--all --list' ;;
@@ -69,12 +69,14 @@ _posduif() {
     " message pending") candidates='' options='--device --limit --offset' ;;
     " message mark") candidates='read synced' options='' ;;
     " message test") candidates='' options='--to --from --wait' ;;
-    " backup") candidates='create list show verify restore remove unpin prune' options='' ;;
+    " backup") candidates='create list show verify drill restore discard remove unpin prune' options='' ;;
     " backup create") candidates='' options='--all --since --pin --jobs' ;;
     " backup list") candidates='' options='--check-age' ;;
     " backup show") candidates='' options='' ;;
-    " backup verify") candidates='' options='--all --budget' ;;
-    " backup restore") candidates='' options='--as --url --engine-config --ignore-unreachable' ;;
+    " backup verify") candidates='' options='--all --older-than --budget --on --jobs' ;;
+    " backup drill") candidates='' options='--budget --on --jobs' ;;
+    " backup restore") candidates='' options='--as --all --latest --undo --confirm --no-backup --keep --url --engine-config --ignore-unreachable --jobs --no-migrate -n --dry-run' ;;
+    " backup discard") candidates='' options='--confirm -n --dry-run' ;;
     " backup remove") candidates='' options='--confirm' ;;
     " backup unpin") candidates='' options='' ;;
     " backup prune") candidates='' options='--confirm -n --dry-run' ;;

@@ -5,7 +5,7 @@ function __posduif_words
     for word in $words[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --accept --all --as --budget --by --check-age --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --fields --for --from --jobs --limit --listen --login --max-failures --offset --older-than --out --output --pause --pin --qr --qr-file --redis --refresh --sample --server --since --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --wave --web-user -o
+        else if contains -- $word --accept --all --as --budget --by --check-age --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --fields --for --from --jobs --keep --limit --listen --login --max-failures --offset --older-than --on --out --output --pause --pin --qr --qr-file --redis --refresh --sample --server --since --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --wave --web-user -o
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -115,6 +115,7 @@ complete -c posduif -n '__posduif_is tenant engine-config' -l jobs -x -a '(__pos
 complete -c posduif -n '__posduif_is tenant engine-config' -l list -d "List every tenant, the unchanged ones too"
 complete -c posduif -n '__posduif_is tenant drop' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is tenant drop' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
+complete -c posduif -n '__posduif_is tenant drop' -l no-backup -d "Make no last backup"
 complete -c posduif -n '__posduif_is tenant drop' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_ends migrate' -a status -d "Show which version every tenant is at, from one query per server"
 complete -c posduif -n '__posduif_ends migrate' -a list -d "List a tenant's migrations: applied, pending, half (applied), missing (its file is gone) or changed since"
@@ -138,6 +139,7 @@ complete -c posduif -n '__posduif_is migrate up' -l max-failures -x -a '(__posdu
 complete -c posduif -n '__posduif_is migrate up' -l pause -x -a '(__posduif_ask)' -d "Wait this long between waves"
 complete -c posduif -n '__posduif_is migrate up' -l failed -d "Only tenants whose last migration failed"
 complete -c posduif -n '__posduif_is migrate up' -l list -d "List every tenant, the unchanged ones too"
+complete -c posduif -n '__posduif_is migrate up' -l backup -d "Back each tenant up before anything is applied to it, and pin that"
 complete -c posduif -n '__posduif_is migrate up' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is migrate down' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is migrate down' -l all -d "Every tenant of the configured servers"
@@ -246,7 +248,9 @@ complete -c posduif -n '__posduif_ends backup' -a create -d "Back up tenants, ea
 complete -c posduif -n '__posduif_ends backup' -a list -d "List backups, the oldest first, and how the last restore of each ended"
 complete -c posduif -n '__posduif_ends backup' -a show -d "Show one backup"
 complete -c posduif -n '__posduif_ends backup' -a verify -d "Restore backups on a scratch server and compare every row's sum with the dump's"
-complete -c posduif -n '__posduif_ends backup' -a restore -d "Restore a backup as a new tenant, and compare what came with the dump"
+complete -c posduif -n '__posduif_ends backup' -a drill -d "Prove the newest backup of every tenant, for as long as there is time: cron's form of `verify`"
+complete -c posduif -n '__posduif_ends backup' -a restore -d "Restore a backup as a new tenant, or over the one that it is of, and compare what came with the dump"
+complete -c posduif -n '__posduif_ends backup' -a discard -d "Drop the databases that restores over a tenant set aside; without a name list those of all"
 complete -c posduif -n '__posduif_ends backup' -a remove -d "Delete one backup, after --confirm ID"
 complete -c posduif -n '__posduif_ends backup' -a unpin -d "Take back the note that a backup is to be kept"
 complete -c posduif -n '__posduif_ends backup' -a prune -d "Delete backups that no rule of backup.keep keeps, and say why each of the others stays"
@@ -260,12 +264,31 @@ complete -c posduif -n '__posduif_is backup list' -l check-age -x -a '(__posduif
 complete -c posduif -n '__posduif_is backup show' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is backup verify' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is backup verify' -l all -d "The newest of every tenant"
-complete -c posduif -n '__posduif_is backup verify' -l budget -x -a '(__posduif_ask)' -d "Begin none after this time; the longest unproved first"
+complete -c posduif -n '__posduif_is backup verify' -l older-than -x -a '(__posduif_ask)' -d "Only those whose last proof is older: 7d"
+complete -c posduif -n '__posduif_is backup verify' -l budget -x -a '(__posduif_ask)' -d "Begin none after this time; the longest unproved come first"
+complete -c posduif -n '__posduif_is backup verify' -l on -x -a '(__posduif_ask)' -d "Restore on this server, not on one of their own that is thrown away"
+complete -c posduif -n '__posduif_is backup verify' -l jobs -x -a '(__posduif_ask)' -d "At once on each server"
+complete -c posduif -n '__posduif_is backup drill' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup drill' -l budget -x -a '(__posduif_ask)' -d "Begin none after this time; the longest unproved come first"
+complete -c posduif -n '__posduif_is backup drill' -l on -x -a '(__posduif_ask)' -d "Restore on this server, not on one of their own that is thrown away"
+complete -c posduif -n '__posduif_is backup drill' -l jobs -x -a '(__posduif_ask)' -d "At once on each server"
 complete -c posduif -n '__posduif_is backup restore' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is backup restore' -l as -x -a '(__posduif_ask)' -d "Name of the new tenant; else the backup's own"
+complete -c posduif -n '__posduif_is backup restore' -l all -d "Every tenant of the store that no server has: for a server that is lost"
+complete -c posduif -n '__posduif_is backup restore' -l latest -d "With --all: the newest backup of each"
+complete -c posduif -n '__posduif_is backup restore' -l undo -d "Take the last restore over a tenant back, or give it up"
+complete -c posduif -n '__posduif_is backup restore' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
+complete -c posduif -n '__posduif_is backup restore' -l no-backup -d "Make no backup of the tenant before it is replaced"
+complete -c posduif -n '__posduif_is backup restore' -l keep -x -a '(__posduif_ask)' -d "How long the database that is set aside stays"
 complete -c posduif -n '__posduif_is backup restore' -l url -x -a '(__posduif_ask)' -d "Origin that phones reach the tenant by: https://host[:port]"
 complete -c posduif -n '__posduif_is backup restore' -l engine-config -x -a '(__posduif_ask)' -d "Write the sync engine's configuration here (mode 0600); of several tenants, DIR/TENANT.yaml of each"
 complete -c posduif -n '__posduif_is backup restore' -l ignore-unreachable -d "Take a server that cannot be reached for one without this name"
+complete -c posduif -n '__posduif_is backup restore' -l jobs -x -a '(__posduif_ask)' -d "At once on each server"
+complete -c posduif -n '__posduif_is backup restore' -l no-migrate -d "Leave the schema as the backup has it; else it is brought up to date"
+complete -c posduif -n '__posduif_is backup restore' -s n -l dry-run -d "Show what would be done; change nothing"
+complete -c posduif -n '__posduif_is backup discard' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is backup discard' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
+complete -c posduif -n '__posduif_is backup discard' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is backup remove' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is backup remove' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is backup unpin' -a '(__posduif_ask)'

@@ -23,7 +23,8 @@ from posduif_cli.notation import counted, duration, listed
 if TYPE_CHECKING:
     from posduif_cli.core.copies.verify import Verifying
     from posduif_cli.core.store import Stored
-    from posduif_cli.models.copies import Proof
+    from posduif_cli.models.copies import Backup, Proof
+    from posduif_cli.models.tenants import Tenant
 
 app = Noun(help="Back up tenants, prove backups by restoring them, and restore.")
 
@@ -69,6 +70,8 @@ def create(
     app = app_of(ctx)
     app.out.expect(Backup)
     names = options.targets(tenant, everyone, "backup create")
+    if pin is not None and not pin.strip():
+        raise UsageError("--pin wants a reason", hint=Run("backup", "create", "acme", "--pin", "before the move"))
     limit = datetime.now(UTC) - duration(since) if since else None
     dumping = copies.dumping(app, "backup create", pin=pin, since=limit)
     chosen, errors = app.fleet.choose(names)
@@ -122,18 +125,29 @@ def list_(
     unread: list[PosduifError] = []
     found = copies.store_of(app).backups(tenant, unread)
     app.out.list(found, Backup, empty=Run("backup", "create", tenant or "--all", lead="no backups"))
+    if limit is not None:
+        _check_age(app, tenant, found, unread, limit, check_age or "")
+    copies.tell_unread(app, unread)
+
+
+def _check_age(
+    app: App, tenant: str | None, found: "list[Backup]", unread: list[PosduifError], limit: timedelta, text: str
+) -> None:
+    """Exit with 1 where a tenant's newest good backup is too old, or there is none of a tenant that is old enough."""
+    at, errors = datetime.now(UTC) - limit, dict[str, PosduifError]()
+    newest = {backup.tenant: backup for backup in found if backup.verified != "failed"}
+    due = [] if tenant is None else [tenant]
+    if tenant is None:
+        tenants, errors = _tenants(app)
+        due = [each.tenant for each in tenants if each.created_at is None or each.created_at < at]
+    wrong = {name for name, backup in newest.items() if backup.created_at < at and not backup.dropped}
+    wrong |= {name for name in due if name not in newest}
     for error in unread:
         app.out.warn(error.sentence)
-    if limit is None:
-        if unread:
-            raise PartialFailure(f"{counted(len(unread), 'backup')} could not be read", hint=Run("backup", "list"))
-        return
-    newest = {backup.tenant: backup for backup in found}
-    at = datetime.now(UTC) - limit
-    old = sorted(name for name, backup in newest.items() if backup.created_at < at and not backup.dropped)
-    if old or not newest:
-        app.out.warn(f"older than {check_age}: {', '.join(old)}" if old else "there is no backup")
+    if wrong or unread or not newest:
+        app.out.warn(f"no good backup of the last {text}: {', '.join(sorted(wrong)) or 'none at all'}")
         raise typer.Exit(1)
+    app.report_missing(errors)
 
 
 @app.verb("show", example="posduif backup show acme")
@@ -169,17 +183,18 @@ def verify(
             "name backups or tenants, or --all, or --older-than",
             hint=[Run("backup", "verify", "acme"), Run("backup", "verify", "--all")],
         )
-    verifying = _verifying(app, budget, on, jobs)
+    verifying, unread = _verifying(app, budget, on, jobs), list[PosduifError]()
     if which:
         chosen, wrong = _found(app, which)
     else:
-        chosen, wrong = _newest(app, duration(older_than) if older_than else None), {}
+        chosen, wrong = _newest(app, unread, duration(older_than) if older_than else None), {}
     proofs = _prove(app, verifying, chosen)
     app.out.list(proofs, Proof, empty="no backups")
     app.out.say(_counts(proofs))
     if left := len(chosen) - len(proofs):
         app.out.say(f"{counted(left, 'backup')} left for the next time")
     _judge(proofs)
+    copies.tell_unread(app, unread)
     app.report_failed(wrong, among=which)
 
 
@@ -202,11 +217,11 @@ def _found(app: App, which: Sequence[str]) -> "tuple[list[Stored], dict[str, Pos
     return list(found.values()), wrong
 
 
-def _newest(app: App, older_than: timedelta | None = None) -> "list[Stored]":
+def _newest(app: App, unread: list[PosduifError], older_than: timedelta | None = None) -> "list[Stored]":
     """Return the newest backup of each tenant, the longest unproved first; of those that were proved before a time."""
     from posduif_cli.core.copies.verify import longest_unproved
 
-    found = longest_unproved(copies.store_of(app).all())
+    found = longest_unproved(copies.store_of(app).all(None, unread))
     limit = None if older_than is None else datetime.now(UTC) - older_than
     return [s for s in found if limit is None or s.backup.verified_at is None or s.backup.verified_at < limit]
 
@@ -257,10 +272,11 @@ def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs =
 
     app = app_of(ctx)
     app.out.expect(Drill)
-    verifying, newest = _verifying(app, budget, on, jobs), _newest(app)
+    unread: list[PosduifError] = []
+    verifying, newest = _verifying(app, budget, on, jobs), _newest(app, unread)
     proofs = _prove(app, verifying, newest)
     tenants, errors = _tenants(app)
-    found = verify.drilled(proofs, newest, tenants)
+    found = verify.drilled(proofs, newest, [tenant.tenant for tenant in tenants])
     (app.out if app.out.machine or app.out.fields else app.out.only(*DRILLED)).show(found)
     for proof in proofs:
         if proof.verdict != "proved":
@@ -268,16 +284,17 @@ def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs =
     if found.without:
         app.out.warn(f"without a backup: {listed(found.without, SHOWN)}")
     _judge(proofs)
+    copies.tell_unread(app, unread)
     app.report_missing(errors)
 
 
-def _tenants(app: App) -> tuple[list[str], dict[str, PosduifError]]:
+def _tenants(app: App) -> "tuple[list[Tenant], dict[str, PosduifError]]":
     """Return the tenants that ought to have a backup, and the errors of servers: backups are proved without them."""
     try:
         tenants, errors = app.fleet.tenants()
     except PosduifError as error:
         return [], {"of the tenants": error}
-    return [tenant.tenant for tenant in tenants if tenant.state in ("active", "suspended")], errors
+    return [tenant for tenant in tenants if tenant.state in ("active", "suspended")], errors
 
 
 @app.verb("restore", example="posduif backup restore acme --as acme_before")
@@ -308,13 +325,16 @@ def restore(
     engine_config: options.EngineFiles = None,
     ignore_unreachable: options.IgnoreUnreachable = False,
     jobs: Jobs = None,
+    no_migrate: Annotated[
+        bool, typer.Option("--no-migrate", help="Leave the schema as the backup has it; else it is brought up to date.")
+    ] = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Restore a backup as a new tenant, or over the one that it is of, and compare what came with the dump.
 
     A new tenant's unused enrollment tokens are expired, and its url is empty unless one is given. Over a tenant, which
     wants --confirm, its engine is shut out meanwhile; the old database is set aside, and --undo brings it back.
-    Interrupted, the same command goes on.
+    Interrupted, the same command goes on. Pending migrations are applied, but not to a backup that `migrate up` made.
     """
     from posduif_cli.core.copies import replace
     from posduif_cli.models.tenants import Tenant
@@ -340,13 +360,19 @@ def restore(
         over = None if name else restoring.existing(app, wanted, ignore_unreachable=ignore_unreachable)
         if over is not None and (url or engine_config):
             raise UsageError("a tenant that is replaced keeps its url, and its engine its file")
+        migrate = not no_migrate
         if over is not None:
             # The newest backup of a tenant may by now be the last one of what is replaced.
             begun = replace.under_way(over) if which == wanted else None
             stored = copies.find(app, begun) if begun else stored
-            restoring.over(app, stored, over, confirm, no_backup, duration(keep))
+            migrate = migrate and stored.backup.trigger != "migrate up"
+            restoring.over(app, stored, over, confirm, no_backup=no_backup, keep=duration(keep), migrate=migrate)
         else:
-            restoring.anew(app, stored, wanted, options.url(url), engine_config, ignore_unreachable=ignore_unreachable)
+            migrate = migrate and stored.backup.trigger != "migrate up"
+            restoring.anew(
+                app, stored, wanted, options.url(url), engine_config,
+                ignore_unreachable=ignore_unreachable, migrate=migrate,
+            )  # fmt: skip
 
 
 @app.verb("discard", example="posduif backup discard acme --confirm acme")
@@ -378,6 +404,8 @@ def discard(
         steps = (Step("drop database", aside.database, f"DROP DATABASE {aside.database}") for aside in found)
         app.show_plan(Plan(tuple(steps)))
         return
+    if not found and not errors:
+        app.fleet.find(tenant)  # which raises where there is no such tenant
     if found:
         app.confirm(tenant, confirm, f"drop {', '.join(aside.database for aside in found)}, once tenant {tenant}")
     for aside in found:
@@ -413,7 +441,7 @@ def unpin(ctx: typer.Context, which: Which) -> None:
     app.out.expect(Backup)
     stored = copies.find(app, which)
     changed = stored.unpin()
-    app.out.say(f"backup {stored.backup.backup} {'is' if changed else 'was'} not pinned")
+    app.out.say(f"backup {stored.backup.backup} {'is no longer' if changed else 'was not'} pinned")
     app.out.show(stored.store.read(stored.key).backup, changed=changed)
 
 
@@ -431,7 +459,8 @@ def prune(ctx: typer.Context, confirm: options.Confirm = None, dry_run: options.
     if not dry_run:
         app.out.expect(Pruned)
     store = copies.store_of(app)
-    plan = retention.plan(store, app.config.backup_keep, datetime.now(UTC))
+    unread: list[PosduifError] = []
+    plan = retention.plan(store, app.config.backup_keep, datetime.now(UTC), unread)
     going = [row for _, row in plan if not row.kept]
     if 2 * len(going) > len(plan) and not dry_run:
         name = store.place.rstrip("/").rpartition("/")[2]
@@ -442,6 +471,7 @@ def prune(ctx: typer.Context, confirm: options.Confirm = None, dry_run: options.
     app.out.say(deleted)
     if app.config.servers:
         _discard_old(app, dry_run=dry_run)
+    copies.tell_unread(app, unread)
 
 
 def _discard_old(app: App, *, dry_run: bool) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posduif_cli.cli.context import App
-from posduif_cli.errors import PosduifError
-from posduif_cli.notation import listed
+from posduif_cli.errors import PartialFailure, PosduifError, Run
+from posduif_cli.notation import counted, listed
 
 if TYPE_CHECKING:
     from posduif_cli.core.copies.dump import Dumping
@@ -30,7 +30,7 @@ def keys_of(app: App) -> "Keys":
 
 
 def find(app: App, text: str) -> "Stored":
-    """Return the backup with an id, in a file's place, or the newest of a tenant; raises BackupNotFound."""
+    """Return the backup with an id, in a file's place, or the newest good one of a tenant; raises BackupNotFound."""
     from posduif_cli.core import store
 
     return store.at(Path(text)) if "/" in text else store_of(app).find(text)
@@ -45,20 +45,39 @@ def loading(app: App, stored: "Stored") -> "Loading":
 
 def dumping(app: App, trigger: str, *, pin: str | None = None, since: datetime | None = None) -> "Dumping":
     """Return how backups are made for the command *trigger*; an empty place becomes a store."""
+    from posduif_cli.core.copies import stores
     from posduif_cli.core.copies.dump import Dumping
 
-    return Dumping(store_of(app, make=True), keys_of(app), pin, trigger, app.config.bin_dir, since)
+    store, keys = store_of(app, make=True), keys_of(app)
+    if not keys.recipients and stores.has_canary(store):
+        app.out.warn("backups there were encrypted, and these will not be: backup.encrypt_to is empty")
+    return Dumping(store, keys, pin, trigger, app.config.bin_dir, since)
 
 
 def maybe(app: App, trigger: str, wanted: bool) -> "Dumping | None":
     """Return how a last backup is made before something is destroyed; None where none is wanted or configured."""
-    return dumping(app, trigger) if wanted and app.config.backup_dir is not None else None
+    if not wanted or app.config.backup_dir is None:
+        return None
+    try:
+        return dumping(app, trigger)
+    except PosduifError as error:
+        error.reasons = (*error.reasons, "so no last backup can be made, and nothing was changed")
+        error.hints = (*error.hints, "or add --no-backup")
+        raise
 
 
 def tell_left(app: App, left: list[str]) -> None:
     """Name the tenants that a run left out because they are not whole."""
     if left:
         app.out.say(f"not backed up, for a command works on it or was interrupted: {listed(left, 5)}")
+
+
+def tell_unread(app: App, unread: list[PosduifError]) -> None:
+    """Name the backups that cannot be read, and raise PartialFailure if there are any."""
+    for error in unread:
+        app.out.warn(error.sentence)
+    if unread:
+        raise PartialFailure(f"{counted(len(unread), 'backup')} could not be read", hint=Run("backup", "list"))
 
 
 def of_servers(errors: dict[str, PosduifError], names: list[str] | None) -> dict[str, PosduifError]:

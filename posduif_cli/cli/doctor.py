@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -56,8 +57,16 @@ def _examine(app: App) -> "list[Finding]":
     if settings.backup_recipients:
         key, key_error = _try_key(app)
     configuration = Configuration(
-        passfile, settings.path, settings.secret, app.folders, unnamed=unnamed, key=key, key_error=key_error
-    )
+        passfile, settings.path, settings.secret, app.folders, unnamed=unnamed, key=key, key_error=key_error,
+        key_file=settings.backup_identity,
+    )  # fmt: skip
+    if settings.backup_dir is not None:
+        try:
+            store = copies.store_of(app)
+            place = f"{counted(len(store.storage.listing()), 'backup')} in {store.place}"
+            configuration = replace(configuration, place=place)
+        except PosduifError as error:
+            configuration = replace(configuration, place_error=error)
     return doctor.examine(_machine(settings.terminal), configuration, fleet)
 
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from posduif_cli.cli import copies, keeping, runs
 from posduif_cli.cli.context import App
-from posduif_cli.errors import Run, ServerUnreachable, TenantNotFound, UsageError
-from posduif_cli.notation import listed
+from posduif_cli.errors import PosduifError, Run, ServerUnreachable, TenantNotFound, UsageError
+from posduif_cli.notation import counted, listed
 
 if TYPE_CHECKING:
     from posduif_cli.core.fleet.fleet import Found
     from posduif_cli.core.store import Stored
-    from posduif_cli.models.copies import Aside
+    from posduif_cli.models.copies import Aside, Backup
+    from posduif_cli.models.tenants import Tenant
 
 SHOWN = 5
 
@@ -57,15 +58,25 @@ def existing(app: App, name: str, *, ignore_unreachable: bool = False) -> "Found
 
 
 def anew(
-    app: App, stored: "Stored", wanted: str, url: str | None, engine_config: Path | None, *, ignore_unreachable: bool
+    app: App,
+    stored: "Stored",
+    wanted: str,
+    url: str | None,
+    engine_config: Path | None,
+    *,
+    ignore_unreachable: bool,
+    migrate: bool,
 ) -> None:
     """Restore a backup as a new tenant."""
     from posduif_cli.core.copies.restore import Restoring
 
     keep = keeping.keeper(app, wanted, engine_config)
-    tenant = Restoring(app.fleet, copies.loading(app, stored), wanted, url, keep, ignore_unreachable).run()
+    tenant = Restoring(
+        app.fleet, copies.loading(app, stored), wanted, url, keep, ignore_unreachable, migrate=migrate
+    ).run()
     backup = stored.backup
-    app.out.say(f"tenant {wanted} restored from backup {backup.backup} of {backup.tenant}, and compared with it")
+    said = f"tenant {wanted} restored from backup {backup.backup} of {backup.tenant}, and compared with it"
+    app.out.say(said + _schema(backup, tenant))
     if keep is not None:
         keep.tell(app, wanted)
     app.out.show(tenant, changed=True)
@@ -73,19 +84,35 @@ def anew(
         app.out.say(keeping.rotate(wanted, "its engine has no password yet"))
 
 
-def over(app: App, stored: "Stored", found: "Found", confirm: str | None, no_backup: bool, keep: timedelta) -> None:
+def over(
+    app: App,
+    stored: "Stored",
+    found: "Found",
+    confirm: str | None,
+    *,
+    no_backup: bool,
+    keep: timedelta,
+    migrate: bool,
+) -> None:
     """Restore a backup over the tenant that it is of, once that is confirmed."""
     from posduif_cli.core.copies.replace import Replacing
     from posduif_cli.render.tables import cell
 
     backup, name = stored.backup, found.tenant.tenant
-    at = cell(backup.created_at)
-    app.confirm(name, confirm, f"replace tenant {name} on server {found.server.name} by its backup of {at}")
+    by = f"its backup {backup.backup} of {cell(backup.created_at)}"
+    app.confirm(name, confirm, f"replace tenant {name} on server {found.server.name} by {by}")
     final = copies.maybe(app, "backup restore", not no_backup)
-    tenant, aside = Replacing(app.fleet, found, copies.loading(app, stored), final, keep).run()
-    app.out.say(f"tenant {name} is as backup {backup.backup} has it, and was compared with it")
+    tenant, aside = Replacing(app.fleet, found, copies.loading(app, stored), final, keep, migrate).run()
+    app.out.say(f"tenant {name} is as backup {backup.backup} has it, and was compared with it{_schema(backup, tenant)}")
     tell_aside(app, aside)
     app.out.show(tenant, changed=True)
+
+
+def _schema(backup: "Backup", tenant: "Tenant") -> str:
+    """Say that migrations were applied to what was restored, or are pending."""
+    if tenant.schema_version != backup.schema_version:
+        return f"; then migrated from {backup.schema_version} to {tenant.schema_version}"
+    return f"; {counted(tenant.pending, 'migration')} pending" if tenant.pending else ""
 
 
 def tell_aside(app: App, aside: "Aside") -> None:
@@ -104,6 +131,7 @@ def undo(app: App, which: str | None, confirm: str | None, keep: timedelta) -> N
     """Take the last restore over a tenant back, or give up one that was not finished."""
     from posduif_cli.core.copies import replace
     from posduif_cli.models.tenants import Tenant
+    from posduif_cli.render.tables import cell
 
     app.out.expect(Tenant)
     name = which or confirm
@@ -111,11 +139,11 @@ def undo(app: App, which: str | None, confirm: str | None, keep: timedelta) -> N
         raise UsageError("--undo wants the tenant's name", hint=replace.undoing("TENANT"))
     found = app.fleet.find(name)
     app.confirm(name, confirm, f"take back the restore of tenant {name}: what was written since is set aside")
-    tenant, aside = replace.undo(app.fleet, found, keep)
+    tenant, aside, since = replace.undo(app.fleet, found, keep)
     if aside is None:
         app.out.say(f"the restore of {name} was given up")
     else:
-        app.out.say(f"tenant {name} is as it was before its restore")
+        app.out.say(f"tenant {name} has the database again that was set aside at {cell(since)}")
         tell_aside(app, aside)
     if tenant is not None:
         app.out.show(tenant, changed=True)
@@ -126,7 +154,8 @@ def everyone(app: App, folder: keeping.Folder, jobs: int | None, *, ignore_unrea
     from posduif_cli.core.copies import restore
     from posduif_cli.core.fleet.run import Pace
 
-    newest, dropped, bad = restore.newest(copies.store_of(app).all())
+    unread: list[PosduifError] = []
+    newest, dropped, bad = restore.newest(copies.store_of(app).all(None, unread))
     with runs.watched(app, Pace(jobs or app.config.backup_jobs)) as run:
         restore.restore_all(
             run, [copies.loading(app, stored) for stored in newest], folder, ignore_unreachable=ignore_unreachable
@@ -148,3 +177,4 @@ def everyone(app: App, folder: keeping.Folder, jobs: int | None, *, ignore_unrea
             )
         )
     runs.conclude(app, run, {}, None, every=True)
+    copies.tell_unread(app, unread)

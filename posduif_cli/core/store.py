@@ -42,7 +42,10 @@ from posduif_cli.models.copies import Backup
 MARKER, DATA, MANIFEST, PROOFS, PIN, MAKING, READING = (
     "posduif-backups.json", "data.dump.zst", "manifest.json", "proof.jsonl", "pin.json", ".making", ".reading"
 )  # fmt: skip
+MARK = '{"format": 1}'
+UNJUDGED = "could_not_verify"
 DROP = "tenant drop"  # the command that makes the last backup of a tenant
+REPLACE = "backup restore"  # the command that makes one of what it replaces
 CANARY = "canary-{}.age"
 ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 PART = ".part-"
@@ -70,6 +73,9 @@ class Storage(Protocol):
 
     def read(self, path: str) -> bytes | None:
         """Return the content of a small file; None where there is none."""
+
+    def has(self, pattern: str) -> bool:
+        """Whether there is a file of such a name at the top."""
 
     def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
         """Return the contents of many small files."""
@@ -120,6 +126,12 @@ class Store:
     def open(cls, storage: Storage, *, make: bool = False, empty: Callable[[], bool] = lambda: True) -> "Store":
         """Return the store in a storage; with *make* one that is *empty* becomes one. Raises ConfigurationError."""
         if storage.read(MARKER) is None:
+            if any(storage.listing()):
+                raise ConfigurationError(
+                    f"{storage.place} has backups, and lost its {MARKER}",
+                    why="without that file nothing tells it from a folder of someone else's",
+                    hint=f"if it is the right place, put it back: a file with {MARK}",
+                )
             if make and not empty():
                 raise ConfigurationError(
                     f"{storage.place} holds other things than backups",
@@ -127,9 +139,15 @@ class Store:
                     hint="set backup.dir to an empty place, or to one that does not exist",
                 )
             if not make:
-                why, hint = f"it has no {MARKER}", Run("backup", "create", "--all")
-                raise ConfigurationError(f"{storage.place} is no place of backups", why=why, hint=hint)
-            storage.write(MARKER, json.dumps({"format": 1}).encode())
+                raise ConfigurationError(
+                    f"{storage.place} is no place of backups",
+                    why=f"it has no {MARKER}",
+                    hint=[
+                        Run("backup", "create", "--all", lead="if it is new"),
+                        "else mount it, or correct backup.dir",
+                    ],
+                )
+            storage.write(MARKER, MARK.encode())
         return cls(storage)
 
     @contextmanager
@@ -178,13 +196,16 @@ class Store:
         return [stored.backup for stored in self.all(tenant, unread)]
 
     def find(self, text: str) -> "Stored":
-        """Return the backup with an id, or the newest of a tenant; raises BackupNotFound."""
+        """Return the backup with an id, or the `preferred` one of a tenant; raises BackupNotFound, DamagedBackup."""
+        unread: list[PosduifError] = []
         if text[:1].isdigit():
             for key in self.storage.listing():
                 if key.endswith(f"/{text}"):
                     return self.read(key)
-        elif found := self.all(text):
-            return found[-1]
+        elif found := self.all(text, unread):
+            return preferred(found)
+        if unread:
+            raise unread[0]
         raise BackupNotFound(f"there is no backup {text} in {self.place}", hint=Run("backup", "list"))
 
     def read(self, key: str) -> "Stored":
@@ -196,10 +217,10 @@ class Store:
         """Return what a backup is, by the manifest that it was just given."""
         return _backup(self.storage.location(key), manifest, {}, {} if pin is None else {"why": pin})
 
-    def incarnations(self) -> "list[list[Stored]]":
+    def incarnations(self, unread: list[PosduifError] | None = None) -> "list[list[Stored]]":
         """Return all backups by what they are of: a tenant that was dropped and made again is another."""
         groups: dict[tuple[str, str], list[Stored]] = {}
-        for stored in self.all():
+        for stored in self.all(None, unread):
             groups.setdefault((stored.backup.tenant, stored.backup.incarnation), []).append(stored)
         return list(groups.values())
 
@@ -284,7 +305,7 @@ def _manifest(content: bytes | None, location: str) -> dict[str, Any] | None:
     try:
         noted = json.loads(content)
         if noted["format"] != 1:
-            raise ConfigurationError(f"{location} is of a newer posduif", hint=Run("version"))
+            raise ValueError("it is of a newer posduif")
         return dict(noted)
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(location, str(error)) from None
@@ -299,7 +320,9 @@ def _notes(told: Mapping[str, bytes | None], key: str) -> tuple[Mapping[str, Any
     proof: Mapping[str, Any] = {}
     for line in (told.get(f"{key}/{PROOFS}") or b"").splitlines():
         with suppress(ValueError):  # half a line, of a kill
-            proof = json.loads(line)
+            found = json.loads(line)
+            if found["verdict"] != UNJUDGED or proof.get("verdict", UNJUDGED) == UNJUDGED:
+                proof = found  # what could not judge a backup takes no judgement away
     try:
         pin = json.loads(told.get(f"{key}/{PIN}") or b"{}")
     except ValueError:
@@ -334,6 +357,16 @@ def _backup(location: str, noted: Mapping[str, Any], proof: Mapping[str, Any], p
     )
 
 
+def preferred(stored: Sequence[Stored]) -> Stored:
+    """Return the newest of a tenant's backups that is none of what a restore replaced, and did not fail; else the next.
+
+    What was replaced was to be got rid of: the same restore, typed again, must not bring it back.
+    """
+    wanted = [each for each in stored if each.backup.trigger != REPLACE]
+    good = [each for each in wanted if each.backup.verified != "failed"]
+    return (good or wanted or list(stored))[-1]
+
+
 def usual(backups: Sequence[Backup], measure: Callable[[Backup], float], last: int = 7) -> float | None:
     """Return the median of the last backups of a tenant; None without any."""
     return median(map(measure, backups[-last:])) if backups else None
@@ -348,6 +381,8 @@ class Folder:
     def listing(self) -> Mapping[str, Iterable[str]]:
         """Return the files of all backups by their keys."""
         found: dict[str, Iterable[str]] = {}
+        if not self.root.exists():
+            return found
         with _failing(self.place):
             for tenant in (entry for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != "."):
                 for backup in os.scandir(tenant):
@@ -363,15 +398,25 @@ class Folder:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
+    def has(self, pattern: str) -> bool:
+        """Whether there is a file of such a name in the folder."""
+        return any(True for _ in self.root.glob(pattern))
+
     def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return the contents of many files."""
-        return [self.read(path) for path in paths]
+        """Return the contents of many files; one that may not be read is as if it were empty."""
+        found: list[bytes | None] = []
+        for path in paths:
+            try:
+                found.append(self.read(path))
+            except PosduifError:
+                found.append(b"")
+        return found
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file, by a rename."""
         target = self.root / path
         with _failing(self.place):
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            target.parent.mkdir(mode=0o700, exist_ok=True)  # not its parents: they may be a disk that is not mounted
             half = target.with_name(f".{target.name}.{secrets.token_hex(2)}")
             write(half, content)
             half.rename(target)
@@ -411,7 +456,7 @@ class Folder:
         try:
             file = (self.root / path).open("rb")
         except OSError as error:
-            raise DamagedBackup(f"{self.root / path} cannot be read", why=error.strerror) from None
+            raise DamagedBackup(f"{self.root / path} cannot be read", why=f"{path}: {error.strerror}") from None
         with file:
             yield file
 
@@ -508,9 +553,11 @@ def _failing(place: str) -> Iterator[None]:
     """Make an error of the file system one that names the place."""
     try:
         yield
-    except PermissionError as error:
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
         raise ConfigurationError(
-            f"{place} cannot be used for backups", why=f"{error.strerror}: {error.filename}"
+            f"{place} cannot be used for backups",
+            why=f"{error.strerror}: {error.filename}",
+            hint="mount it, give this user the right, or correct backup.dir in the configuration",
         ) from None
     except OSError as error:
         raise OperationFailed(f"the backups in {place} could not be worked on", why=error.strerror) from error

@@ -43,7 +43,9 @@ def test_without_a_last_backup_nothing_is_dropped(posduif: Posduif, server: PgSe
     posduif("backup", "create", name)
     store.rename(store.with_name("away"))
     store.write_text("a file is in its place")
-    posduif("tenant", "drop", name, "--confirm", name, code=7)
+    error = posduif("tenant", "drop", name, "--confirm", name, "-o", "json", code=3).error
+    assert "--no-backup" in " ".join(error["try"])
+    assert "nothing was changed" in error["why"]
     store.unlink()
     store.with_name("away").rename(store)
     hidden = """CREATE TABLE hidden (); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;

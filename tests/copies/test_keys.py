@@ -83,11 +83,34 @@ def test_without_a_key_nothing_is_judged_and_nothing_restored(
     ]
     (tmp_path / "other.key").write_text(str(pyrage.x25519.Identity.generate()))
     configure(tmp_path, identity_file="other.key")
-    (proof,) = posduif.json("backup", "verify", name, code=None)
-    assert proof["verdict"] != "proved"
-    (found,) = [f for f in posduif("doctor", "-o", "json", code=1).json if f["check"] == "backup.key"]
-    assert (found["level"], "cannot decrypt" in found["message"]) == ("critical", True)
-    posduif("backup", "restore", name, "--as", f"{name}_new", code=5)
+    (proof,) = posduif.json("backup", "verify", name, code=7)
+    assert (proof["verdict"], "cannot decrypt" in proof["reason"]) == ("could_not_verify", True)
+    told = posduif("doctor", "-o", "json", code=1).json
+    found = [f for f in told if f["check"] == "backup.key" and "cannot decrypt" in f["message"]]
+    assert [f["level"] for f in found] == ["critical"]
+    posduif("backup", "restore", name, "--as", f"{name}_new", code=3)
+    posduif("tenant", "show", f"{name}_new", code=4)
+    (tmp_path / "other.key").chmod(0o644)
+    told = posduif("doctor", "-o", "json", code=1).json
+    assert f"chmod 600 {tmp_path}/other.key" in [finding["fix"] for finding in told]
+
+
+def test_what_could_not_be_judged_takes_no_judgement_away(
+    posduif: Posduif, store: Path, name: str, keys: tuple[str, str], tmp_path: Path
+) -> None:
+    posduif("backup", "create", name)
+    posduif("backup", "verify", name)
+    (tmp_path / "ops.key").unlink()
+    posduif("backup", "verify", name, code=7)
+    assert posduif.json("backup", "show", name)["verified"] == "proved"
+
+
+def test_backups_that_are_not_encrypted_any_more_are_told(
+    posduif: Posduif, store: Path, name: str, keys: tuple[str, str], tmp_path: Path
+) -> None:
+    posduif("backup", "create", name)
+    configure(tmp_path, encrypt_to=[])
+    assert "will not be" in posduif("backup", "create", name).err
 
 
 @pytest.mark.parametrize(

@@ -152,11 +152,24 @@ POINTS = [
 ]
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("then", ["again", "undo"])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_restore_over_a_tenant_is_finished_or_taken_back(
     posduif: Posduif, server: PgServer, store: Path, name: str, point: str, then: str
 ) -> None:
+    finish(posduif, server, name, point, then)
+
+
+@pytest.mark.parametrize("then", ["again", "undo"])
+def test_a_restore_that_was_killed_at_its_swap(
+    posduif: Posduif, server: PgServer, store: Path, name: str, then: str
+) -> None:
+    finish(posduif, server, name, "before core.copies.replace._revoke 1", then)
+
+
+def finish(posduif: Posduif, server: PgServer, name: str, point: str, then: str) -> None:
+    """Kill a restore over a tenant at a point, and type it again, or take it back."""
     (made,) = posduif.json("backup", "create", name)
     before = holdings(server, name)
     posduif("message", "send", name, "--from", "desk", "--to", "mia", "written afterwards")

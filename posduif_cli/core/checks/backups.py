@@ -6,6 +6,7 @@ from functools import partial
 
 from posduif_cli.core.checks.check import Threshold, Verdict, check, failure
 from posduif_cli.core.checks.facts import Configuration, ServerFacts, TenantFacts
+from posduif_cli.core.checks.machine import secret
 from posduif_cli.core.checks.tenant import VISITED
 from posduif_cli.core.store import usual
 from posduif_cli.errors import Run
@@ -117,10 +118,22 @@ def aside(facts: ServerFacts) -> Iterator[Verdict]:
         if copy.since is None:
             text = f"{copy.database} is what an unfinished restore of tenant {copy.tenant} made"
         fix = Run("backup", "discard", copy.tenant, "--confirm", copy.tenant)
+        if copy.since is None:
+            fix = Run("backup", "restore", "--undo", "--confirm", copy.tenant, lead="type that restore again, or")
         yield Verdict(
             Level.WARNING if over and not copy.busy else Level.INFO, text, copy.database, fix=fix,
             affected=(copy.tenant,),
         )  # fmt: skip
+
+
+@config("backup.place", "Backups can be read where backup.dir says",
+    "A disk that is not mounted, or a right that is missing, is better known before the bad day.")  # fmt: skip
+def place(facts: Configuration) -> Iterator[Verdict]:
+    """Judge the place of backups."""
+    if facts.place_error is not None:
+        yield failure(facts.place_error, Level.WARNING, fix="correct backup.dir in the configuration")
+    elif facts.place is not None:
+        yield Verdict(Level.OK, facts.place)
 
 
 @config("backup.key", "Encrypted backups can be decrypted",
@@ -128,8 +141,12 @@ def aside(facts: ServerFacts) -> Iterator[Verdict]:
     "encrypted backup left in the store: a key that nobody finds is a lost backup.")  # fmt: skip
 def key(facts: Configuration) -> Iterator[Verdict]:
     """Judge what decrypting came to."""
+    if facts.key_file is not None:
+        yield from secret(facts.key_file, "it decrypts the backups")
     if facts.key_error is not None:
-        yield failure(facts.key_error, fix="repair that file")
+        yield failure(
+            facts.key_error, fix="set backup.identity_file to the identity of another one in backup.encrypt_to"
+        )
     elif facts.key is not None:
         level = Level.OK if facts.key else Level.INFO
         text = "what is encrypted to backup.encrypt_to can be decrypted here"

@@ -231,7 +231,7 @@ class Configuration:
 
     *passfile* is libpq's. *error* is why the file could not be read, *unnamed* why no server is named. *key* says
     whether an identity for encrypted backups is configured, None where they are not encrypted; *key_error* is what is
-    wrong with it.
+    wrong with it. *place* says how many backups are where.
     """
 
     passfile: Path
@@ -240,6 +240,9 @@ class Configuration:
     folders: Folders | None = None
     error: PosduifError | None = None
     unnamed: PosduifError | None = None
+    place: str | None = None
+    place_error: PosduifError | None = None
     key: bool | None = None
+    key_file: Path | None = None
     key_error: PosduifError | None = None
     subject: str = "configuration"

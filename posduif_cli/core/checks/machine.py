@@ -92,7 +92,7 @@ def pg_dump(facts: Machine) -> Iterator[Verdict]:
     "libpq ignores a passfile that others can read.")  # fmt: skip
 def passfile(facts: Configuration) -> Iterator[Verdict]:
     """Judge the mode of libpq's passfile."""
-    return _secret(facts.passfile, "libpq ignores it")
+    return secret(facts.passfile, "libpq ignores it")
 
 
 @config("config.file", "The configuration can be read",
@@ -114,7 +114,7 @@ def file(facts: Configuration) -> Iterator[Verdict]:
 def mode(facts: Configuration) -> Iterator[Verdict]:
     """Judge the mode of a configuration file that holds a password."""
     if facts.path is not None and facts.secret:
-        yield from _secret(facts.path, "it holds a password")
+        yield from secret(facts.path, "it holds a password")
 
 
 @config("config.migrations", "The configured migrations are sound",
@@ -137,7 +137,7 @@ def servers(facts: Configuration) -> Iterator[Verdict]:
         yield failure(facts.unnamed, fix="repair that file")
 
 
-def _secret(path: Path, harm: str) -> Iterator[Verdict]:
+def secret(path: Path, harm: str) -> Iterator[Verdict]:
     """Judge a file with secrets, if it exists."""
     try:
         permissions = path.stat().st_mode

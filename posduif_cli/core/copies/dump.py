@@ -92,7 +92,7 @@ class Dumping:
         """Back up as `dump`; None where there is a backup since the time that was given."""
         with self.store.storage.lock(f"{conn.database}/{MAKING}"):
             known = self.store.backups(conn.database)
-            if self.since is not None and any(backup.created_at >= self.since for backup in known):
+            if self.since is not None and any(_since(backup, self.since) for backup in known):
                 return None
             try:
                 return self._dump(conn, known)
@@ -193,6 +193,11 @@ class Dumping:
             expected = size / COMPRESSED
         self.store.require_room(int(expected or 0))
         return bool(size > LARGE)
+
+
+def _since(backup: Backup, limit: datetime) -> bool:
+    """Whether a backup is new enough for another one to be left out: not one that is known to be bad."""
+    return backup.created_at >= limit and backup.verified != "failed"
 
 
 def _argv(conn: Session, program: Path, opened: sums.Opened) -> list[str | Path]:
@@ -305,7 +310,7 @@ def dump_all(
     """Back up tenants, several at once on each server; *done* gets each with its backup or error and its seconds."""
     begun = whole = [tenant for tenant in tenants if tenant.state in WHOLE]
     if dumping.since is not None:
-        recent = {backup.tenant for backup in dumping.store.backups() if backup.created_at >= dumping.since}
+        recent = {backup.tenant for backup in dumping.store.backups() if _since(backup, dumping.since)}
         begun = [tenant for tenant in whole if tenant.tenant not in recent]
     limits = dumping.foresee(fleet, begun, jobs) if begun else {}
     results = fleet.each(begun, dumping.dump_stale, jobs=limits, done=done)

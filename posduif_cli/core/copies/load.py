@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -57,13 +57,25 @@ class Loading:
     @contextmanager
     def fetched(self) -> Iterator[IO[bytes]]:
         """Lend the dump as a file; raises DamagedBackup before a byte of a changed one is used."""
-        with self.stored.reading(), self.stored.fetch() as file:
+        with ExitStack() as stack:
             try:
+                stack.enter_context(self.stored.reading())
+                file = stack.enter_context(self.stored.fetch())
                 streams.require_whole(file, self.backup.checksum, self.backup.location)
             except DamagedBackup as error:
-                error.hints = (Run("backup", "list", self.backup.tenant, lead="choose another one"),)
+                error.hints = tuple(self._others())
                 raise
+            if self.backup.encrypted:
+                streams.require_key(file, self.keys)
             yield file
+
+    def _others(self) -> Iterator[Run]:
+        """Yield what to type where this one is damaged."""
+        known = [each for each in self.stored.store.all(self.backup.tenant) if each.key != self.stored.key]
+        proved = [each.backup.backup for each in known if each.backup.verified == "proved"]
+        if proved:
+            yield Run("backup", "restore", proved[-1], "--as", "NEW", lead="the newest that was proved")
+        yield Run("backup", "list", self.backup.tenant)
 
     def load(self, noted: Mapping[str, Any], file: IO[bytes], session: Session, database: str) -> None:
         """Restore a fetched dump into an empty database of posduif_admin, on the server of *session*.

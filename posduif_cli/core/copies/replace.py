@@ -50,6 +50,7 @@ class Replacing:
     """A tenant whose database is replaced by a backup, or, without *loading*, by the one that was set aside.
 
     *final* makes the last backup of the old one, None if none is wanted; the database set aside is kept for *keep*.
+    With *migrate* the new one is brought to the newest schema.
     """
 
     fleet: Fleet
@@ -57,6 +58,7 @@ class Replacing:
     loading: Loading | None
     final: Dumping | None = None
     keep: timedelta = timedelta(days=7)
+    migrate: bool = True
 
     @property
     def name(self) -> str:
@@ -164,15 +166,14 @@ class Replacing:
         known = _comment(session, name)
         if known is not None and copied(known).get("stage") == LOADED:
             return
-        end_own(session, name)
-        drop.drop_database(session, name)
+        _drop_copy(session, name, self.name)
         admin.create_database(session, Intent(name, State.RESTORING, admin.new_nonce()))
         with session.transaction():
             session.execute(compose("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=identifier(name)))
             session.execute(compose("ALTER DATABASE {name} SET timezone = 'UTC'", name=identifier(name)))
             set_open(session, name, True)
             record.put(session, name, Record(State.RESTORING, extra={COPY: {**copy, "stage": LOADING}}))
-        fill(self.fleet, session, self.loading, noted, file, name)
+        fill(self.fleet, session, self.loading, noted, file, name, migrate=self.migrate)
         with session.transaction():
             known = _comment(session, name)
             assert known is not None
@@ -256,8 +257,7 @@ def give_up(fleet: Fleet, session: Session, name: str) -> bool:
         clear(session, there)
         return True
     if plan.get("backup") is not None:  # else it is the database that was set aside
-        end_own(session, plan["incoming"])
-        drop.drop_database(session, plan["incoming"])
+        _drop_copy(session, plan["incoming"], name)
     else:
         with session.transaction():
             set_open(session, plan["incoming"], True)
@@ -271,10 +271,11 @@ def give_up(fleet: Fleet, session: Session, name: str) -> bool:
     return True
 
 
-def undo(fleet: Fleet, found: Found, keep: timedelta) -> tuple[Tenant | None, Aside | None]:
-    """Give up a restore that was not finished, or swap back one that was; return the tenant, and what is set aside.
+def undo(fleet: Fleet, found: Found, keep: timedelta) -> tuple[Tenant | None, Aside | None, datetime | None]:
+    """Give up a restore that was not finished, or swap back one that was.
 
-    Raises Conflict where there is nothing to undo.
+    Return the tenant, what is set aside, and since when what came back was set aside; None where nothing was. Raises
+    Conflict where there is nothing to undo.
     """
     name = found.tenant.tenant
     if found.tenant.state is State.RESTORING and not _is_undoing(found.record):
@@ -282,8 +283,11 @@ def undo(fleet: Fleet, found: Found, keep: timedelta) -> tuple[Tenant | None, As
             session.require_admin()
             with session.lock(name):
                 give_up(fleet, session, name)
-                return fleet.look(session, name).tenant, None
-    return Replacing(fleet, found, None, keep=keep).run()
+                return fleet.look(session, name).tenant, None, None
+    with fleet.maintenance(found.server) as session:
+        known = {aside.database: aside.since for aside in asides(session, name)}
+    tenant, aside = Replacing(fleet, found, None, keep=keep).run()
+    return tenant, aside, known.get(OLD.format(found.record.extra.get(ASIDE) if found.record else ""))
 
 
 def steps(found: Found, stored: Stored | None, *, last: bool) -> list[Step]:
@@ -329,8 +333,7 @@ def discard(session: Session, aside: Aside) -> None:
         plan = noted.extra.get(RESTORE) if noted else None
         if isinstance(plan, dict) and plan.get("incoming") == aside.database:
             raise being_restored(aside.tenant, plan)
-        end_own(session, aside.database)
-        drop.drop_database(session, aside.database)
+        _drop_copy(session, aside.database, aside.tenant)
 
 
 def under_way(found: Found) -> str | None:
@@ -338,6 +341,23 @@ def under_way(found: Found) -> str | None:
     plan = found.record.extra.get(RESTORE) if found.record else None
     backup = plan.get("backup") if isinstance(plan, dict) else None
     return backup if isinstance(backup, str) else None
+
+
+def _drop_copy(session: Session, database: str, tenant: str) -> None:
+    """Drop a copy of a tenant; who works in it is most likely what a killed restore left, which the server ends."""
+    patience = Patience("lock", pause=timedelta(milliseconds=250))
+    while True:
+        end_own(session, database)
+        try:
+            drop.drop_database(session, database)
+            return
+        except Busy as error:
+            if not patience.again():
+                raise Busy(
+                    f"{database}, a copy of tenant {tenant}, is still worked on",
+                    why=error.why,
+                    hint="perhaps by a restore that was killed: type the same command again in a moment",
+                ) from None
 
 
 def being_restored(name: str, plan: Any) -> WrongState:

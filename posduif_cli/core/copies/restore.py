@@ -17,7 +17,7 @@ from posduif_cli.core.fleet.placement import Placements
 from posduif_cli.core.fleet.run import Run as Work
 from posduif_cli.core.schema import apply, grants
 from posduif_cli.core.schema.runner import reached
-from posduif_cli.core.store import Stored
+from posduif_cli.core.store import REPLACE, Stored
 from posduif_cli.core.tenants import create, drop, engine, settings, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.record import Intent, Record
@@ -35,7 +35,7 @@ class Restoring:
     """A backup that becomes tenant *name*.
 
     Its url is empty unless one is given, for the old tenant may have it; with *same* it is the old tenant's, which is
-    lost.
+    lost. With *migrate* it is brought to the newest schema.
     """
 
     fleet: Fleet
@@ -45,6 +45,7 @@ class Restoring:
     keep: engine.Keep | None = None
     ignore_unreachable: bool = False
     same: bool = False
+    migrate: bool = True
 
     def run(self) -> Tenant:
         """Restore; raises InvalidName, TenantExists, DamagedBackup, WrongState, SuperuserSession, OperationFailed."""
@@ -61,17 +62,26 @@ class Restoring:
                 clear(session, self.fleet.look(session, name), self.loading)
                 placements.require_unique(session.server, name)
                 before = record.parse(noted["record"])
-                url = self.url or (before.url if before and self.same else None)
-                self._make(session, name, url)
-                fill(self.fleet, session, self.loading, noted, file, name)
-                suspended = before is not None and before.state is State.SUSPENDED and name == noted["tenant"]
-                self._let_in(session, name, url, State.SUSPENDED if suspended else State.ACTIVE, before)
+                url = self.url or (_own_url(before) if self.same or self._returns(name) else None)
+                try:
+                    self._make(session, name, url)
+                    fill(self.fleet, session, self.loading, noted, file, name, migrate=self.migrate)
+                    suspended = before is not None and before.state is State.SUSPENDED and name == noted["tenant"]
+                    self._let_in(session, name, url, State.SUSPENDED if suspended else State.ACTIVE, before)
+                except PosduifError:
+                    with suppress(PosduifError):  # of a server that went away; the same command begins again then
+                        clear(session, self.fleet.look(session, name))
+                    raise
                 found = self.fleet.look(session, name).tenant
         if name == noted["tenant"]:
             with suppress(PosduifError):  # a store that can only be read
                 self.loading.stored.note_return()
         assert found is not None
         return found
+
+    def _returns(self, name: str) -> bool:
+        """Whether a tenant that was dropped comes back."""
+        return self.loading.backup.dropped and name == self.loading.backup.tenant
 
     def _make(self, session: Session, name: str, url: str | None) -> None:
         """Make the role with the intent, and an empty database that no engine gets into."""
@@ -105,6 +115,14 @@ class Restoring:
                 traces.write_both(conn, replace(current, state=state, desk=desk), intent)
 
 
+def _own_url(before: Record | None) -> str | None:
+    """Return the url that a tenant had; None for one that was made of its engine's port, which is another now."""
+    if before is None or before.url is None:
+        return None
+    made = before.port is not None and before.url.startswith("http://") and before.url.endswith(f":{before.port}")
+    return None if made else before.url
+
+
 def clear(session: Session, there: Traces, loading: Loading | None = None) -> None:
     """Remove what an interrupted restore as a new tenant left, or the role of a tenant whose database is lost.
 
@@ -113,11 +131,7 @@ def clear(session: Session, there: Traces, loading: Loading | None = None) -> No
     lost = there.tenant is not None and there.tenant.state is State.LOST and there.owner is None
     begun = lost or (there.intent is not None and there.intent.state is State.RESTORING)
     if there.tenant is not None and not begun:
-        again = [Run("backup", "restore", loading.backup.backup, "--as", "NEW")] if loading else []
-        raise TenantExists(
-            f"tenant {there.name} exists",
-            hint=[*again, Run("tenant", "drop", there.name, "--confirm", there.name, lead="or first")],
-        )
+        raise TenantExists(f"tenant {there.name} exists", hint=_instead(there.name, loading))
     if not begun:
         traces.require_free(there)
         return
@@ -127,12 +141,29 @@ def clear(session: Session, there: Traces, loading: Loading | None = None) -> No
     admin.drop_role(session, there.name)
 
 
-def fill(
-    fleet: Fleet, session: Session, loading: Loading, noted: Mapping[str, Any], file: IO[bytes], database: str
-) -> None:
-    """Load a backup into an empty database that is `restoring`, compare it, and bring it to the newest schema.
+def _instead(name: str, loading: Loading | None) -> list[Run]:
+    """Return what to type where a tenant of a name exists: never what destroys another one."""
+    if loading is None:
+        return []
+    id_, of = loading.backup.backup, loading.backup.tenant
+    over = [Run("backup", "restore", id_, "--confirm", of, lead="or over it")] if of == name else []
+    return [Run("backup", "restore", id_, "--as", "NEW"), *over]
 
-    Unused enrollment tokens are expired: the same are good, or were used since, in the tenant that was dumped.
+
+def fill(
+    fleet: Fleet,
+    session: Session,
+    loading: Loading,
+    noted: Mapping[str, Any],
+    file: IO[bytes],
+    database: str,
+    *,
+    migrate: bool = True,
+) -> None:
+    """Load a backup into an empty database that is `restoring`, and compare it.
+
+    *migrate* brings it to the newest schema. Unused enrollment tokens are expired: the same are good, or were used
+    since, in the tenant that was dumped.
     """
     loading.load(noted, file, session, database)
     with fleet.enter(session.server, database) as conn:
@@ -141,8 +172,11 @@ def fill(
         with conn.lock(database), conn.transaction():
             grants.run(conn)
             record.write(conn, reached(record.read(conn), set(noted["schema"]["migrations"])))
-        apply.up(conn, folders=fleet.folders, states=(State.RESTORING,))
+        if migrate:
+            apply.up(conn, folders=fleet.folders, states=(State.RESTORING,))
         conn.execute(queries.load("copies/copies")["expire_tokens"])
+        if database != noted["tenant"] and not database.startswith("posduif_"):
+            conn.execute(queries.load("copies/copies")["rename_tokens"], old=noted["tenant"], new=database)
         with conn.limited(statement_timeout=ANALYZING):
             conn.execute("ANALYZE")  # dumps carry no statistics
 
@@ -166,6 +200,7 @@ def steps(stored: Stored, name: str) -> list[Step]:
 
 def newest(stored: Sequence[Stored]) -> tuple[list[Stored], list[str], list[str]]:
     """Return the newest good backup of each tenant, of backups in their order; who was dropped; who has no good one."""
+    stored = [each for each in stored if each.backup.trigger != REPLACE]
     last = {each.backup.tenant: each for each in stored}
     good = {each.backup.tenant: each for each in stored if each.backup.verified != "failed"}
     dropped = [name for name, each in last.items() if each.backup.dropped]
@@ -182,26 +217,28 @@ def restore_all(
 ) -> None:
     """Bring tenants back, each under its own name and as it was; *run* gets an outcome for each.
 
-    One that was restored from the same backup before is unchanged. *keeps* returns what takes a tenant's password.
+    One that is there is unchanged. *keeps* returns what takes a tenant's password.
     """
     server = run.fleet.server_for_new()
 
-    def one(loading: Loading) -> bool:
-        name, id_ = loading.backup.tenant, loading.backup.backup
+    def one(loading: Loading) -> Tenant | None:
+        name = loading.backup.tenant
         with run.fleet.maintenance(server) as session:
             there = run.fleet.look(session, name)
-        whole = there.tenant is not None and there.tenant.state in (State.ACTIVE, State.SUSPENDED)
-        if whole and there.record is not None and there.record.extra.get(RESTORED) == id_:
-            return False
-        keep = None if whole else keeps(name, False)
-        Restoring(run.fleet, loading, name, keep=keep, ignore_unreachable=ignore_unreachable, same=True).run()
-        return True
+        if there.tenant is not None and there.tenant.state in (State.ACTIVE, State.SUSPENDED):
+            return None
+        return Restoring(
+            run.fleet, loading, name, keep=keeps(name, False), ignore_unreachable=ignore_unreachable, same=True
+        ).run()
 
-    def note(loading: Loading, found: bool | PosduifError, seconds: float) -> None:
+    def note(loading: Loading, found: Tenant | PosduifError | None, seconds: float) -> None:
         backup = loading.backup
         error = found if isinstance(found, PosduifError) else None
-        status = "failed" if error else "ok" if found else "unchanged"
-        version = None if error else backup.schema_version
-        run.record(Outcome(backup.tenant, server.name, status, found is True, None, version, seconds, error))
+        tenant = found if isinstance(found, Tenant) else None
+        status = "failed" if error else "ok" if tenant else "unchanged"
+        before, after = backup.schema_version, tenant.schema_version if tenant else None
+        run.record(
+            Outcome(backup.tenant, server.name, status, tenant is not None, before, after or before, seconds, error)
+        )
 
     run.crew.run([(min(run.pace.jobs, server.max_connections // 2 or 1), list(loadings))], one, note)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from posduif_cli.core.store import Store, Stored, unfinished
+from posduif_cli.core.store import REPLACE, Store, Stored, unfinished
+from posduif_cli.errors import PosduifError
 from posduif_cli.models.copies import Backup, Pruned
 
 RULES: Mapping[str, str] = {
@@ -17,19 +18,21 @@ def judge(backups: Sequence[Backup], keep: Mapping[str, int], now: datetime) -> 
     """Return, by the id of each backup of one tenant, why it is kept; no reason means that it may go.
 
     As restic has it: of each day, week or month in UTC the newest backup counts, and so many days, weeks or months that
-    have one are kept. One that failed its verification is not counted, nor one from the future, which is kept. The
-    newest, the newest that was proved, and pinned ones are always kept.
+    have one are kept. What a restore replaced counts only where there is nothing else, one that failed its verification
+    not at all, and one from the future is kept. The newest, the newest that was proved, and pinned ones always are.
     """
     reasons: dict[str, list[str]] = {backup.backup: [] for backup in backups}
     newest_first = sorted(backups, key=lambda backup: (backup.created_at, backup.backup), reverse=True)
-    good = []
+    good: list[Backup] = []
+    replaced: list[Backup] = []
     for backup in newest_first:
         if backup.pinned is not None:
             reasons[backup.backup].append(f"pinned: {backup.pinned}")
         if backup.created_at > now + AHEAD:
             reasons[backup.backup].append("from the future")
         elif backup.verified != "failed":
-            good.append(backup)
+            (replaced if backup.trigger == REPLACE else good).append(backup)
+    good = good or replaced
     if good:
         reasons[good[0].backup].append("newest")
     if proved := next((backup for backup in good if backup.verified == "proved"), None):
@@ -44,10 +47,12 @@ def judge(backups: Sequence[Backup], keep: Mapping[str, int], now: datetime) -> 
     return reasons
 
 
-def plan(store: Store, keep: Mapping[str, int], now: datetime) -> list[tuple[Stored, Pruned]]:
-    """Return for each backup whether it is kept, and why; nothing is deleted."""
+def plan(
+    store: Store, keep: Mapping[str, int], now: datetime, unread: list[PosduifError] | None = None
+) -> list[tuple[Stored, Pruned]]:
+    """Return for each backup whether it is kept, and why; nothing is deleted. *unread* is as for `Store.all`."""
     found = []
-    for group in store.incarnations():
+    for group in store.incarnations(unread):
         reasons = judge([stored.backup for stored in group], keep, now)
         for stored in group:
             backup = stored.backup

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from posduif_cli.core.copies.streams import CHUNK, Keys
 from posduif_cli.core.store import CANARY, ID, MANIFEST, PIN, Folder, Store
-from posduif_cli.errors import AccessDenied, ConfigurationError, OperationFailed, PosduifError, ServerUnreachable
+from posduif_cli.errors import AccessDenied, ConfigurationError, OperationFailed, PosduifError, Run, ServerUnreachable
 
 S3 = "s3://"
 AT_ONCE = 16  # requests
@@ -29,7 +30,10 @@ def open_store(place: Path | str | None, *, make: bool = False) -> Store:
         raise ConfigurationError(
             "no place for backups is configured",
             why="backup.dir has no default",
-            hint="set backup.dir in the configuration to a folder, or to s3://BUCKET/PREFIX",
+            hint=[
+                Run("config", "init", lead="put  backup: {dir: /srv/backups}  into the configuration; a new one by"),
+                "or  backup: {dir: s3://BUCKET/PREFIX}",
+            ],
         )
     if isinstance(place, str) and place.startswith(S3):
         bucket = Bucket(place)
@@ -48,6 +52,11 @@ def keep_canary(store: Store, keys: Keys) -> None:
 def canary(store: Store, keys: Keys) -> bytes | None:
     """Return the text that was left for these recipients."""
     return store.storage.read(CANARY.format(keys.digest))
+
+
+def has_canary(store: Store) -> bool:
+    """Whether backups in a store were encrypted."""
+    return store.storage.has(CANARY.format("*"))
 
 
 class Bucket:
@@ -120,6 +129,12 @@ class Bucket:
                 if "NoSuchBucket" in str(error):
                     raise
                 return None
+
+    def has(self, pattern: str) -> bool:
+        """Whether there is an object of such a name at the top."""
+        with self._failing():
+            found = self._api.list_with_delimiter(self._store)["objects"]
+            return any(fnmatch(str(item["path"]), pattern) for item in found)
 
     def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
         """Return many objects, several requests at once."""

@@ -158,6 +158,35 @@ def require_whole(file: IO[bytes], checksum: str, place: str) -> None:
         raise DamagedBackup(f"the backup in {place} is damaged", why="its SHA-256 is not that of the manifest")
 
 
+class _Enough(Exception):
+    """A first piece came: what is asked is answered."""
+
+
+class _First:
+    def write(self, data: Any) -> int:
+        raise _Enough
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def require_key(file: IO[bytes], keys: Keys) -> None:
+    """Raise ConfigurationError unless an identity that is here can decrypt a file: before anything is made of it."""
+    pyrage = _pyrage()
+    file.seek(0)
+    try:
+        pyrage.decrypt_io(file, _First(), keys.identities())
+    except pyrage.DecryptError as error:
+        if "matching" in str(error):
+            raise ConfigurationError(
+                f"{keys.identity_file} cannot decrypt the backup",
+                why="it belongs to none of those whom the backup was encrypted to",
+                hint="set backup.identity_file to the file of another one's identity",
+            ) from None
+    except (_Enough, OSError, ValueError):
+        return
+
+
 def unpack(file: IO[bytes], target: IO[bytes], identities: Sequence[Any], checksum: str, place: str) -> None:
     """Copy the plain content of a file to *target*; raises DamagedBackup, afterwards also for another SHA-256.
 

@@ -23,7 +23,7 @@ from posduif_cli.core.copies.sums import Layouts
 from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.schema import inventory
-from posduif_cli.core.store import Stored
+from posduif_cli.core.store import REPLACE, Stored
 from posduif_cli.db import admin, connect, embedded
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.session import ADMIN_ROLE, Session
@@ -45,7 +45,8 @@ SETTINGS = {
 
 def longest_unproved(stored: Sequence[Stored]) -> list[Stored]:
     """Return the newest of each tenant, of backups in their order: first those never judged, or longest ago."""
-    newest = {each.backup.tenant: each for each in stored}.values()
+    wanted = [each for each in stored if each.backup.trigger != REPLACE] or stored
+    newest = {each.backup.tenant: each for each in wanted}.values()
     return sorted(
         newest,
         key=lambda each: (each.backup.verified_at is not None, each.backup.verified_at or each.backup.created_at),
@@ -137,7 +138,7 @@ class Verifying:
     ) -> list[Proof]:
         """Prove backups on a server; *folder* is where that is, if it is one of its own that is thrown away."""
         proofs: list[Proof] = []
-        fleet, own, kept = Fleet((server,), COMMAND), threading.local(), ExitStack()
+        fleet, own, kept, crew = Fleet((server,), COMMAND), threading.local(), ExitStack(), Crew()
         with fleet.maintenance(server) as session:
             if session.superuser:
                 raise SuperuserSession(
@@ -153,6 +154,8 @@ class Verifying:
             if getattr(own, "session", None) is None or own.session.broken:  # each thread has one
                 own.session = kept.enter_context(fleet.maintenance(server))
             proof = self._prove(own.session, stored, folder)
+            if crew.stop.is_set():  # by ctrl-C, in the middle
+                return None
             stored.prove(_noted(proof, stored, server))
             return proof
 
@@ -164,7 +167,7 @@ class Verifying:
                 done(found)
 
         with kept:
-            Crew().run([(min(self.jobs, server.max_connections // 2 or 1), list(backups))], one, note)
+            crew.run([(min(self.jobs, server.max_connections // 2 or 1), list(backups))], one, note)
         order = {stored.backup.backup: number for number, stored in enumerate(backups)}
         return sorted(proofs, key=lambda proof: order[proof.backup])
 

@@ -85,3 +85,7 @@ FROM pg_database d, aclexplode(d.datacl) WHERE d.datname = %(database)s AND gran
 -- name: list_slots
 -- Replication slots of a database: they stay with it, and hold back WAL.
 SELECT slot_name::text FROM pg_replication_slots WHERE database = %(database)s ORDER BY 1;
+
+-- name: rename_tokens
+-- Has the tokens of a copy name the tenant that they are in.
+UPDATE public.enrollment_tokens SET tenant_id = %(new)s WHERE tenant_id = %(old)s;
