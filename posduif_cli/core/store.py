@@ -332,6 +332,8 @@ def _notes(told: Mapping[str, bytes | None], key: str) -> tuple[Mapping[str, Any
 
 def _backup(location: str, noted: Mapping[str, Any], proof: Mapping[str, Any], pin: Mapping[str, Any]) -> Backup:
     data, of = noted["files"][0], noted["incarnation"]
+    if not data["name"].startswith(DATA) or "/" in data["name"]:
+        raise ValueError(f"{data['name']} is no dump")
     return Backup(
         backup=noted["id"],
         tenant=noted["tenant"],

@@ -170,6 +170,14 @@ def test_a_copy_is_restored_from_wherever_it_lies(
     posduif("backup", "restore", f"{tmp_path}/nothing/here", "--as", f"{name}_other", code=4)
 
 
+def test_a_manifest_that_names_another_file_is_none(posduif: Posduif, case: Kept) -> None:
+    noted = json.loads((case.folder / "manifest.json").read_text())
+    noted["files"][0]["name"] = "../../../config.yaml"
+    (case.folder / "manifest.json").write_text(json.dumps(noted))
+    error = posduif("backup", "restore", case.folder.name, "--as", f"{case.name}_new", "-o", "json", code=5).error
+    assert "is no dump" in error["why"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1}', "\xff"])
 def test_a_manifest_that_cannot_be_read_hides_no_other(posduif: Posduif, case: Kept, content: str, store: Path) -> None:
     (case.folder / "manifest.json").write_text(content, encoding="latin-1")

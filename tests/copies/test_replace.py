@@ -49,6 +49,8 @@ def test_a_tenant_is_replaced_and_swapped_back(
     posduif("message", "send", name, "--from", "desk", "--to", "mia", "written afterwards")
     after = holdings(server, name)
     posduif("backup", "restore", name, code=9)
+    # Rights that were given by hand do not reach what is set aside.
+    server.sql(f'CREATE ROLE "{name} \'Q" LOGIN; GRANT CONNECT ON DATABASE {name} TO "{name} \'Q", PUBLIC')
     assert holdings(server, name) == after
     shown = posduif.json("backup", "restore", made["backup"], "--confirm", name)
     assert (shown["state"], shown["url"], shown["changed"]) == ("active", "https://one.test", True)
@@ -63,6 +65,9 @@ def test_a_tenant_is_replaced_and_swapped_back(
         assert conn.execute("SELECT count(*), current_setting('timezone') FROM messages").fetchone() == (500, "UTC")
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
         server.connect(aside["database"], user=told["user"], password=told["password"])
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        server.connect(aside["database"], user=f"{name} 'Q")
+    server.sql(f'DROP ROLE "{name} \'Q"')
     assert [f["level"] for f in posduif.json("tenant", "verify", name)] == ["ok"]
     assert {f["check"] for f in posduif.json("health", name)["findings"] if f["level"] == "info"} >= {"copies.aside"}
     # And back, and forth.

@@ -396,6 +396,6 @@ def _renaming(old: str, new: str) -> Any:
     return compose("ALTER DATABASE {old} RENAME TO {new}", old=identifier(old), new=identifier(new))
 
 
-def _revoke(session: Session, database: str, role: str) -> None:
-    whom = compose("PUBLIC") if role == "PUBLIC" else identifier(role)
+def _revoke(session: Session, database: str, role: str | None) -> None:
+    whom = compose("PUBLIC") if role is None else identifier(role)
     session.execute(compose("REVOKE ALL ON DATABASE {name} FROM {role}", name=identifier(database), role=whom))

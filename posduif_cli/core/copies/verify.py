@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -156,7 +156,10 @@ class Verifying:
             proof = self._prove(own.session, stored, folder)
             if crew.stop.is_set():  # by ctrl-C, in the middle
                 return None
-            stored.prove(_noted(proof, stored, server))
+            try:
+                stored.prove(_noted(proof, stored, server))
+            except PosduifError as error:  # as on a disk that can only be read
+                return replace(proof, reason=f"{proof.reason or 'it restores'}; not noted: {error.sentence}")
             return proof
 
         def note(stored: Stored, found: Proof | PosduifError | None, seconds: float) -> None:

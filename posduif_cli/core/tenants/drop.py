@@ -141,18 +141,26 @@ def _look_last(fleet: Fleet, session: Session, there: Traces, last: Last) -> Non
     try:
         with fleet.enter(session.server, there.name) as conn:
             last(conn)
-    except PosduifError as error:
-        noted = there.record
-        if noted is not None and noted.state is not State.DROPPING:
-            with session.transaction():
-                record.put(session, there.name, noted)
-                if there.intent is not None:
-                    record.put_intent(session, admin.engine_role(there.name), there.intent)
-                if noted.state is State.ACTIVE:
-                    admin.open_role(session, there.name)
-            error.reasons = (*error.reasons, "nothing was dropped, and its engine may connect again")
-        error.hints = (*error.hints, "or add --no-backup")
+    except (PosduifError, KeyboardInterrupt) as error:
+        back = _take_back(session, there)
+        if isinstance(error, PosduifError):
+            error.reasons = (*error.reasons, *(["nothing was dropped, and its engine may connect again"] * back))
+            error.hints = (*error.hints, "or add --no-backup")
         raise
+
+
+def _take_back(session: Session, there: Traces) -> bool:
+    """Let a tenant be what it was before its drop was announced; False where an earlier command announced it."""
+    noted = there.record
+    if noted is None or noted.state is State.DROPPING:
+        return False
+    with session.transaction():
+        record.put(session, there.name, noted)
+        if there.intent is not None:
+            record.put_intent(session, admin.engine_role(there.name), there.intent)
+        if noted.state is State.ACTIVE:
+            admin.open_role(session, there.name)
+    return True
 
 
 def _require_endable(session: Session, name: str, inside: Session | None) -> None:

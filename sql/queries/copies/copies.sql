@@ -78,9 +78,10 @@ SELECT pid, usename::text, application_name, state FROM pg_stat_activity
 WHERE datname = %(database)s AND backend_type = 'client backend' AND pid <> ALL (%(pids)s) ORDER BY pid;
 
 -- name: list_grantees
--- Who beside its owner has rights on a database.
-SELECT DISTINCT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
-FROM pg_database d, aclexplode(d.datacl) WHERE d.datname = %(database)s AND grantee <> d.datdba ORDER BY 1;
+-- Who beside its owner has rights on a database; NULL is PUBLIC.
+SELECT DISTINCT r.rolname::text
+FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) AS held LEFT JOIN pg_roles r ON r.oid = held.grantee
+WHERE d.datname = %(database)s AND held.grantee <> d.datdba ORDER BY 1;
 
 -- name: list_slots
 -- Replication slots of a database: they stay with it, and hold back WAL.
