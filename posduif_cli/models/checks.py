@@ -37,6 +37,17 @@ class Finding(Value):
     affected: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class CheckInfo(Value):
+    """What a check looks at; *threshold* says from which value on it warns, and from which it is critical."""
+
+    check: str
+    scope: str
+    title: str
+    threshold: str | None
+    explanation: str
+
+
 class Repaired(Finding):
     """A finding whose cause was repaired."""
 

@@ -41,6 +41,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Step": ("action", "subject", "tenants"),
     "Adoption": ("tenant", "server", "state", "schema_version", "url", "changed"),
     "Finding": ("level", "check", "subject", "message", "fix"),
+    "CheckInfo": ("check", "title", "threshold"),
     "Backup": ("backup", "tenant", "created_at", "size_bytes", "rows", "verified", "restore_seconds", "pinned"),
     "Aside": ("tenant", "server", "database", "backup", "since", "until", "size_bytes"),
     "Drill": (

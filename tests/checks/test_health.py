@@ -390,3 +390,30 @@ def test_connections_have_two_thresholds(share: float, level: str) -> None:
     ]
     found = [finding.level.value for finding in checks.slots(ServerFacts(figures, slots))]
     assert found == ["ok", "ok", "warning", "critical"]
+
+
+def test_checks_are_listed_explained_and_chosen(posduif: Posduif, tenant: str) -> None:
+    listed = {each["check"]: each for each in posduif.json("health", "--list-checks")}
+    assert {"connections.full", "schema.behind", "backup.old", "copies.aside"} <= set(listed)
+    assert listed["connections.full"]["threshold"] == "0.75 / 0.9"
+    assert posduif.json("health", "--explain", "slots.retained")["explanation"].startswith("A slot keeps")
+    assert {each["check"][:7] for each in posduif.json("health", "--explain", "backup")} == {"backup."}
+    found = posduif.json("health", tenant, "--only", "schema.behind", "--only", "connections")["findings"]
+    assert {each["check"] for each in found} == {"schema.behind", "connections.full"}
+    found = posduif.json("health", tenant, "--skip", "schema")["findings"]
+    assert found
+    assert not [each for each in found if each["check"].startswith("schema.")]
+    for option in ("--only", "--skip", "--explain"):
+        error = posduif("health", option, "nosuch", "-o", "json", code=2).error
+        assert "connections.full" in error["why"]
+
+
+def test_what_is_a_failure_is_chosen(posduif: Posduif, server: PgServer, tenant: str) -> None:
+    posduif("health", tenant, "--fail-on", "unknown")
+    server.sql(f"""DO $$BEGIN EXECUTE format('COMMENT ON DATABASE {tenant} IS %L',
+        replace(shobj_description((SELECT oid FROM pg_database WHERE datname = '{tenant}'), 'pg_database'),
+                '"active"', '"moving"')); END$$""")
+    posduif("health", tenant)
+    posduif("health", tenant, "--fail-on", "warning", code=1)
+    posduif("health", tenant, "--fail-on", "unknown", code=1)
+    posduif("health", tenant, "--fail-on", "never", code=2)

@@ -1,6 +1,6 @@
 """The health report: what is wrong with servers and tenants, by one session per server and one per tenant."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -33,9 +33,15 @@ QUERY_CANCELED = "57014"
 
 
 def report(
-    fleet: Fleet, *, tenants: Sequence[str] = (), backups: Sequence[Backup] | PosduifError | None = None
+    fleet: Fleet,
+    *,
+    tenants: Sequence[str] = (),
+    backups: Sequence[Backup] | PosduifError | None = None,
+    checks: Collection[str] | None = None,
 ) -> Health:
     """Return what is wrong with the named tenants, or with all, and with their servers, and with their *backups*.
+
+    With *checks* only these judge.
 
     A server or tenant that cannot be reached is a critical finding, a question that was not answered an unknown one;
     all others keep their answers. Raises InvalidName, AmbiguousTenant, and TenantNotFound for a named tenant that no
@@ -79,8 +85,8 @@ def report(
 
     if isinstance(backups, PosduifError) and servers:
         servers[0] = replace(servers[0], store_error=backups)
-    judged = [(each.tenant.server, registry.judge("health", "tenant", each)) for each in examined]
-    judged += [(each.subject, registry.judge("health", "server", each)) for each in servers]
+    judged = [(each.tenant.server, registry.judge("health", "tenant", each, checks)) for each in examined]
+    judged += [(each.subject, registry.judge("health", "server", each, checks)) for each in servers]
     findings = [fleet.locate(finding, server) for server, found in judged for finding in found]
     order = list(Level)
     covered = [name for name in asked if name in told and name not in gone and not told[name].unanswered]
