@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 
+from posduif_cli.core.copies import dump
 from support.copies import holdings
 from support.runner import Posduif
 from support.servers import PgServer
@@ -136,3 +138,35 @@ def test_a_copy_s_tokens_are_its_own(posduif: Posduif, server: PgServer, store: 
     assert [token["tenant"] for token in posduif.json("token", "list", f"{name}_new")] == [f"{name}_new"]
     posduif("backup", "discard", "nosuch", "--confirm", "nosuch", code=4)
     posduif("backup", "create", name, "--pin", " ", code=2)
+
+
+def test_a_tenant_that_is_locked_is_waited_for_and_named(
+    posduif: Posduif, server: PgServer, store: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dump, "LOCK_WAIT", timedelta(seconds=1))
+    posduif("tenant", "create", f"{name}_new")
+    with server.connect(name) as conn:
+        conn.execute("BEGIN; LOCK TABLE messages")
+        posduif("backup", "create", name, code=10)
+        done = posduif("backup", "create", name, f"{name}_new", "-o", "json", code=8)
+        assert [backup["tenant"] for backup in done.json] == [f"{name}_new"]
+        posduif("tenant", "drop", name, "--confirm", name, code=10)
+    assert posduif.json("tenant", "show", name)["state"] == "active"
+    assert len(posduif.json("backup", "create", name)) == 1
+    assert not list(store.glob(".part-*"))
+
+
+def test_a_superuser_s_session_makes_backups_and_restores_none(
+    posduif: Posduif, server: PgServer, store: Path, name: str, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["servers"]["main"] = {"dsn": server.dsn_for(user="postgres")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    posduif("backup", "create", name)
+    before = holdings(server, name)
+    for argv in (("--as", f"{name}_new"), ("--confirm", name)):
+        error = posduif("backup", "restore", name, *argv, "-o", "json", code=9).error
+        assert "server init --login" in " ".join(error["try"])
+    assert holdings(server, name) == before
+    assert posduif.json("tenant", "show", name)["state"] == "active"
+    assert [proof["verdict"] for proof in posduif.json("backup", "verify", name)] == ["proved"], "on a scratch server"
