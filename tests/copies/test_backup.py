@@ -138,6 +138,7 @@ def test_a_killed_backup_is_in_no_list(posduif: Posduif, store: Path, name: str,
     assert not list(store.glob(".part-*"))
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize(
     "point",
     [

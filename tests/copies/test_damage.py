@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -103,19 +103,35 @@ def case(posduif: Posduif, server: PgServer, store: Path, name: str) -> Kept:
     return Kept(server, name, Path(made["location"]), Path(other["location"]))
 
 
-@pytest.mark.parametrize("kind", DEEP)
-def test_what_was_wrong_when_it_was_dumped_is_found(posduif: Posduif, case: Kept, kind: str) -> None:
+def copies(case: Kept, kinds: Collection[str]) -> dict[str, Path]:
+    """A copy of a backup for each kind of damage, under an id of its own."""
+    found = {}
+    for number, kind in enumerate(kinds):
+        found[kind] = case.folder.with_name(f"20200101T000000Z-{number:04x}")
+        shutil.copytree(case.folder, found[kind])
+        noted = json.loads((found[kind] / "manifest.json").read_text()) | {"id": found[kind].name}
+        (found[kind] / "manifest.json").write_text(json.dumps(noted))
+    return found
+
+
+def test_what_was_wrong_when_it_was_dumped_is_found(posduif: Posduif, case: Kept) -> None:
     """The checksum says nothing here: it is that of the damaged file. Only a restore and the sums do."""
-    damage, words = DEEP[kind]
-    rewrite(case.folder, damage(case.folder, plain(case.folder), case))
-    (proof,) = posduif.json("backup", "verify", case.folder.name, code=None)
-    assert proof["verdict"] != "proved", "never green"
-    assert words in proof["reason"]
-    if words:
-        assert proof["verdict"] == "failed"
+    damaged = copies(case, DEEP)
+    for kind, folder in damaged.items():
+        rewrite(folder, DEEP[kind][0](folder, plain(folder), case))
+    told = posduif("backup", "verify", *(folder.name for folder in damaged.values()), "-o", "json", code=1).json
+    proofs = {proof["backup"]: proof for proof in told}
+    for kind, folder in damaged.items():
+        proof, words = proofs[folder.name], DEEP[kind][1]
+        assert proof["verdict"] == "failed" if words else proof["verdict"] != "proved", (kind, proof)
+        assert words in proof["reason"], kind
+
+
+@pytest.mark.parametrize("kind", ["a value edited", "cut by half", "a table left out"])
+def test_nothing_becomes_a_tenant_of_it(posduif: Posduif, case: Kept, kind: str) -> None:
+    rewrite(case.folder, DEEP[kind][0](case.folder, plain(case.folder), case))
     assert posduif("backup", "restore", case.folder.name, "--as", f"{case.name}_new", code=None).code in (5, 7)
-    assert "active" not in {t["state"] for t in posduif.json("tenant", "list") if t["tenant"] == f"{case.name}_new"}
-    posduif("backup", "restore", "--undo", "--confirm", f"{case.name}_new", code=None)
+    posduif("tenant", "show", f"{case.name}_new", code=4)
 
 
 SHALLOW: dict[str, Callable[[bytes], bytes]] = {
@@ -128,14 +144,18 @@ SHALLOW: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SHALLOW)
-def test_what_changed_afterwards_is_found_by_its_checksum(posduif: Posduif, case: Kept, kind: str) -> None:
-    file = case.folder / "data.dump.zst"
-    file.write_bytes(SHALLOW[kind](file.read_bytes()))
-    (proof,) = posduif.json("backup", "verify", case.folder.name, code=1)
-    assert (proof["verdict"], proof["reason"]) == ("failed", "its SHA-256 is not that of the manifest")
-    error = posduif("backup", "restore", case.folder.name, "--as", f"{case.name}_new", "-o", "json", code=5).error
-    assert str(case.folder) in error["message"]
+def test_what_changed_afterwards_is_found_by_its_checksum(posduif: Posduif, case: Kept) -> None:
+    damaged = copies(case, SHALLOW)
+    for kind, folder in damaged.items():
+        file = folder / "data.dump.zst"
+        file.write_bytes(SHALLOW[kind](file.read_bytes()))
+    told = posduif("backup", "verify", *(folder.name for folder in damaged.values()), "-o", "json", code=1).json
+    assert {(proof["verdict"], proof["reason"]) for proof in told} == {
+        ("failed", "its SHA-256 is not that of the manifest")
+    }
+    assert len(told) == len(SHALLOW)
+    error = posduif("backup", "restore", folder.name, "--as", f"{case.name}_new", "-o", "json", code=5).error
+    assert str(folder) in error["message"]
 
 
 def test_the_right_file_under_another_name_is_found(posduif: Posduif, case: Kept, store: Path, name: str) -> None:
@@ -178,7 +198,7 @@ def test_a_manifest_that_names_another_file_is_none(posduif: Posduif, case: Kept
     assert "is no dump" in error["why"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1}', "\xff"])
+@pytest.mark.parametrize("content", ["{", '{"format": 2}', '{"format": 1}'])
 def test_a_manifest_that_cannot_be_read_hides_no_other(posduif: Posduif, case: Kept, content: str, store: Path) -> None:
     (case.folder / "manifest.json").write_text(content, encoding="latin-1")
     listed = posduif("backup", "list", "-o", "json", code=8)

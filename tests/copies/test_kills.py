@@ -19,7 +19,7 @@ from support.servers import PgServer, scratch
 from support.tenants import forget
 from support.waiting import until
 
-ALWAYS, BY_HAND = 12, 100  # kills on each of two servers
+ALWAYS, BY_HAND = 6, 100  # kills on each of two servers
 
 
 @pytest.fixture
