@@ -190,7 +190,7 @@ def _make_login(data_dir: Path) -> None:
     """Make, as the superuser, what is missing of the login that commands use and of the role it belongs to."""
     import psycopg
 
-    from posduif_cli.db import admin, connect
+    from posduif_cli.db import admin, connect, session
 
     try:
         superuser = dsn(data_dir, user=SUPERUSER)
@@ -198,6 +198,8 @@ def _make_login(data_dir: Path) -> None:
         with psycopg.connect(superuser, options="", connect_timeout=connect.CONNECT_TIMEOUT) as conn:
             if conn.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 return  # a standby has those of its primary
+            # As `server init` has it: what another command makes in this moment is there then.
+            conn.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [session.LOCK_CLASS, session.ADMIN_ROLE])
             for statement in admin.local_login_statements(conn, LOCAL_LOGIN):
                 conn.execute(statement)
     except psycopg.Error as error:
