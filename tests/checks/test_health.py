@@ -240,6 +240,7 @@ def test_a_tenant_dropped_in_between_is_no_finding(
         assert report.coverage["tenants"] == report.coverage["visited"] == 0
 
 
+@pytest.mark.one_server
 def test_a_table_that_is_locked_does_not_hold_the_report_up(posduif: Posduif, server: PgServer, tenant: str) -> None:
     with server.connect(tenant) as conn, conn.transaction():
         conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")

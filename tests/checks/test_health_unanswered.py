@@ -110,6 +110,7 @@ def twin(posduif: Posduif, server: PgServer, name: str) -> Iterator[str]:
     forget(server, other)
 
 
+@pytest.mark.one_server
 def test_a_question_beyond_its_limit_is_unknown_and_the_others_are_answered(
     posduif: Posduif, server: PgServer, tenant: str, twin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ def test_ctrl_c_ends_it_while_a_tenant_does_not_answer(
     assert json.loads(err)["error"]["code"] == "interrupted"
 
 
+@pytest.mark.one_server
 def test_whoever_is_in_the_way_is_named_to_monitoring_too(
     server: PgServer, tenant: str, login: str, run_on: Callable[..., Posduif]
 ) -> None:
@@ -227,6 +229,7 @@ def configured(folder: Path, clean_environ: pytest.MonkeyPatch, **servers: str) 
     clean_environ.setenv("POSDUIF_CONFIG", str(folder / "c.yaml"))
 
 
+@pytest.mark.one_server
 def test_a_server_that_does_not_list_its_tenants_hides_nobody_else_s(
     own_server: PgServer, server: PgServer, posduif: Posduif, tenant: str, tmp_path: Path,
     clean_environ: pytest.MonkeyPatch,

@@ -1,4 +1,7 @@
-"""Two hundred kills at random moments, seeded: the same command finishes, and nothing else was touched."""
+"""Kills at random moments, seeded: the same command finishes, and nothing else was touched.
+
+A hundred run always, two hundred with `-m slow`.
+"""
 
 import os
 import random
@@ -136,7 +139,10 @@ class Kills:
         assert matches(verifier, settings["postgres"]["password"])
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+BY_HAND = pytest.mark.slow(by_hand=True)
+
+
+@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=BY_HAND) for seed in (3, 4, 5, 6))])
 def test_killed_at_random(
     posduif: Posduif, server: PgServer, tmp_path: Path, seed: int, bystander: Callable[[], None], name: str
 ) -> None:

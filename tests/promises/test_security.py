@@ -282,6 +282,7 @@ def test_an_engine_keeps_no_other_tenant_from_being_made_or_dropped(
         server.sql(f"DROP ROLE IF EXISTS {other}_engine")
 
 
+@pytest.mark.one_server
 def test_any_other_holder_is_named_and_left(posduif: Posduif, server: PgServer, tenant: str) -> None:
     with server.connect(tenant, application_name="a script of bob's") as conn:
         conn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [LOCK_CLASS, tenant])

@@ -750,6 +750,7 @@ def test_posduifs_own_migrations_are_not_taken_back_by_accident(
     assert versions(server, tenant) == had[:-1]
 
 
+@pytest.mark.one_server
 def test_the_question_counts_what_is_lost(posduif: Posduif, server: PgServer, tenant: str, folder: Folder) -> None:
     folder.put("1000_t.sql", "CREATE TABLE t (id int); CREATE TABLE u (id int);", "DROP TABLE t; TRUNCATE public.u;")
     folder.put("1001_c.sql", "ALTER TABLE t ADD c int;", "ALTER TABLE t DROP COLUMN c;")

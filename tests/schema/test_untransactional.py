@@ -580,6 +580,7 @@ def test_half_a_file_can_be_abandoned(
         assert "later" in tables(server, tenant)
 
 
+@pytest.mark.one_server
 def test_abandoning_waits_for_who_works_on_the_tenant(
     posduif: Posduif, server: PgServer, tenant: str, folder: Folder
 ) -> None:

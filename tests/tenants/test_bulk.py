@@ -391,6 +391,7 @@ def test_people_do_not_get_into_a_template(
     assert held == {name: [True, True, True, False] for name in names}
 
 
+@pytest.mark.one_server
 def test_a_template_in_use_only_costs_time(posduif: Posduif, server: PgServer, names: list[str], listed: Any) -> None:
     posduif("tenant", "create", "--from", listed(*({"name": n} for n in names[:8])))
     rows = server.sql("SELECT datname FROM pg_database WHERE datname LIKE 'posduif\\_template\\_%%'")
