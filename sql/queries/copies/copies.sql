@@ -34,10 +34,12 @@ SELECT pg_database_size(current_database());
 SELECT extname::text, extversion FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1;
 
 -- name: pin_styles
--- Has values written alike on every server, whatever its settings: the text of a row depends on these.
+-- Has values written alike on every server, whatever its settings: the text of a row depends on these. And leaves the
+-- parallel workers to engines: beside pg_dump they gain nothing on two processors.
 SELECT set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO, YMD', true),
        set_config('intervalstyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
-       set_config('bytea_output', 'hex', true), set_config('lc_monetary', 'C', true), set_config('row_security', 'off', true);
+       set_config('bytea_output', 'hex', true), set_config('lc_monetary', 'C', true), set_config('row_security', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true);
 
 -- name: list_sums
 -- A statement for each table that counts its rows and sums their hashes, whatever their order: columns by name, so that
