@@ -319,7 +319,8 @@ def test_what_is_no_whole_tenant_is_told_from_one_answer(posduif: Posduif, serve
 
     fleet = Counting((Server("s", server.dsn),), "test")
     findings, errors = verify.reality(fleet, tenants=None)
-    assert errors == {}
+    # Tenants of other tests may be dropped in this moment.
+    assert not {"s", tenant} & set(errors)
     [found] = [finding for finding in findings if finding.subject == tenant]
     assert (found.check, str(found.fix)) == ("tenant.state", f"posduif tenant create {tenant}")
 
