@@ -110,7 +110,7 @@ BEGIN
         FROM unnest(people) AS role
         WHERE to_regrole(role) IS NOT NULL AND NOT has_schema_privilege(to_regrole(role), 'public', 'USAGE')
         UNION ALL
-        -- Who makes backups reads everything, whoever of the administrators made it, and whenever.
+        -- A login that makes backups reads every table, also those that an administrator makes by hand later.
         SELECT format('ALTER DEFAULT PRIVILEGES GRANT SELECT ON %s TO posduif_backup', kind)
         FROM (VALUES ('TABLES', 'r'), ('SEQUENCES', 'S')) AS v (kind, type)
         WHERE to_regrole('posduif_backup') IS NOT NULL

@@ -14,7 +14,7 @@ from posduif_cli.db.pipeline import Pipeline
 from posduif_cli.db.quoting import compose, identifier, literal
 from posduif_cli.db.record import Intent, Record, put_intent
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import AccessDenied, NotOurs, QueryFailed, Run, UnsafeServer
+from posduif_cli.errors import AccessDenied, NotOurs, Run, UnsafeServer
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Engine
 
@@ -23,12 +23,8 @@ SUPPORT_GROUP = "posduif_support"
 HEALTH_GROUP = "posduif_health"
 CRON_GROUP = "posduif_cron"
 BACKUP_GROUP = "posduif_backup"
-PEOPLE = (
-    SUPPORT_GROUP,
-    HEALTH_GROUP,
-    CRON_GROUP,
-    BACKUP_GROUP,
-)  # logins of people and programs, in every tenant's database
+# Logins of people and programs, in every tenant's database.
+PEOPLE = (SUPPORT_GROUP, HEALTH_GROUP, CRON_GROUP, BACKUP_GROUP)
 ROLE_COMMENTS = {
     ADMIN_ROLE: "posduif: owns every tenant database and its objects",
     ENGINE_GROUP: "posduif: what a sync engine may do inside its tenant's database",
@@ -40,7 +36,6 @@ ROLE_COMMENTS = {
 LOGIN_COMMENT = "posduif: a login for administrators of tenants"
 ENGINE_POOL = 5  # connections of an engine whose configuration says nothing else
 WEB_POOL = 16  # connections of the web-api beside an engine: it opens one per processor core, on most hosts fewer
-DUPLICATE_ROLE = ("42710", "23505")
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "_-"
 
 
@@ -68,15 +63,10 @@ def ensure_roles(session: Session) -> None:
     if session.member is None and not session.standby:
         _make_admin(session)
     session.require_admin()
-    while missing := missing_roles(session):
-        try:
-            with session.lock(ENGINE_GROUP), session.transaction():
-                for statement in _role_statements(session, missing_roles(session)):
-                    session.execute(statement)
-        except QueryFailed as error:
-            # Someone without our lock made one in this moment: what is left to be made is less then.
-            if error.sqlstate not in DUPLICATE_ROLE or missing_roles(session) == missing:
-                raise
+    if missing_roles(session):
+        with session.lock(ENGINE_GROUP), session.transaction():
+            for statement in _role_statements(session, missing_roles(session)):
+                session.execute(statement)
 
 
 def role_statements(session: Session, missing: Sequence[str]) -> list[str]:

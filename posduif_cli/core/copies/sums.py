@@ -24,7 +24,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Opened:
-    """A database that is about to be summed up; *opening* is the answer to the statement that was asked first."""
+    """A database that is about to be summed up; *opening* is the answer to the query asked first, () without one."""
 
     opening: tuple[Any, ...]
     layout: Layout
@@ -77,14 +77,17 @@ class Layouts:
     def __init__(self) -> None:
         self._known: dict[str, Layout] = {}
 
-    def open(self, conn: Session, opening: str = "measure_database") -> Opened:
-        """Look at the database that *conn* is in, in the transaction under way, and pin the styles of its values."""
+    def open(self, conn: Session, opening: str | None = None) -> Opened:
+        """Look at the database that *conn* is in, in the transaction under way, and pin the styles of its values.
+
+        The query *opening* is asked first.
+        """
         pipeline, named = conn.pipeline(), queries.load("copies/copies")
-        opened = pipeline.execute(named[opening])
+        opened = pipeline.execute(named[opening]) if opening else None
         pipeline.execute(named["pin_styles"])
         catalogs = pipeline.execute(queries.load("schema/inventory")["read_catalogs"])
         pipeline.send()
-        return Opened(opened.rows[0], *self._layout(conn, catalogs.rows))
+        return Opened(opened.rows[0] if opened else (), *self._layout(conn, catalogs.rows))
 
     def _layout(self, conn: Session, rows: Sequence[tuple[Any, ...]]) -> tuple[Layout, bool]:
         """Return the layout, and whether it was known."""
