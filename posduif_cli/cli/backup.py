@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posduif_cli.cli import copies, keeping, options, restoring
+from posduif_cli.cli import copies, keeping, options, restoring, runs
 from posduif_cli.cli.context import App, Noun, app_of
 from posduif_cli.errors import (
     BackupNotFound,
@@ -23,16 +23,11 @@ from posduif_cli.notation import counted, duration, listed
 if TYPE_CHECKING:
     from posduif_cli.core.copies.verify import Verifying
     from posduif_cli.core.store import Stored
-    from posduif_cli.models.copies import Backup, Proof
+    from posduif_cli.models.copies import Aside, Backup, Proof
     from posduif_cli.models.tenants import Tenant
 
 app = Noun(help="Back up tenants, prove backups by restoring them, and restore.")
 
-SHOWN = 5
-# What a terminal shows of a drill: its proofs are told one by one where they are not good.
-DRILLED = (
-    "proved", "failed", "could_not_verify", "left", "without", "oldest_proof", "slowest_tenant", "slowest_seconds"
-)  # fmt: skip
 Which = Annotated[
     str,
     typer.Argument(
@@ -134,8 +129,10 @@ def _check_age(
     app: App, tenant: str | None, found: "list[Backup]", unread: list[PosduifError], limit: timedelta, text: str
 ) -> None:
     """Exit with 1 where a tenant's newest good backup is too old, or there is none of a tenant that is old enough."""
+    from posduif_cli.models.copies import FAILED
+
     at, errors = datetime.now(UTC) - limit, dict[str, PosduifError]()
-    newest = {backup.tenant: backup for backup in found if backup.verified != "failed"}
+    newest = {backup.tenant: backup for backup in found if backup.verified != FAILED}
     due = [] if tenant is None else [tenant]
     if tenant is None:
         tenants, errors = _tenants(app)
@@ -248,15 +245,19 @@ def _prove(app: App, verifying: "Verifying", chosen: "Sequence[Stored]") -> "lis
 
 
 def _counts(proofs: "Sequence[Proof]") -> str:
-    counts = {word: sum(proof.verdict == word for proof in proofs) for word in ("proved", "failed", "could_not_verify")}
+    from posduif_cli.models.copies import VERDICTS
+
+    counts = {word: sum(proof.verdict == word for proof in proofs) for word in VERDICTS}
     return ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing was verified"
 
 
 def _judge(proofs: "Sequence[Proof]") -> None:
     """Exit with 1 where a backup is bad; raise OperationFailed or PartialFailure where one could not be judged."""
-    if any(proof.verdict == "failed" for proof in proofs):
+    from posduif_cli.models.copies import FAILED, UNJUDGED
+
+    if any(proof.verdict == FAILED for proof in proofs):
         raise typer.Exit(1)
-    if unknown := [proof.reason or "" for proof in proofs if proof.verdict == "could_not_verify"]:
+    if unknown := [proof.reason or "" for proof in proofs if proof.verdict == UNJUDGED]:
         kind = PartialFailure if len(unknown) < len(proofs) else OperationFailed
         raise kind(f"{counted(len(unknown), 'backup')} could not be verified", why=list(dict.fromkeys(unknown))[:3])
 
@@ -268,7 +269,8 @@ def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs =
     Those that were proved longest ago come first, so that each has its turn. Tenants without a backup are named.
     """
     from posduif_cli.core.copies import verify
-    from posduif_cli.models.copies import Drill
+    from posduif_cli.models.copies import PROVED, Drill
+    from posduif_cli.render import tables
 
     app = app_of(ctx)
     app.out.expect(Drill)
@@ -277,12 +279,13 @@ def drill(ctx: typer.Context, budget: Budget = None, on: On = None, jobs: Jobs =
     proofs = _prove(app, verifying, newest)
     tenants, errors = _tenants(app)
     found = verify.drilled(proofs, newest, [tenant.tenant for tenant in tenants])
-    (app.out if app.out.machine or app.out.fields else app.out.only(*DRILLED)).show(found)
+    # Without the proofs, which are told one by one where they are not good.
+    (app.out if app.out.machine or app.out.fields else app.out.only(*tables.COLUMNS["Drill"])).show(found)
     for proof in proofs:
-        if proof.verdict != "proved":
+        if proof.verdict != PROVED:
             app.out.warn(f"{proof.tenant}: backup {proof.backup}: {proof.verdict}: {proof.reason}")
     if found.without:
-        app.out.warn(f"without a backup: {listed(found.without, SHOWN)}")
+        app.out.warn(f"without a backup: {listed(found.without, runs.SHOWN)}")
     _judge(proofs)
     copies.tell_unread(app, unread)
     app.report_missing(errors)
@@ -337,6 +340,7 @@ def restore(
     Interrupted, the same command goes on. Pending migrations are applied, but not to a backup that `migrate up` made.
     """
     from posduif_cli.core.copies import replace
+    from posduif_cli.core.store import MIGRATE
     from posduif_cli.models.tenants import Tenant
 
     app = app_of(ctx)
@@ -360,15 +364,13 @@ def restore(
         over = None if name else restoring.existing(app, wanted, ignore_unreachable=ignore_unreachable)
         if over is not None and (url or engine_config):
             raise UsageError("a tenant that is replaced keeps its url, and its engine its file")
-        migrate = not no_migrate
+        # The newest backup of a tenant may by now be the last one of what is replaced.
+        begun = replace.under_way(over) if over is not None and which == wanted else None
+        stored = copies.find(app, begun) if begun else stored
+        migrate = not no_migrate and stored.backup.trigger != MIGRATE
         if over is not None:
-            # The newest backup of a tenant may by now be the last one of what is replaced.
-            begun = replace.under_way(over) if which == wanted else None
-            stored = copies.find(app, begun) if begun else stored
-            migrate = migrate and stored.backup.trigger != "migrate up"
             restoring.over(app, stored, over, confirm, no_backup=no_backup, keep=duration(keep), migrate=migrate)
         else:
-            migrate = migrate and stored.backup.trigger != "migrate up"
             restoring.anew(
                 app, stored, wanted, options.url(url), engine_config,
                 ignore_unreachable=ignore_unreachable, migrate=migrate,
@@ -386,16 +388,13 @@ def discard(
 ) -> None:
     """Drop the databases that restores over a tenant set aside; without a name list those of all."""
     from posduif_cli.core.copies import replace
-    from posduif_cli.core.fleet.asides import asides
-    from posduif_cli.core.fleet.fleet import split
     from posduif_cli.models.copies import Aside
     from posduif_cli.models.runs import Plan, Step
 
     app = app_of(ctx)
     if tenant is not None and not dry_run:
         app.out.expect(Aside)
-    told, errors = split(app.fleet.ask(lambda session: asides(session, tenant)))
-    found = [aside for on_server in told.values() for aside in on_server]
+    found, errors = _asides(app, tenant)
     if tenant is None:
         app.out.list(found, Aside, empty="no database is set aside")
         app.report_missing(errors)
@@ -409,11 +408,18 @@ def discard(
     if found:
         app.confirm(tenant, confirm, f"drop {', '.join(aside.database for aside in found)}, once tenant {tenant}")
     for aside in found:
-        with app.fleet.maintenance(app.fleet.server(aside.server)) as session:
-            session.require_admin()
-            replace.discard(session, aside)
+        replace.discard(app.fleet, aside)
     app.out.list(found, Aside, empty=f"no database of {tenant} is set aside", changed=lambda aside: True)
     app.report_missing(errors)
+
+
+def _asides(app: App, tenant: str | None = None) -> "tuple[list[Aside], dict[str, PosduifError]]":
+    """Return the databases that restores set aside, of one tenant or of all, and the errors of servers."""
+    from posduif_cli.core.fleet.asides import asides
+    from posduif_cli.core.fleet.fleet import split
+
+    told, errors = split(app.fleet.ask(lambda session: asides(session, tenant)))
+    return [aside for on_server in told.values() for aside in on_server], errors
 
 
 @app.verb("remove", example="posduif backup remove 20261126T014941Z-7f3a --confirm 20261126T014941Z-7f3a")
@@ -477,16 +483,12 @@ def prune(ctx: typer.Context, confirm: options.Confirm = None, dry_run: options.
 def _discard_old(app: App, *, dry_run: bool) -> None:
     """Drop the databases that were set aside and whose time is over."""
     from posduif_cli.core.copies import replace
-    from posduif_cli.core.fleet.asides import asides
-    from posduif_cli.core.fleet.fleet import split
 
     now = datetime.now(UTC)
-    told, errors = split(app.fleet.ask(asides))
-    for aside in (aside for on_server in told.values() for aside in on_server):
+    found, errors = _asides(app)
+    for aside in found:
         if aside.until is not None and aside.until < now:
             if not dry_run:
-                with app.fleet.maintenance(app.fleet.server(aside.server)) as session:
-                    session.require_admin()
-                    replace.discard(session, aside)
+                replace.discard(app.fleet, aside)
             app.out.say(f"{aside.database}, once tenant {aside.tenant}, {'would be ' * dry_run}dropped")
     app.report_missing(errors)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posduif_cli.cli.context import App
+from posduif_cli.cli.runs import SHOWN
 from posduif_cli.errors import PartialFailure, PosduifError, Run
 from posduif_cli.notation import counted, listed
 
@@ -69,7 +70,7 @@ def maybe(app: App, trigger: str, wanted: bool) -> "Dumping | None":
 def tell_left(app: App, left: list[str]) -> None:
     """Name the tenants that a run left out because they are not whole."""
     if left:
-        app.out.say(f"not backed up, for a command works on it or was interrupted: {listed(left, 5)}")
+        app.out.say(f"not backed up, for a command works on it or was interrupted: {listed(left, SHOWN)}")
 
 
 def tell_unread(app: App, unread: list[PosduifError]) -> None:

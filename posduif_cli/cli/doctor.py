@@ -1,8 +1,10 @@
 """`posduif doctor`: whether this machine, the configuration and the servers are fit for posduif."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,6 +16,7 @@ from posduif_cli.errors import ConfigurationError, PosduifError
 
 if TYPE_CHECKING:
     from posduif_cli.core.checks.facts import Machine
+    from posduif_cli.core.store import Store
     from posduif_cli.models.checks import Finding
 
 app = Noun()
@@ -54,15 +57,16 @@ def _examine(app: App) -> "list[Finding]":
     except ConfigurationError as error:
         unnamed = error
     key = key_error = None
+    opened = cache(partial(copies.store_of, app))  # once: a bucket is asked for its marker
     if settings.backup_recipients:
-        key, key_error = _try_key(app)
+        key, key_error = _try_key(app, opened)
     configuration = Configuration(
         passfile, settings.path, settings.secret, app.folders, unnamed=unnamed, key=key, key_error=key_error,
         key_file=settings.backup_identity,
     )  # fmt: skip
     if settings.backup_dir is not None:
         try:
-            store = copies.store_of(app)
+            store = opened()
             place = f"{counted(len(store.storage.listing()), 'backup')} in {store.place}"
             configuration = replace(configuration, place=place)
         except PosduifError as error:
@@ -70,7 +74,7 @@ def _examine(app: App) -> "list[Finding]":
     return doctor.examine(_machine(settings.terminal), configuration, fleet)
 
 
-def _try_key(app: App) -> tuple[bool, PosduifError | None]:
+def _try_key(app: App, opened: "Callable[[], Store]") -> tuple[bool, PosduifError | None]:
     """Return whether encrypted backups could be decrypted here, and what is wrong if one could not."""
     from posduif_cli.core.copies import stores
 
@@ -83,7 +87,7 @@ def _try_key(app: App) -> tuple[bool, PosduifError | None]:
         if app.config.backup_dir is not None:
             left = None
             with suppress(ConfigurationError):  # no backup was made yet
-                left = stores.canary(copies.store_of(app), keys)
+                left = stores.canary(opened(), keys)
             if left is not None:
                 keys.open_canary(left)
     except PosduifError as error:

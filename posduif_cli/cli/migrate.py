@@ -128,7 +128,11 @@ def up(
         app.report_failed(errors, among=names)
         return
     pace = Pace(jobs, split(wave), max_failures, duration(pause) if pause else timedelta(0))
-    dump = copies.dumping(app, "migrate up", pin="before migrate up").dump if backup else None
+    dump = None
+    if backup:
+        from posduif_cli.core.store import MIGRATE
+
+        dump = copies.dumping(app, MIGRATE, pin="before migrate up").dump
     with runs.watched(app, pace) as run:
 
         def tell_risks(versions: set[str]) -> None:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from posduif_cli.models.copies import Aside, Backup
     from posduif_cli.models.tenants import Tenant
 
-SHOWN = 5
-
 
 def show(
     app: App, which: str | None, name: str | None, *, everyone: bool, undo: bool, confirm: str | None, last: bool
@@ -96,12 +94,13 @@ def over(
 ) -> None:
     """Restore a backup over the tenant that it is of, once that is confirmed."""
     from posduif_cli.core.copies.replace import Replacing
+    from posduif_cli.core.store import REPLACE
     from posduif_cli.render.tables import cell
 
     backup, name = stored.backup, found.tenant.tenant
     by = f"its backup {backup.backup} of {cell(backup.created_at)}"
     app.confirm(name, confirm, f"replace tenant {name} on server {found.server.name} by {by}")
-    final = copies.maybe(app, "backup restore", not no_backup)
+    final = copies.maybe(app, REPLACE, not no_backup)
     tenant, aside = Replacing(app.fleet, found, copies.loading(app, stored), final, keep, migrate).run()
     app.out.say(f"tenant {name} is as backup {backup.backup} has it, and was compared with it{_schema(backup, tenant)}")
     tell_aside(app, aside)
@@ -162,19 +161,11 @@ def everyone(app: App, folder: keeping.Folder, jobs: int | None, *, ignore_unrea
         )
     folder.tell(app)
     if dropped:
-        app.out.say(f"not brought back, for they were dropped on purpose: {listed(dropped, SHOWN)}")
+        app.out.say(f"not brought back, for they were dropped on purpose: {listed(dropped, runs.SHOWN)}")
     if bad:
-        app.out.warn(f"every backup of these failed its verification: {listed(bad, SHOWN)}")
+        app.out.warn(f"every backup of these failed its verification: {listed(bad, runs.SHOWN)}")
     if folder.folder is None and any(outcome.changed for outcome in run.outcomes):
-        app.out.say(
-            Run(
-                "tenant",
-                "rotate-password",
-                "--all",
-                "--engine-config",
-                "DIR",
-                lead="their engines have no passwords yet",
-            )
-        )
+        lead = "their engines have no passwords yet"
+        app.out.say(Run("tenant", "rotate-password", "--all", "--engine-config", "DIR", lead=lead))
     runs.conclude(app, run, {}, None, every=True)
     copies.tell_unread(app, unread)

@@ -613,6 +613,7 @@ def drop(
     Where backup.dir is configured, a last backup is made first, and pinned.
     """
     from posduif_cli.core.copies import drop
+    from posduif_cli.core.store import DROP
     from posduif_cli.core.tenants.drop import dropping
     from posduif_cli.models.tenants import Loss
 
@@ -626,7 +627,7 @@ def drop(
     loss, changed, backup = drop.drop(
         app.fleet,
         found,
-        copies.maybe(app, "tenant drop", last),
+        copies.maybe(app, DROP, last),
         confirmed=confirm == name,
         confirm=lambda loss: app.confirm(name, confirm, _danger(loss, saved=last)),
     )

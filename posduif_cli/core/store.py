@@ -37,15 +37,15 @@ from posduif_cli.errors import (
     PosduifError,
     Run,
 )
-from posduif_cli.models.copies import Backup
+from posduif_cli.models.copies import FAILED, PROVED, UNJUDGED, Backup
 
 MARKER, DATA, MANIFEST, PROOFS, PIN, MAKING, READING = (
     "posduif-backups.json", "data.dump.zst", "manifest.json", "proof.jsonl", "pin.json", ".making", ".reading"
 )  # fmt: skip
 MARK = '{"format": 1}'
-UNJUDGED = "could_not_verify"
 DROP = "tenant drop"  # the command that makes the last backup of a tenant
 REPLACE = "backup restore"  # the command that makes one of what it replaces
+MIGRATE = "migrate up"  # the command that makes one of what it migrates
 CANARY = "canary-{}.age"
 ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 PART = ".part-"
@@ -350,7 +350,7 @@ def _backup(location: str, noted: Mapping[str, Any], proof: Mapping[str, Any], p
         trigger=noted["trigger"],
         verified_at=datetime.fromisoformat(proof["at"]) if proof else None,
         verified=proof.get("verdict"),
-        restore_seconds=proof.get("seconds") if proof.get("verdict") == "proved" else None,
+        restore_seconds=proof.get("seconds") if proof.get("verdict") == PROVED else None,
         pinned=str(pin["why"]) if "why" in pin else None,
         dropped=noted["trigger"] == DROP and not pin.get("returned"),
         encrypted=bool(noted["encryption"]["recipients"]),
@@ -365,7 +365,7 @@ def preferred(stored: Sequence[Stored]) -> Stored:
     What was replaced was to be got rid of: the same restore, typed again, must not bring it back.
     """
     wanted = [each for each in stored if each.backup.trigger != REPLACE]
-    good = [each for each in wanted if each.backup.verified != "failed"]
+    good = [each for each in wanted if each.backup.verified != FAILED]
     return (good or wanted or list(stored))[-1]
 
 

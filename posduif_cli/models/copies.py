@@ -5,6 +5,9 @@ from datetime import datetime
 
 from posduif_cli.models.values import Value
 
+# How a restore of a backup ends.
+PROVED, FAILED, UNJUDGED = VERDICTS = ("proved", "failed", "could_not_verify")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Backup(Value):

@@ -11,10 +11,12 @@ from posduif_cli.core.checks.tenant import VISITED
 from posduif_cli.core.store import usual
 from posduif_cli.errors import Run
 from posduif_cli.models.checks import Level
-from posduif_cli.models.copies import Backup
+from posduif_cli.models.copies import FAILED, PROVED, Backup
 
 HOUR = timedelta(hours=1)
 DUE = timedelta(hours=26)  # a nightly backup, and some time for it
+OLD = Threshold(26, 168, "hours")
+UNPROVEN = Threshold(14, 90, "days")
 SHRANK = 0.5  # of the median of the last seven
 LAST = 7
 
@@ -49,14 +51,13 @@ def missing(facts: TenantFacts) -> Iterator[Verdict]:
 
 @health("backup.old", "The newest backup is of the last day",
     "A nightly backup is at most 24 hours old, and may take some time.",
-    threshold=Threshold(26, 168, "hours"))  # fmt: skip
+    threshold=OLD)  # fmt: skip
 def old(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge the age of the newest backup."""
     if _judged(facts) and (known := of_tenant(facts)):
         hours = round((facts.now - known[-1].created_at) / HOUR, 1)
-        limit = Threshold(26, 168, "hours")
         yield Verdict(
-            limit.level(hours),
+            OLD.level(hours),
             f"the newest backup is {hours:g} h old",
             hours,
             fix=Run("backup", "create", facts.subject),
@@ -66,20 +67,20 @@ def old(facts: TenantFacts) -> Iterator[Verdict]:
 @health("backup.unproven", "A backup was proved by restoring it",
     "A backup that was never restored is a hope. Judged two weeks after the first backup, "
     "or as soon as a verification failed.",
-    threshold=Threshold(14, 90, "days"))  # fmt: skip
+    threshold=UNPROVEN)  # fmt: skip
 def unproven(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge when a backup was proved last, and whether the newest failed."""
     known = of_tenant(facts) if _judged(facts) else ()
     if not known:
         return
-    if (newest := known[-1]).verified == "failed":
+    if (newest := known[-1]).verified == FAILED:
         text = f"backup {newest.backup} failed its verification"
         yield Verdict(Level.CRITICAL, text, newest.backup, fix=Run("backup", "create", facts.subject))
         return
-    proofs = [backup.verified_at for backup in known if backup.verified == "proved" and backup.verified_at]
+    proofs = [backup.verified_at for backup in known if backup.verified == PROVED and backup.verified_at]
     days = (facts.now - max(proofs, default=known[0].created_at)).days
-    limit, since = Threshold(14, 90, "days"), f"no backup was proved for {days} days"
-    yield Verdict(limit.level(days), since, days, fix=Run("backup", "verify", facts.subject))
+    text = f"no backup was proved for {days} days"
+    yield Verdict(UNPROVEN.level(days), text, days, fix=Run("backup", "verify", facts.subject))
 
 
 @health("backup.shrank", "The newest backup is as large as the last seven",
@@ -114,12 +115,12 @@ def aside(facts: ServerFacts) -> Iterator[Verdict]:
     """Tell what is set aside, and warn of what should be gone."""
     for copy in facts.asides:
         over = copy.until is None or copy.until < facts.now
-        text = f"{copy.database} is set aside, once tenant {copy.tenant}"
         if copy.since is None:
             text = f"{copy.database} is what an unfinished restore of tenant {copy.tenant} made"
-        fix = Run("backup", "discard", copy.tenant, "--confirm", copy.tenant)
-        if copy.since is None:
             fix = Run("backup", "restore", "--undo", "--confirm", copy.tenant, lead="type that restore again, or")
+        else:
+            text = f"{copy.database} is set aside, once tenant {copy.tenant}"
+            fix = Run("backup", "discard", copy.tenant, "--confirm", copy.tenant)
         yield Verdict(
             Level.WARNING if over and not copy.busy else Level.INFO, text, copy.database, fix=fix,
             affected=(copy.tenant,),

@@ -43,9 +43,7 @@ def found(bin_dir: Path | None) -> dict[int, list[Path]]:
 def major(program: Path) -> int | None:
     """Return the major version of one of PostgreSQL's programs; None for what is none."""
     try:
-        told = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=10, check=False, env=BARE
-        ).stdout
+        told = _ask([program, "--version"]).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"\(PostgreSQL\) (\d+)", told)
@@ -103,10 +101,7 @@ def _dying() -> tuple[str, ...]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         return ()
-    asked = subprocess.run(
-        [setpriv, "--help"], capture_output=True, text=True, timeout=10, check=False, env=BARE
-    ).stdout
-    return (setpriv, "--pdeathsig", "KILL", "--") if "--pdeathsig" in asked else ()
+    return (setpriv, "--pdeathsig", "KILL", "--") if "--pdeathsig" in _ask([setpriv, "--help"]).stdout else ()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from posduif_cli.db import queries, record
 from posduif_cli.db.record import Record
 from posduif_cli.db.session import ADMIN_ROLE, Session
 from posduif_cli.errors import Busy, OperationFailed, PosduifError
-from posduif_cli.models.copies import Backup
+from posduif_cli.models.copies import FAILED, Backup
 from posduif_cli.models.tenants import State, Tenant
 
 T = TypeVar("T")
@@ -115,6 +115,7 @@ class Dumping:
                 taken = self._take(conn, program, target, known)
                 seconds = time.monotonic() - begun
             _, at, lsn, comment = taken.opened.opening
+            noted = record.parse(comment)
             manifest = {
                 "format": 1,
                 "id": id_,
@@ -133,8 +134,8 @@ class Dumping:
                 "pinned": None if self.pin is None else {"why": self.pin},
                 "lsn": lsn,
                 "record": comment,
-                **_where(told, record.parse(comment), program),
-                **_what(told, record.parse(comment), taken),
+                **_where(told, noted, program),
+                **_what(told, noted, taken),
                 "files": [{"name": file, "bytes": taken.packed.count, "sha256": taken.packed.sha256,
                            "plain_bytes": taken.plain.count, "plain_sha256": taken.plain.sha256}],
                 "compression": "zstd",
@@ -197,7 +198,7 @@ class Dumping:
 
 def _since(backup: Backup, limit: datetime) -> bool:
     """Whether a backup is new enough for another one to be left out: not one that is known to be bad."""
-    return backup.created_at >= limit and backup.verified != "failed"
+    return backup.created_at >= limit and backup.verified != FAILED
 
 
 def _argv(conn: Session, program: Path, opened: sums.Opened) -> list[str | Path]:

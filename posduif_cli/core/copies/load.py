@@ -13,8 +13,8 @@ from posduif_cli.core.copies.streams import NO_KEYS, Keys
 from posduif_cli.core.copies.sums import Layouts
 from posduif_cli.core.store import Stored
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import DamagedBackup, OperationFailed, Run, SuperuserSession, WrongState
-from posduif_cli.models.copies import Backup
+from posduif_cli.errors import DamagedBackup, Hint, OperationFailed, Run, SuperuserSession, WrongState
+from posduif_cli.models.copies import PROVED, Backup
 
 GROWS = 4  # a database takes up to so many times the space of its plain dump
 
@@ -44,12 +44,7 @@ class Loading:
                 f"backup {self.backup.backup} is of PostgreSQL {self.backup.server_version}, and the server is older",
                 hint="restore it on a server of that major version or a newer one",
             )
-        if session.superuser:
-            raise SuperuserSession(
-                "a superuser's session restores no backup",
-                why="code in a dump could use a superuser's rights",
-                hint=Run("server", "init", "--login", "NAME"),
-            )
+        require_no_superuser(session, Run("server", "init", "--login", "NAME"))
         if self.backup.encrypted:
             self.keys.identities()
         return noted
@@ -72,7 +67,7 @@ class Loading:
     def _others(self) -> Iterator[Run]:
         """Yield what to type where this one is damaged."""
         known = [each for each in self.stored.store.all(self.backup.tenant) if each.key != self.stored.key]
-        proved = [each.backup.backup for each in known if each.backup.verified == "proved"]
+        proved = [each.backup.backup for each in known if each.backup.verified == PROVED]
         if proved:
             yield Run("backup", "restore", proved[-1], "--as", "NEW", lead="the newest that was proved")
         yield Run("backup", "list", self.backup.tenant)
@@ -100,6 +95,16 @@ class Loading:
         if found is not None:
             raise DamagedBackup(f"what was restored from backup {self.backup.backup} differs", why=found)
         return rows
+
+
+def require_no_superuser(session: Session, hint: Hint) -> None:
+    """Raise SuperuserSession, with a *hint* at what to do, where *session* is a superuser's."""
+    if session.superuser:
+        raise SuperuserSession(
+            "a superuser's session restores no backup",
+            why="code in a dump could use a superuser's rights",
+            hint=hint,
+        )
 
 
 def compare(conn: Session, noted: Mapping[str, Any], layouts: Layouts) -> tuple[str | None, int]:

@@ -27,7 +27,7 @@ from posduif_cli.core.copies.restore import RESTORED, clear, end_own, fill
 from posduif_cli.core.fleet.asides import COPY, asides, copied
 from posduif_cli.core.fleet.fleet import Fleet, Found
 from posduif_cli.core.fleet.run import who_is
-from posduif_cli.core.store import Stored
+from posduif_cli.core.store import REPLACE, Stored
 from posduif_cli.core.tenants import create, drop, engine, traces
 from posduif_cli.db import admin, queries, record
 from posduif_cli.db.patience import Patience
@@ -154,7 +154,7 @@ class Replacing:
             return
         with self.fleet.enter(session.server, self.name) as conn:
             try:
-                replace(self.final, pin=why, trigger="backup restore").dump(conn)
+                replace(self.final, pin=why, trigger=REPLACE).dump(conn)
             except PosduifError as error:
                 error.hints = (*error.hints, "or add --no-backup: the old database is set aside in any case")
                 raise
@@ -326,14 +326,16 @@ def _is_undoing(noted: Record | None) -> bool:
     return isinstance(plan, dict) and plan.get("backup") is None
 
 
-def discard(session: Session, aside: Aside) -> None:
+def discard(fleet: Fleet, aside: Aside) -> None:
     """Drop a database that was set aside, or that a restore left; raises Busy, WrongState while a restore needs it."""
-    with session.lock(aside.tenant):
-        noted = record.parse(next((c for _, c in session.tuples(record.QUESTION, database=aside.tenant)), None))
-        plan = noted.extra.get(RESTORE) if noted else None
-        if isinstance(plan, dict) and plan.get("incoming") == aside.database:
-            raise being_restored(aside.tenant, plan)
-        _drop_copy(session, aside.database, aside.tenant)
+    with fleet.maintenance(fleet.server(aside.server)) as session:
+        session.require_admin()
+        with session.lock(aside.tenant):
+            noted = record.parse(next((c for _, c in session.tuples(record.QUESTION, database=aside.tenant)), None))
+            plan = noted.extra.get(RESTORE) if noted else None
+            if isinstance(plan, dict) and plan.get("incoming") == aside.database:
+                raise being_restored(aside.tenant, plan)
+            _drop_copy(session, aside.database, aside.tenant)
 
 
 def under_way(found: Found) -> str | None:

@@ -23,6 +23,7 @@ from posduif_cli.db import admin, queries, record
 from posduif_cli.db.record import Intent, Record
 from posduif_cli.db.session import Session
 from posduif_cli.errors import PosduifError, Run, TenantExists
+from posduif_cli.models.copies import FAILED
 from posduif_cli.models.runs import Outcome, Step
 from posduif_cli.models.tenants import State, Tenant
 
@@ -202,7 +203,7 @@ def newest(stored: Sequence[Stored]) -> tuple[list[Stored], list[str], list[str]
     """Return the newest good backup of each tenant, of backups in their order; who was dropped; who has no good one."""
     stored = [each for each in stored if each.backup.trigger != REPLACE]
     last = {each.backup.tenant: each for each in stored}
-    good = {each.backup.tenant: each for each in stored if each.backup.verified != "failed"}
+    good = {each.backup.tenant: each for each in stored if each.backup.verified != FAILED}
     dropped = [name for name, each in last.items() if each.backup.dropped]
     found = [each for name, each in good.items() if name not in dropped]
     return found, dropped, [name for name in last if name not in good and name not in dropped]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from posduif_cli.core.store import REPLACE, Store, Stored, unfinished
 from posduif_cli.errors import PosduifError
-from posduif_cli.models.copies import Backup, Pruned
+from posduif_cli.models.copies import FAILED, PROVED, Backup, Pruned
 
 RULES: Mapping[str, str] = {
     "last": "%Y%m%dT%H%M%S%f", "daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"
@@ -30,12 +30,12 @@ def judge(backups: Sequence[Backup], keep: Mapping[str, int], now: datetime) -> 
             reasons[backup.backup].append(f"pinned: {backup.pinned}")
         if backup.created_at > now + AHEAD:
             reasons[backup.backup].append("from the future")
-        elif backup.verified != "failed":
+        elif backup.verified != FAILED:
             (replaced if backup.trigger == REPLACE else good).append(backup)
     good = good or replaced
     if good:
         reasons[good[0].backup].append("newest")
-    if proved := next((backup for backup in good if backup.verified == "proved"), None):
+    if proved := next((backup for backup in good if backup.verified == PROVED), None):
         reasons[proved.backup].append("newest proved")
     for rule, bucket in RULES.items():
         seen: set[str] = set()

@@ -27,15 +27,14 @@ from posduif_cli.core.store import REPLACE, Stored
 from posduif_cli.db import admin, connect, embedded
 from posduif_cli.db.quoting import compose, identifier
 from posduif_cli.db.session import ADMIN_ROLE, Session
-from posduif_cli.errors import DamagedBackup, PosduifError, SuperuserSession
-from posduif_cli.models.copies import Drill, Proof
+from posduif_cli.errors import DamagedBackup, PosduifError
+from posduif_cli.models.copies import FAILED, PROVED, UNJUDGED, VERDICTS, Drill, Proof
 from posduif_cli.models.servers import Server
 
 PREFIX, PID = "posduif-scratch-", "pid"
 USUAL, MEMORY = (Path("/tmp"), Path("/var/tmp"), Path("/usr/tmp")), Path("/dev/shm")  # noqa: S108
 SERVER = 512 * 1024**2  # bytes that a scratch server takes beside what it restores
 COMMAND = "backup verify"
-PROVED, FAILED, UNKNOWN = "proved", "failed", "could_not_verify"
 # It is thrown away: nothing of it has to survive a crash.
 SETTINGS = {
     "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_level": "minimal",
@@ -140,12 +139,7 @@ class Verifying:
         proofs: list[Proof] = []
         fleet, own, kept, crew = Fleet((server,), COMMAND), threading.local(), ExitStack(), Crew()
         with fleet.maintenance(server) as session:
-            if session.superuser:
-                raise SuperuserSession(
-                    "a superuser's session restores no backup",
-                    why="code in a dump could use a superuser's rights",
-                    hint="leave --on out, or name a server whose login is no superuser",
-                )
+            load.require_no_superuser(session, "leave --on out, or name a server whose login is no superuser")
             admin.ensure_roles(session)
 
         def one(stored: Stored) -> Proof | None:
@@ -164,7 +158,7 @@ class Verifying:
 
         def note(stored: Stored, found: Proof | PosduifError | None, seconds: float) -> None:
             if isinstance(found, PosduifError):
-                found = _judged(stored, UNKNOWN, found.sentence, seconds=seconds)
+                found = _judged(stored, UNJUDGED, found.sentence, seconds=seconds)
             if found is not None:
                 proofs.append(found)
                 done(found)
@@ -177,7 +171,7 @@ class Verifying:
     def _prove(self, session: Session, stored: Stored, folder: Path | None) -> Proof:
         """Restore one backup. What cannot be judged is not called good, and not called bad."""
         begun, version = time.monotonic(), None
-        loading, verdict, reason, rows = Loading(stored, self.keys, self.bin_dir), UNKNOWN, None, 0
+        loading, verdict, reason, rows = Loading(stored, self.keys, self.bin_dir), UNJUDGED, None, 0
         try:
             version = str(session.value("SHOW server_version"))
             noted = loading.require_target(session)
@@ -236,13 +230,13 @@ def _user() -> str:
 
 def drilled(proofs: Sequence[Proof], newest: Sequence[Stored], tenants: Sequence[str]) -> Drill:
     """Return what a drill of the *newest* backups of some *tenants* came to; they are read again, with their proofs."""
-    counts = {word: sum(proof.verdict == word for proof in proofs) for word in (PROVED, FAILED, UNKNOWN)}
+    counts = {word: sum(proof.verdict == word for proof in proofs) for word in VERDICTS}
     times = [stored.store.read(stored.key).backup.verified_at for stored in newest]
     known = [at for at in times if at is not None]
     slowest = max((proof for proof in proofs if proof.verdict == PROVED), key=lambda proof: proof.seconds, default=None)
     have = {stored.backup.tenant for stored in newest}
     return Drill(
-        counts[PROVED], counts[FAILED], counts[UNKNOWN],
+        counts[PROVED], counts[FAILED], counts[UNJUDGED],
         left=len(newest) - len(proofs),
         without=tuple(name for name in tenants if name not in have),
         oldest_proof=min(known) if known and len(known) == len(times) else None,
