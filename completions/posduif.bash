@@ -13,7 +13,7 @@ _posduif() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --accept|--all|--as|--budget|--by|--check-age|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--explain|--fail-on|--fields|--for|--from|--jobs|--keep|--limit|--listen|--login|--max-failures|--offset|--older-than|--on|--only|--out|--output|--pause|--pin|--qr|--qr-file|--redis|--refresh|--sample|--server|--since|--skip|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--wave|--web-user|-o) skip=1 ;;
+        --accept|--all|--as|--budget|--by|--check-age|--color|--config|--confirm|--data-dir|--desk|--device|--dir|--dsn|--engine-config|--engine-port|--engines|--explain|--fail-on|--fields|--for|--from|--jobs|--keep|--limit|--listen|--login|--max-failures|--offset|--older-than|--on|--only|--out|--output|--pause|--pin|--qr|--qr-file|--redis|--refresh|--sample|--server|--since|--skip|--sort|--state|--status|--steps|--times-from|--to|--ttl|--type|--url|--username|--wait|--watch|--wave|--web-user|-o) skip=1 ;;
         -*) ;;
         *) case "$path $word" in
            " quickstart"|" tenant"|" tenant create"|" tenant list"|" tenant show"|" tenant set"|" tenant adopt"|" tenant verify"|" tenant suspend"|" tenant resume"|" tenant rotate-password"|" tenant engine-config"|" tenant drop"|" migrate"|" migrate status"|" migrate list"|" migrate up"|" migrate down"|" migrate abandon"|" migrate verify"|" migrate new"|" user"|" user create"|" user list"|" user show"|" user delete"|" token"|" token create"|" token list"|" token show"|" token revoke"|" token purge"|" enroll"|" enroll complete"|" device"|" device list"|" device show"|" device remove"|" message"|" message send"|" message list"|" message show"|" message inbox"|" message unread"|" message pending"|" message mark"|" message test"|" backup"|" backup create"|" backup list"|" backup show"|" backup verify"|" backup drill"|" backup restore"|" backup discard"|" backup remove"|" backup unpin"|" backup prune"|" health"|" server"|" server list"|" server init"|" server start"|" server stop"|" server status"|" server remove"|" config"|" config show"|" config init"|" doctor"|" completion"|" completion show"|" completion install"|" completion uninstall"|" version") path="$path $word" ;;
@@ -80,7 +80,7 @@ _posduif() {
     " backup remove") candidates='' options='--confirm' ;;
     " backup unpin") candidates='' options='' ;;
     " backup prune") candidates='' options='--confirm -n --dry-run' ;;
-    " health") candidates='' options='--only --skip --fail-on --list-checks --explain' ;;
+    " health") candidates='' options='--deep --probe --only --skip --list-checks --explain --fail-on --budget --jobs --verbose --redact --out --watch' files='--out' ;;
     " server") candidates='list init start stop status remove' options='' ;;
     " server list") candidates='' options='' ;;
     " server init") candidates='' options='--engines --close --login --print-sql' ;;
@@ -100,7 +100,7 @@ _posduif() {
     esac
     if [ -n "$skip" ]; then
         case "$path $prev" in
-        " health --fail-on") COMPREPLY=($(compgen -W 'critical warning unknown' -- "$cur")) ;;
+        " health --fail-on") COMPREPLY=($(compgen -W 'critical unknown warning' -- "$cur")) ;;
         " message list --status") COMPREPLY=($(compgen -W 'pending_sync synced read' -- "$cur")) ;;
         " tenant list --sort") COMPREPLY=($(compgen -W 'name size version server' -- "$cur")) ;;
         " token create --qr") COMPREPLY=($(compgen -W 'auto compact large always never plain plain-inverted' -- "$cur")) ;;

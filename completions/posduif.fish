@@ -5,7 +5,7 @@ function __posduif_words
     for word in $words[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --accept --all --as --budget --by --check-age --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --explain --fail-on --fields --for --from --jobs --keep --limit --listen --login --max-failures --offset --older-than --on --only --out --output --pause --pin --qr --qr-file --redis --refresh --sample --server --since --skip --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --wave --web-user -o
+        else if contains -- $word --accept --all --as --budget --by --check-age --color --config --confirm --data-dir --desk --device --dir --dsn --engine-config --engine-port --engines --explain --fail-on --fields --for --from --jobs --keep --limit --listen --login --max-failures --offset --older-than --on --only --out --output --pause --pin --qr --qr-file --redis --refresh --sample --server --since --skip --sort --state --status --steps --times-from --to --ttl --type --url --username --wait --watch --wave --web-user -o
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -296,11 +296,19 @@ complete -c posduif -n '__posduif_is backup prune' -a '(__posduif_ask)'
 complete -c posduif -n '__posduif_is backup prune' -l confirm -x -a '(__posduif_ask)' -d "The name of what is changed or destroyed, to confirm it"
 complete -c posduif -n '__posduif_is backup prune' -s n -l dry-run -d "Show what would be done; change nothing"
 complete -c posduif -n '__posduif_is health' -a '(__posduif_ask)'
+complete -c posduif -n '__posduif_is health' -l deep -d "Look into every tenant's database, too"
+complete -c posduif -n '__posduif_is health' -l probe -d "Ask each tenant's url, as a phone would"
 complete -c posduif -n '__posduif_is health' -l only -x -a '(__posduif_ask)' -d "Only this check, or all below: backup"
 complete -c posduif -n '__posduif_is health' -l skip -x -a '(__posduif_ask)' -d "Not this check, or none below"
-complete -c posduif -n '__posduif_is health' -l fail-on -x -a 'critical warning unknown' -d "Exit with 1 from this level on: unknown, warning, critical"
 complete -c posduif -n '__posduif_is health' -l list-checks -d "List the checks; ask no server"
 complete -c posduif -n '__posduif_is health' -l explain -x -a '(__posduif_ask)' -d "Say what a check looks at, and why"
+complete -c posduif -n '__posduif_is health' -l fail-on -x -a 'critical unknown warning' -d "Exit with 1 from this level on: warning, unknown, critical"
+complete -c posduif -n '__posduif_is health' -l budget -x -a '(__posduif_ask)' -d "Visit and probe no further tenant after this time: 60s"
+complete -c posduif -n '__posduif_is health' -l jobs -x -a '(__posduif_ask)' -d "At once on each server, within its share"
+complete -c posduif -n '__posduif_is health' -l verbose -d "With sizes, what was skipped and, of a named tenant, tables and indexes"
+complete -c posduif -n '__posduif_is health' -l redact -d "Put numbers in the place of all names"
+complete -c posduif -n '__posduif_is health' -l out -r -F -d "Write to this file instead of stdout"
+complete -c posduif -n '__posduif_is health' -l watch -x -a '(__posduif_ask)' -d "Show it again and again on a terminal: 5s"
 complete -c posduif -n '__posduif_ends server' -a list -d "List the configured servers and how they are"
 complete -c posduif -n '__posduif_ends server' -a init -d "Create posduif's roles on a server, and check that its settings suit its engines"
 complete -c posduif -n '__posduif_ends server' -a start -d "Start the embedded server, made first if there is none"

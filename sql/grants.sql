@@ -80,11 +80,14 @@ BEGIN
             ('posduif_support', 'UPDATE', 'enrollment_tokens', 'expires_at used_at device_id revoked_at'),
 
             -- Monitoring and nightly jobs count, and read no text, no secret and no name.
-            ('posduif_health posduif_cron', 'SELECT', 'users', 'id user_type device_id enrolled_at created_at'),
-            ('posduif_health posduif_cron', 'SELECT', 'messages', 'id recipient_id status created_at synced_at read_at'),
+            ('posduif_health posduif_cron', 'SELECT', 'users', 'id user_type device_id enrolled_at enrollment_token_id'
+                || ' created_at'),
+            ('posduif_health posduif_cron', 'SELECT', 'messages', 'id recipient_id status created_at updated_at'
+                || ' synced_at read_at'),
             ('posduif_health posduif_cron', 'SELECT', 'sync_metadata', 'id device_id last_sync_timestamp pending_outgoing_count'
                 || ' sync_status created_at updated_at last_synced_lsn'),
-            ('posduif_health posduif_cron', 'SELECT', 'enrollment_tokens', 'id expires_at used_at created_at revoked_at')
+            ('posduif_health posduif_cron', 'SELECT', 'enrollment_tokens', 'id expires_at used_at device_id created_at'
+                || ' revoked_at')
         ),
         wanted AS (
             SELECT role, kind, columns, c.oid AS class, c.relname

@@ -162,12 +162,13 @@ class App:
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
         self.command = ""
+        self.formats: Sequence[str] = configuration.FORMATS
 
     @cached_property
     def config(self) -> Config:
         """The configuration; raises ConfigurationError or UsageError."""
         keys = ("server", "dsn", "config", "output", "color", "data_dir")
-        return configuration.load({key: self.options.get(key) for key in keys})
+        return configuration.load({key: self.options.get(key) for key in keys}, formats=self.formats)
 
     @cached_property
     def out(self) -> "Output":

@@ -48,15 +48,20 @@ def remove(
 ) -> None:
     """Take a lost phone from its user; the user and its messages stay, and a new phone can be enrolled.
 
-    The lost phone is not shut out by this: the sync engine serves every device id.
+    The lost phone is not shut out by this: the sync engine serves every device id. A phone that lost its user to
+    another one is noted as gone.
     """
     from posduif_cli.core.desk import devices
-    from posduif_cli.models.desk import User
+    from posduif_cli.models.desk import Device, User
 
     app = app_of(ctx)
     app.out.expect(User)
     with app.fleet.open(tenant) as place:
         user, changed = devices.remove(place.session, device=device)
+    if isinstance(user, Device):
+        app.out.say(f"device {user.device_id} of tenant {tenant} has no user; it is noted as gone")
+        app.out.show(user, changed=changed)
+        return
     app.out.say(f"user {user.username} of tenant {tenant} {'has no device now' if changed else 'had no device'}")
     app.out.say(Run("token", "create", tenant, "--for", user.username, lead="a code for the new phone"))
     app.out.show(user, changed=changed)

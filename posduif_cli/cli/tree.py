@@ -156,6 +156,10 @@ def _fail(app: App, argv: list[str], error: PosduifError) -> int:
         from posduif_cli.render.output import write
 
         write(scrub(traceback.format_exc()), sys.stderr)
+    if out.format == "nagios":
+        # Its readers take 1 for a warning and 2 for critical; what went wrong here says nothing of a server.
+        out.text(f"POSDUIF UNKNOWN - {error.sentence}")
+        return 3
     with suppress(OSError):
         out.error(error)
     return error.exit_code
@@ -166,12 +170,14 @@ def _output(app: App, argv: list[str]) -> "Output":
     from posduif_cli.render.output import Output
 
     app.options |= tolerantly(argv)
-    asked = app.options.get("output", "")
+    asked = app.options.get("output", "") or configuration.environment_output()
+    noun = next((word for word in argv if word in NOUNS), "")
+    formats = (*configuration.FORMATS, *(configuration.MONITORING if noun == "health" else ()))
     try:
         out = app.out
     except Exception:
-        out = Output(configuration.environment_output(), program=program(), options=app.following)
-    return replace(out, format=asked if asked in configuration.FORMATS else out.format)
+        out = Output("table", program=program(), options=app.following)
+    return replace(out, format=asked if asked in formats else out.format)
 
 
 def tolerantly(argv: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from posduif_cli.errors import ConfigurationError, InvalidDuration, Run, UsageError
+from posduif_cli.errors import ConfigurationError, Hint, InvalidDuration, Run, UsageError
 from posduif_cli.notation import LAST_PORT, duration, origin, ports
 
 Reader = Callable[[Any], Any]
@@ -95,7 +95,16 @@ def _paths(value: Any) -> tuple[Path, ...]:
     return tuple(Path(_text(item)).expanduser() for item in value)
 
 
+def _bound(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or value == "":
+        raise ValueError("must be a number, or text such as 80%, 64MiB, 30m")
+    return value
+
+
+CHECK: dict[str, Reader] = {"warning": _bound, "critical": _bound, "off": _flag}  # of one check
 SCHEMA: dict[str, Reader] = {
+    **{f"servers.*.checks.*.{key}": reader for key, reader in CHECK.items()},
+    **{f"checks.*.{key}": reader for key, reader in CHECK.items()},
     "servers.*.dsn": _text,
     "servers.*.embedded": _flag,
     "servers.*.url": _origin,
@@ -166,7 +175,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any], lines: dict[str, str]) -> None:
     import yaml
 
-    def fail(at: Any, key: str, reason: str, hint: str | tuple[()] = ()) -> ConfigurationError:
+    def fail(at: Any, key: str, reason: str, hint: Hint | tuple[()] = ()) -> ConfigurationError:
         return ConfigurationError(f"{path}:{at.start_mark.line + 1}: {key}: {reason}", hint=hint)
 
     if not isinstance(node, yaml.MappingNode):
@@ -181,6 +190,7 @@ def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any
         if prefix == "servers." and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
             raise fail(key_node, key, "a server's name is made of a-z, 0-9, _ and -")
         pattern = re.sub(r"^servers\.[^.]+", "servers.*", key)
+        pattern = re.sub(r"^((?:servers\.\*\.)?checks)\.[a-z]+\.[a-z_]+", r"\1.*", pattern)  # a check's id has a dot
         if pattern in SCHEMA:
             lines[key] = f"{path}:{key_node.start_mark.line + 1}"
             try:
@@ -195,7 +205,8 @@ def _walk(node: Any, prefix: str, path: Path, loader: Any, values: dict[str, Any
         else:
             siblings = {known[len(prefix_of) :].split(".")[0] for prefix_of, known in _siblings(pattern)}
             near = difflib.get_close_matches(name, siblings, 1)
-            raise fail(key_node, key, "unknown key", f'did you mean "{near[0]}"?' if near else ())
+            known = Run("health", "--list-checks") if prefix.endswith("checks.") else ()
+            raise fail(key_node, key, "unknown key", f'did you mean "{near[0]}"?' if near else known)
 
 
 def _siblings(pattern: str) -> list[tuple[str, str]]:
@@ -228,6 +239,10 @@ servers:
 #   identity_file: null       # the file of an age identity, where backups are to be verified and restored
 #   jobs: 2
 #   keep: {{daily: 7, weekly: 4, monthly: 12}}
+
+# checks:                       # of health, by their ids; also below a server
+#   connections.full: {{warning: 80%, critical: 95%}}
+#   settings.unsafe: {{off: true}}
 
 # embedded:
 #   data_dir: null

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from posduif_cli.models.servers import Server, Setting
 from posduif_cli.notation import spell
 
 FORMATS = ("table", "tsv", "json", "jsonl")
+MONITORING = ("nagios", "prometheus", "html")  # further formats, of health alone
 SYSTEM_FILE = Path("/etc/posduif/config.yaml")
 
 
@@ -51,6 +52,7 @@ class Config:
     backup_identity: Path | None
     backup_jobs: int
     backup_keep: Mapping[str, int]
+    checks: Mapping[str, Mapping[str, Any]]
     output: str | None
     terminal: Terminal
     settings: tuple[Setting, ...]
@@ -109,11 +111,17 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
         values["migrations.paths"] = tuple(folder / path for path in values["migrations.paths"])
 
 
-def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, search: bool = True) -> Config:
+def load(
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    *,
+    search: bool = True,
+    formats: Sequence[str] = FORMATS,
+) -> Config:
     """Build the Config for one command.
 
     *flags* holds the global options that were given, by their names; without *search* no file is looked for in the
-    usual places. Raises ConfigurationError for a
+    usual places; *formats* are those of the command. Raises ConfigurationError for a
     malformed or missing file, NoServer for a server that is not configured, UsageError for options that
     fight.
     """
@@ -127,7 +135,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, 
         name = f"POSDUIF_{key.upper()}"
         if key not in given and env.get(name):
             given[key] = (env[name], name)
-    _check_choice(given, "output", FORMATS)
+    _check_choice(given, "output", formats)
     _check_choice(given, "color", ("auto", "always", "never"))
 
     path = _file(given, env) if search or "config" in given else None
@@ -167,6 +175,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, 
         backup_identity=get("backup.identity_file"),
         backup_jobs=get("backup.jobs"),
         backup_keep={rule: get(f"backup.keep.{rule}") for rule in ("last", "daily", "weekly", "monthly")},
+        checks=_checks({key: value for key, value in values.items() if key.startswith("checks.")}),
         output=given.get("output", (None,))[0],
         terminal=terminal(given.get("color", ("auto",))[0], env),
         settings=_settings({**DEFAULTS, **values, "embedded.data_dir": data_dir}, lines, path),
@@ -214,7 +223,7 @@ def _check_dsn(dsn: str, source: str) -> str:
     return dsn
 
 
-def _check_choice(given: Mapping[str, tuple[Any, str]], key: str, choices: tuple[str, ...]) -> None:
+def _check_choice(given: Mapping[str, tuple[Any, str]], key: str, choices: Sequence[str]) -> None:
     value, source = given.get(key, (choices[0], ""))
     if value not in choices:
         raise UsageError(f'{source}: "{value}" is not one of {", ".join(choices)}')
@@ -290,6 +299,9 @@ def _servers(values: Mapping[str, Any], path: Path | None) -> dict[str, Server]:
         if key.startswith("servers."):
             name, _, rest = key.removeprefix("servers.").partition(".")
             where = found.setdefault(name, {})
+            if rest.startswith("checks."):
+                where.setdefault("checks", {})[rest] = value
+                continue
             *groups, leaf = rest.split(".")
             for group in groups:
                 where = where.setdefault(group, {})
@@ -309,7 +321,22 @@ def _servers(values: Mapping[str, Any], path: Path | None) -> dict[str, Server]:
         _check_dsn(settings["dsn"], f"{path}, servers.{name}.dsn")
     if len(several := [name for name, settings in found.items() if settings.get("embedded")]) > 1:
         raise ConfigurationError(f"{path}: {' and '.join(several)} are both the embedded server")
+    for settings in found.values():
+        settings["checks"] = _checks(settings.get("checks", {}))
     return {name: Server(name=name, origin=str(path), **found[name]) for name in found}
+
+
+def _checks(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what `checks.ID.KEY` says by the id of the check, which has a dot in it.
+
+    >>> _checks({"checks.connections.full.warning": "80%"})
+    {'connections.full': {'warning': '80%'}}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        id_, _, leaf = key.removeprefix("checks.").rpartition(".")
+        found.setdefault(id_, {})[leaf] = value
+    return found
 
 
 def _choose(

@@ -52,11 +52,16 @@ class Record:
         return _number(self.engine.get("port"), 1, 65_535)
 
     @property
+    def pool(self) -> int | None:
+        """How many connections the tenant's engine was given; None where that is not noted."""
+        return _number(self.engine.get("pool"), 1, MOST_CONNECTIONS)
+
+    @property
     def given(self) -> Engine:
         """What the tenant's engine was given, as far as the record says it in a form that posduif writes."""
         redis = _text(self.engine.get("redis"))
         return Engine(
-            pool=_number(self.engine.get("pool"), 1, MOST_CONNECTIONS),
+            pool=self.pool,
             web_pool=_number(self.engine.get("web_pool"), 0, MOST_CONNECTIONS),
             port=self.port,
             redis=redis if redis and re.fullmatch(r"[^\s:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}", redis) else None,

@@ -38,6 +38,7 @@ QUESTION_TIMEOUT = timedelta(seconds=10)  # how long a server may take to answer
 SILENCE = 5.0  # seconds beyond the server's own limits after which we no longer wait for it
 LOCK_CLASS = 0x706F7364  # "posd": one lock space of our own beside the server's other advisory locks
 DESK_CLASS = 0x706F6473  # "pods": locks of the desk, which a command on the tenant never ends
+HEALTH_CLASS = 0x706F6468  # "podh": locks of deep reports, which are never ended either
 # One round trip, and as few looks into catalogs as can be: a new session's first look into each is dear.
 # The role is not taken on behind a pooler, which would keep it for the sessions of other clients.
 SETUP: LiteralString = """

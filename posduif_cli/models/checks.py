@@ -1,29 +1,40 @@
 """What was checked, and found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from posduif_cli.errors import Hint
 from posduif_cli.models.tenants import State
-from posduif_cli.models.values import Value
+from posduif_cli.models.values import HIDDEN, Value
 
 
 class Level(StrEnum):
-    """How bad a finding is, from good to bad; unknown is never shown as good."""
+    """How bad a finding is, from good to bad; unknown is never shown as good, and skipped is no finding."""
 
     OK = "ok"
-    INFO = "info"
     SKIPPED = "skipped"
-    UNKNOWN = "unknown"
+    INFO = "info"
     WARNING = "warning"
+    UNKNOWN = "unknown"
     CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """How bad it is, as a number; the higher, the worse."""
+        return _RANKS[self]
+
+
+_RANKS = {level: number for number, level in enumerate(Level)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Finding(Value):
-    """One thing that a check found; *scope* is server or tenant, *fix* a command or SQL."""
+    """One thing that a check found; *scope* is server or tenant, *fix* a command or SQL.
+
+    *affected* names the tenants that it is about. *server* is where it was found, for a report of several servers.
+    """
 
     check: str
     scope: str
@@ -35,17 +46,24 @@ class Finding(Value):
     threshold: str | None = None
     fix: Hint | None = None
     affected: tuple[str, ...] = ()
+    server: str = field(default="", metadata=HIDDEN)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CheckInfo(Value):
-    """What a check looks at; *threshold* says from which value on it warns, and from which it is critical."""
+    """What a check looks at; *threshold* says from which value on it warns, and from which it is critical.
+
+    *unit* is that of the threshold and *origin* where it comes from. *asked* says when the check judges.
+    """
 
     check: str
     scope: str
     title: str
     threshold: str | None
     explanation: str
+    unit: str | None = None
+    origin: str | None = None
+    asked: str | None = None
 
 
 class Repaired(Finding):
@@ -54,7 +72,10 @@ class Repaired(Finding):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TenantHealth(Value):
-    """The figures of one tenant in a health report; sizes in bytes."""
+    """The figures of one tenant in a health report; sizes in bytes. *pending_sync* are messages that wait for phones.
+
+    *backup_at* is when its newest backup was made.
+    """
 
     tenant: str
     server: str
@@ -67,6 +88,7 @@ class TenantHealth(Value):
     sync_errors: int | None = None
     connections: int | None = None
     size_bytes: int | None = None
+    backup_at: datetime | None = None
     tables: tuple["TableSize", ...] = ()
     indexes: tuple["IndexUse", ...] = ()
 
@@ -106,7 +128,13 @@ class ServerHealth(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Health(Value):
-    """A health report; *coverage* says how many tenants were known and how many were visited."""
+    """A health report.
+
+    *findings* are those that are not ok, one per cause, the worst first. *coverage* counts the servers that answered,
+    the tenants asked about, those visited, skipped and failed, and the checks asked, skipped and failed. *skipped* says
+    of each check that could not be judged yet why. *named* is True where tenants were asked for by name. *ran* holds
+    the checks that judged on each server, *seconds* how long the report took.
+    """
 
     status: str
     checked_at: datetime
@@ -114,3 +142,7 @@ class Health(Value):
     tenants: tuple[TenantHealth, ...]
     coverage: Mapping[str, int]
     findings: tuple[Finding, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    named: bool = field(default=False, metadata=HIDDEN)
+    ran: Mapping[str, tuple[str, ...]] = field(default_factory=dict, metadata=HIDDEN)
+    seconds: float = field(default=0.0, metadata=HIDDEN)

@@ -16,7 +16,8 @@ class Server(Value):
     *url* is the origin that phones reach a tenant by, with `{tenant}` in it; *max_connections* is how many
     connections posduif may hold there at once; *origin* says where the DSN
     came from; *engine* is what `engine-config` fills in. *embedded* is the embedded server, whose DSN is known once it
-    runs. *named* says whether `--server NAME` means this server: one that was given by its DSN has no name there.
+    runs. *checks* holds what is configured of the checks of health there, by their ids. *named* says whether
+    `--server NAME` means this server: one that was given by its DSN has no name there.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Server(Value):
     engine: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
     named: bool = True
+    checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

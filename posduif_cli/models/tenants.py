@@ -1,10 +1,10 @@
 """Tenants, and what becomes of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from posduif_cli.models.values import Instant, Value
+from posduif_cli.models.values import HIDDEN, Instant, Value
 
 ENGINE_PORT = 8080  # where an engine listens whose file names no port
 
@@ -54,10 +54,10 @@ class Tenant(Value):
 
     *pending* counts the migrations that it lacks, *ahead* those that it has and this machine has no files for, as far
     as the record tells; *engine_sessions* counts those of the engine's role, and 0 do not mean that the engine is off:
-    an idle one keeps none; *engine_may_log_in* is None without that role; *engine_port* is where the engine was told to
-    listen, None where posduif chose nothing; *size_bytes* is None unless it was asked for;
-    *has_database* tells, of a lost tenant only, whether its database is there, with another owner or without its
-    record, or gone.
+    an idle one keeps none; *engine_may_log_in* is None without that role; *engine_port* is where the engine was told
+    to listen, None where posduif chose nothing, *engine_pool* how many connections it was given; *size_bytes* is None
+    unless it was asked for; *has_database* tells, of a lost tenant only, whether its database is there, with another
+    owner or without its record, or gone.
     """
 
     tenant: str
@@ -75,6 +75,7 @@ class Tenant(Value):
     ahead: int = 0
     engine_may_log_in: bool | None = None
     engine_port: int | None = None
+    engine_pool: int | None = field(default=None, metadata=HIDDEN)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

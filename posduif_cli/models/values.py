@@ -5,6 +5,7 @@ from datetime import datetime
 
 # A time of the database: its text where RFC 3339 has no words for it, such as infinity or a year before Christ.
 Instant = datetime | str
+HIDDEN = {"hidden": True}  # the metadata of a field that no output shows
 
 
 class Value:

@@ -68,7 +68,12 @@ def add_passwords(path: Path, lines: Sequence[str]) -> None:
     write_private(path, "".join(f"{line}\n" for line in [*lines, *kept]).encode(errors="surrogateescape"))
 
 
-def write_private(path: Path, content: bytes, *, new: bool = False) -> None:
+def write_public(path: Path, content: bytes) -> None:
+    """Replace *path* by *content* as `write_private`, for everyone to read: mode 0644."""
+    write_private(path, content, mode=0o644)
+
+
+def write_private(path: Path, content: bytes, *, new: bool = False, mode: int = 0o600) -> None:
     """Replace *path* by *content*, whole or not at all: mode 0600, fsynced, and so is its folder.
 
     With *new* a file that is there is left as it is, and FileExists raised. Raises ConfigurationError when that cannot
@@ -91,6 +96,7 @@ def write_private(path: Path, content: bytes, *, new: bool = False) -> None:
             with open(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
+                os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             if new:
                 os.link(temporary, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)

@@ -96,7 +96,7 @@ class Output:
 
     def show(self, value: Any, *, changed: bool | None = None) -> None:
         """Show one thing."""
-        value = self._spelled(value)
+        value = self.spelled(value)
         subject = Changed(value, changed) if changed is not None else value
         data = self._pick(tables.row(subject), type(value))
         if self.format == "json":
@@ -126,7 +126,7 @@ class Output:
             subjects = (Changed(value, changed(value) if callable(changed) else changed) for value in values)
         first = list(islice(subjects, 1))
         subjects = chain(first, subjects)
-        rows = (self._pick(tables.row(self._spelled(subject)), model) for subject in subjects)
+        rows = (self._pick(tables.row(self.spelled(subject)), model) for subject in subjects)
         if self.format == "json":
             _write_all(_array(rows))
         elif self.format == "jsonl":
@@ -140,14 +140,25 @@ class Output:
         elif empty:
             self.say(empty)
 
-    def _spelled(self, value: Any) -> Any:
+    def lines(self, values: Sequence[Any], model: type) -> str:
+        """Return several things of one kind as text: a line of JSON for each, or tab-separated below a header."""
+        rows = [self._pick(tables.row(self.spelled(value)), model) for value in values]
+        if self.format == "jsonl":
+            return "".join(json.dumps(row) + "\n" for row in rows)
+        return "".join(_tsv(rows, list(self._checked(model, changes=False)) or list(tables.keys(model))))
+
+    def clear(self) -> None:
+        """Clear the terminal."""
+        write("\x1b[2J\x1b[H", own=True)
+
+    def spelled(self, value: Any) -> Any:
         """Return a value with the commands in it as they are pasted."""
         if isinstance(value, Changed):
-            return replace(value, value=self._spelled(value.value))
+            return replace(value, value=self.spelled(value.value))
         if isinstance(getattr(value, "fix", None), Run):
             return replace(value, fix=self.spell(value.fix))
         if isinstance(value, Health):
-            return replace(value, findings=tuple(map(self._spelled, value.findings)))
+            return replace(value, findings=tuple(map(self.spelled, value.findings)))
         if isinstance(value, ServerInfo):
             return replace(value, warnings=tuple(map(self.spell, value.warnings)))
         return value
@@ -174,7 +185,7 @@ class Output:
 
     def table(self, columns: Sequence[str], values: Iterable[Any], *, model: type | None = None) -> None:
         """Show a table of some values of a model; in one that is too wide for the terminal see `tables.column`."""
-        shown = [self._spelled(value) for value in values]
+        shown = [self.spelled(value) for value in values]
         name = (
             (model or (type(shown[0].value if isinstance(shown[0], Changed) else shown[0]))).__name__ if shown else ""
         )

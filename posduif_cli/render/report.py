@@ -1,16 +1,22 @@
-"""The health report: worst first, then the figures."""
+"""Reports: where schemas stand, and the health report in each of its formats."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 from posduif_cli.errors import Run
-from posduif_cli.models.checks import Finding, Health, Level
+from posduif_cli.models.checks import Finding, Health
 from posduif_cli.models.tenants import State, Tenant
-from posduif_cli.notation import counted
+from posduif_cli.notation import counted, spell
+from posduif_cli.render import files, monitoring, tables
 from posduif_cli.render.output import Output
 from posduif_cli.render.tables import size
 
 STRAGGLERS = 20
+NAGIOS = monitoring.EXITS
 
 
 def skew(out: Output, rows: Sequence[Tenant]) -> None:
@@ -42,24 +48,62 @@ def skew(out: Output, rows: Sequence[Tenant]) -> None:
         out.text("\nno tenant is behind or ahead")
 
 
-def show(out: Output, health: Health) -> None:
-    """Show a report: tables for a person, rows of findings for a pipe, one object as JSON."""
-    if out.machine:
+def show(out: Output, health: Health, *, verbose: bool = False, to: Path | None = None) -> None:
+    """Show a health report in the format that was asked for: tables for a person, one line per finding, an object, ...
+
+    With *to* it is written to that file, whole or not at all, for everyone to read. Raises ConfigurationError.
+    """
+    text = _text(out, health) if to is not None or out.format not in ("table", "tsv", "json", "jsonl") else None
+    if to is not None:
+        files.write_public(to, (text or "").encode())
+    elif text is not None:
+        out.text(text, own=True)
+    elif out.format == "json":
         out.show(health)
-        return
-    if out.format == "tsv" or out.fields:
+    elif out.format != "table" or out.fields:
         out.list(health.findings, Finding)
-        return
-    bad = [finding for finding in health.findings if finding.level is not Level.OK]
-    if bad:
-        out.table(("level", "check", "subject", "message", "fix"), bad)
+    else:
+        _tables(out, health, verbose)
+
+
+def again(out: Output, health: Health, pause: timedelta) -> None:
+    """Show a report in the place of the one before."""
+    out.clear()
+    _tables(out, health, False)
+    out.text(f"\n{tables.cell(health.checked_at)}, again every {spell(pause)}; ctrl-C ends it")
+
+
+def _text(out: Output, health: Health) -> str:
+    """Return a report as the text of a file."""
+    spelled = out.spelled(health)
+    if out.format == "html":
+        from posduif_cli.render import page
+
+        return page.html(spelled)
+    if out.format in ("nagios", "prometheus"):
+        return (monitoring.nagios if out.format == "nagios" else monitoring.prometheus)(spelled)
+    if out.format == "json":
+        return json.dumps(tables.row(spelled), indent=2) + "\n"
+    return out.lines(spelled.findings, Finding)
+
+
+def _tables(out: Output, health: Health, verbose: bool) -> None:
+    bad = health.findings
+    if not bad:
+        out.text(_summary(out, health), own=True)
         out.text("")
+    else:
+        shown = [replace(finding, message=_told(finding)) for finding in bad]
+        out.table(("level", "check", "message", "fix"), shown)
+        out.text("")
+    counts = Counter(row.server for row in health.tenants)
     out.grid(
-        ("server", "version", "connections", "slots", "replicas"),
+        ("server", "version", "tenants", "connections", "slots", "replicas"),
         [
             [
                 row.server,
                 row.version or ("?" if row.reachable else "unreachable"),
+                str(counts[row.server]) if row.reachable else "?",
                 " of ".join(map(_known, (row.connections, row.max_connections))) if row.reachable else "",
                 _known(row.slots) if row.reachable else "",
                 _known(row.replicas) if row.reachable else "",
@@ -67,23 +111,53 @@ def show(out: Output, health: Health) -> None:
             for row in health.servers
         ],
     )
-    if health.tenants:
-        out.text("")
-        out.grid(
-            ("tenant", "state", "schema", "users", "messages", "pending sync", "sync errors", "size"),
+    if health.named and health.tenants:
+        _tenants(out, health, verbose)
+    elif verbose:
+        _sizes(out, health)
+    if verbose:
+        for check, reason in health.skipped.items():
+            out.text(f"skipped: {check}: {reason}")
+    if bad:
+        out.text("\n" + _summary(out, health), own=True)
+
+
+def _told(finding: Finding) -> str:
+    """Return what a finding says, with its subject, which has no column of its own."""
+    many = len(finding.affected) > 1 or finding.subject in finding.message
+    return finding.message if many else f"{finding.subject}: {finding.message}"
+
+
+def _summary(out: Output, health: Health) -> str:
+    """Say in one line how all is, and what was looked at."""
+    found, bad = health.coverage, len({finding.check for finding in health.findings})
+    asked, total = found["checks"] + found["checks_failed"], found["tenants"]
+    fine = max(0, found["checks"] - bad)
+    parts = [f"{fine} of {counted(asked, 'check')} {'is' if asked == 1 else 'are'} fine"]
+    parts.append(f"{counted(len(health.servers), 'server')} with {counted(total, 'tenant')}")
+    if health.named or found["visited"] or found["failed"]:
+        parts[1] = f"{found['visited']} of {counted(total, 'tenant')} {'was' if total == 1 else 'were'} visited"
+    if found["probed"]:
+        parts.append(f"{counted(found['probed'], 'engine')} asked")
+    return f"{out.paint(health.status, 'status')}: {'; '.join(parts)}"
+
+
+def _tenants(out: Output, health: Health, verbose: bool) -> None:
+    out.text("")
+    out.grid(
+        ("tenant", "state", "schema", "users", "messages", "pending sync", "sync errors", "size"),
+        [
             [
-                [
-                    row.tenant,
-                    row.state.value,
-                    (row.schema_version or "none")
-                    + (f" (+{row.pending_migrations})" if row.pending_migrations else ""),
-                    *map(_known, (row.users, row.messages, row.pending_sync, row.sync_errors)),
-                    size(row.size_bytes),
-                ]
-                for row in health.tenants
-            ],
-        )
-    if len(health.tenants) == 1 and health.tenants[0].tables:
+                row.tenant,
+                row.state.value,
+                (row.schema_version or "none") + (f" (+{row.pending_migrations})" if row.pending_migrations else ""),
+                *map(_known, (row.users, row.messages, row.pending_sync, row.sync_errors)),
+                size(row.size_bytes),
+            ]
+            for row in health.tenants
+        ],
+    )
+    if verbose and len(health.tenants) == 1 and health.tenants[0].tables:
         only = health.tenants[0]
         out.text("")
         out.grid(("table", "rows (estimate)", "size"), [[t.table, str(t.rows), size(t.bytes)] for t in only.tables])
@@ -92,13 +166,17 @@ def show(out: Output, health: Health) -> None:
             ("index", "table", "scans", "size"),
             [[index.index, index.table, str(index.scans), size(index.bytes)] for index in only.indexes],
         )
-    checks, tenants = len(health.findings), health.coverage["tenants"]
-    out.text(
-        f"\n{out.paint(health.status, 'status')}: {checks - len(bad)} of {counted(checks, 'check')} "
-        f"{'is' if checks == 1 else 'are'} fine; {health.coverage['visited']} of {counted(tenants, 'tenant')} "
-        f"{'was' if tenants == 1 else 'were'} visited",
-        own=True,
-    )
+
+
+def _sizes(out: Output, health: Health) -> None:
+    """Show the largest tenants."""
+    largest = monitoring.largest(health)
+    if largest:
+        out.text("")
+        out.grid(
+            ("tenant", "server", "state", "size"),
+            [[row.tenant, row.server, row.state.value, size(row.size_bytes)] for row in largest],
+        )
 
 
 def _known(number: int | None) -> str:

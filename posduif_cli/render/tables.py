@@ -41,7 +41,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Step": ("action", "subject", "tenants"),
     "Adoption": ("tenant", "server", "state", "schema_version", "url", "changed"),
     "Finding": ("level", "check", "subject", "message", "fix"),
-    "CheckInfo": ("check", "title", "threshold"),
+    "CheckInfo": ("check", "title", "threshold", "asked"),
     "Backup": ("backup", "tenant", "created_at", "size_bytes", "rows", "verified", "restore_seconds", "pinned"),
     "Aside": ("tenant", "server", "database", "backup", "since", "until", "size_bytes"),
     "Drill": (
@@ -72,7 +72,20 @@ CUT = (
     "recipient",
     "role",
 )
-FOLDED = ("key", "note", "reason", "kept", "content", "message", "error", "value", "warnings", "tenants")
+FOLDED = (
+    "title",
+    "asked",
+    "key",
+    "note",
+    "reason",
+    "kept",
+    "content",
+    "message",
+    "error",
+    "value",
+    "warnings",
+    "tenants",
+)
 BELOW = ("fix",)
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(CUT, "cut"), **dict.fromkeys(FOLDED, "folded"), **dict.fromkeys(BELOW, "below")
@@ -91,6 +104,7 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "Step": ("tenants",),
     "Adoption": ("changed", "url", "schema_version", "server"),
     "Finding": ("subject", "check"),
+    "CheckInfo": ("asked", "threshold"),
     "Backup": ("restore_seconds", "rows", "pinned", "size_bytes", "created_at"),
     "Aside": ("backup", "size_bytes", "since", "server", "until"),
     "Proof": ("seconds", "rows"),
@@ -105,6 +119,7 @@ UNWRAPPED: Mapping[str, Callable[[Any], Row]] = {
         "enrollment_url": issued.enrollment_url,
     },
     "Plan": lambda plan: {"dry_run": True, "steps": [row(step) for step in plan.steps]},
+    "Health": lambda health: _health(health),
 }
 
 
@@ -156,7 +171,18 @@ def row(value: Any) -> Row:
         return UNWRAPPED[type(value).__name__](value)
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    return {RENAMED.get(f.name, f.name): plain(getattr(value, f.name)) for f in fields(value)}
+    return {RENAMED.get(f.name, f.name): plain(getattr(value, f.name)) for f in fields(value) if not f.metadata}
+
+
+def _health(health: Any) -> Row:
+    """Make the object of a health report: named tenants are listed, one with its tables; all are only counted."""
+    found = {f.name: plain(getattr(health, f.name)) for f in fields(health) if not f.metadata and f.name != "tenants"}
+    tenants: Any = [row(tenant) for tenant in health.tenants] if health.named else {}
+    for tenant in health.tenants if not health.named else ():
+        tenants[tenant.state.value] = tenants.get(tenant.state.value, 0) + 1
+    for each in tenants if len(tenants) > 1 and health.named else ():
+        del each["tables"], each["indexes"]
+    return {**dict(list(found.items())[:3]), "tenants": tenants, **dict(list(found.items())[3:])}
 
 
 def keys(model: type) -> tuple[str, ...]:
@@ -165,7 +191,8 @@ def keys(model: type) -> tuple[str, ...]:
         from posduif_cli.models.desk import Token
 
         return (*keys(Token), "token", "enrollment_url")
-    return tuple(RENAMED.get(f.name, f.name) for f in fields(model)) if is_dataclass(model) else ()
+    shown = (f for f in fields(model) if not f.metadata) if is_dataclass(model) else ()
+    return tuple(RENAMED.get(f.name, f.name) for f in shown)
 
 
 def terminal_columns(model: type, values: Sequence[Any]) -> list[str]:

@@ -3,8 +3,9 @@
 import json
 import socket
 import socketserver
+import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
@@ -57,6 +58,47 @@ class Redis(_Serving):
         self.port = int(server.server_address[1])
 
 
+Talk = Callable[[socket.socket, threading.Event], None]  # on a connection, until the event says that the test is over
+
+
+class Listener(_Serving):
+    """A program that is no engine: it notes the head of each request in *heard*, and *talk* is or gives the answer."""
+
+    def __init__(self, talk: bytes | Talk, *, tls: ssl.SSLContext | None = None) -> None:
+        self.talk, self.heard, self._over = talk, list[bytes](), threading.Event()
+        listener = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                # A client that leaves in the middle is no matter.
+                with suppress(OSError):
+                    sock = tls.wrap_socket(self.request, server_side=True) if tls else self.request
+                    try:
+                        listener._answer(sock)
+                    finally:
+                        sock.close()
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads, request_queue_size = True, 64
+
+        server = self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = int(server.server_address[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        super().__exit__()
+
+    def _answer(self, sock: socket.socket) -> None:
+        head = more = sock.recv(4096)
+        while more and head.startswith(b"GET ") and b"\r\n\r\n" not in head:
+            head += (more := sock.recv(4096))
+        self.heard.append(head)
+        if isinstance(self.talk, bytes):
+            sock.sendall(self.talk)
+        else:
+            self.talk(sock, self._over)
+
+
 class Engine(_Serving):
     """One engine, started from its file; raises what keeps the real one from starting.
 
@@ -68,6 +110,7 @@ class Engine(_Serving):
         self.settings = yaml.safe_load(file.read_text())
         self.ahead = ahead
         self.port = port or int(self.settings["sse"]["port"])
+        self.heard: list[tuple[str, str, str | None]] = []  # method, path and device of each request
         self._most = int(self.settings["postgres"]["max_connections"])
         self._idle: LifoQueue[psycopg.Connection[Any]] = LifoQueue()
         self._opened = threading.Semaphore(self._most)
@@ -98,7 +141,8 @@ class Engine(_Serving):
                 pass
 
         class Server(ThreadingHTTPServer):
-            daemon_threads, allow_reuse_address, request_queue_size = True, False, 64
+            # As Go's listeners: a port is free again at once, and two never have the same.
+            daemon_threads, allow_reuse_address, allow_reuse_port, request_queue_size = True, True, False, 64
 
         self._server = Server(("127.0.0.1", self.port), Handler)
 
@@ -141,6 +185,7 @@ class Engine(_Serving):
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request as the real engine does; 500 carries PostgreSQL's words."""
+        self.heard.append((request.command, request.path, request.headers.get("X-Device-ID")))
         length = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(length)) if length else {}
         try:

@@ -71,8 +71,6 @@ class PgServer:
 
 def start(data_dir: Path, bin_dir: Path | None = None, **settings: str) -> PgServer:
     chosen = {
-        "fsync": "off",
-        "full_page_writes": "off",
         "max_connections": "200",
         "max_prepared_transactions": "2",
         **settings,

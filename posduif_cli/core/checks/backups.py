@@ -15,12 +15,10 @@ from posduif_cli.models.copies import FAILED, PROVED, Backup
 
 HOUR = timedelta(hours=1)
 DUE = timedelta(hours=26)  # a nightly backup, and some time for it
-OLD = Threshold(26, 168, "hours")
-UNPROVEN = Threshold(14, 90, "days")
 SHRANK = 0.5  # of the median of the last seven
 LAST = 7
 
-health = partial(check, "tenant", ("health",))
+health = partial(check, "tenant", ("health",), tier="stored")
 server = partial(check, "server", ("health",))
 config = partial(check, "configuration", ("doctor",))
 
@@ -40,34 +38,30 @@ def _judged(facts: TenantFacts) -> bool:
 
 
 @health("backup.missing", "Every tenant has a backup",
-    "Judged where backup.dir is configured, of tenants that are older than a day.")  # fmt: skip
+    "Judged where backup.dir is configured, of tenants that are older than a day.",
+    together=("backup", "create"))  # fmt: skip
 def missing(facts: TenantFacts) -> Iterator[Verdict]:
     """Tell a tenant that has no backup and is old enough to have one."""
     created = facts.tenant.created_at
     if _judged(facts) and not of_tenant(facts) and (created is None or facts.now - created > DUE):
         fix = Run("backup", "create", facts.subject)
-        yield Verdict(Level.WARNING, f"tenant {facts.subject} has no backup", fix=fix)
+        yield Verdict(Level.WARNING, f"tenant {facts.subject} has no backup", fix=fix, several="no backup")
 
 
 @health("backup.old", "The newest backup is of the last day",
     "A nightly backup is at most 24 hours old, and may take some time.",
-    threshold=OLD)  # fmt: skip
+    threshold=Threshold(26, 168, "hours"), together=("backup", "create"))  # fmt: skip
 def old(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge the age of the newest backup."""
     if _judged(facts) and (known := of_tenant(facts)):
         hours = round((facts.now - known[-1].created_at) / HOUR, 1)
-        yield Verdict(
-            OLD.level(hours),
-            f"the newest backup is {hours:g} h old",
-            hours,
-            fix=Run("backup", "create", facts.subject),
-        )
+        fix = Run("backup", "create", facts.subject)
+        yield Verdict(None, f"the newest backup is {hours:g} h old", hours, fix=fix, several="the newest backup is old")
 
 
 @health("backup.unproven", "A backup was proved by restoring it",
     "A backup that was never restored is a hope. Judged two weeks after the first backup, "
-    "or as soon as a verification failed.",
-    threshold=UNPROVEN)  # fmt: skip
+    "or as soon as a verification failed.", threshold=Threshold(14, 90, "days"))  # fmt: skip
 def unproven(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge when a backup was proved last, and whether the newest failed."""
     known = of_tenant(facts) if _judged(facts) else ()
@@ -75,12 +69,15 @@ def unproven(facts: TenantFacts) -> Iterator[Verdict]:
         return
     if (newest := known[-1]).verified == FAILED:
         text = f"backup {newest.backup} failed its verification"
-        yield Verdict(Level.CRITICAL, text, newest.backup, fix=Run("backup", "create", facts.subject))
+        fix = Run("backup", "create", facts.subject)
+        yield Verdict(Level.CRITICAL, text, newest.backup, fix=fix, several="the newest backup failed its verification")
         return
     proofs = [backup.verified_at for backup in known if backup.verified == PROVED and backup.verified_at]
     days = (facts.now - max(proofs, default=known[0].created_at)).days
     text = f"no backup was proved for {days} days"
-    yield Verdict(UNPROVEN.level(days), text, days, fix=Run("backup", "verify", facts.subject))
+    yield Verdict(
+        None, text, days, fix=Run("backup", "verify", facts.subject), several="no backup was proved for long"
+    )  # fmt: skip
 
 
 @health("backup.shrank", "The newest backup is as large as the last seven",
@@ -97,12 +94,15 @@ def shrank(facts: TenantFacts) -> Iterator[Verdict]:
     ):
         if median and size < SHRANK * median:
             text = f"backup {newest.backup} has {size} {what}, those before had {median:g}"
-            yield Verdict(Level.WARNING, text, size, what, fix=Run("backup", "list", facts.subject))
+            yield Verdict(
+                Level.WARNING, text, size, what, fix=Run("backup", "list", facts.subject),
+                several="the newest backup has less than half of those before",
+            )  # fmt: skip
             return
 
 
 @server("backup.store", "The place of backups can be read",
-    "A store that cannot be read says nothing of the backups in it.")  # fmt: skip
+    "A store that cannot be read says nothing of the backups in it.", tier="stored")  # fmt: skip
 def store(facts: ServerFacts) -> Iterator[Verdict]:
     """Tell why no backup was seen."""
     if facts.store_error is not None:

@@ -3,7 +3,7 @@
 Each is gathered once, by one session where a server is asked. What was not asked, or not answered, is None or empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -24,23 +24,28 @@ from posduif_cli.models.schema import Migration
 from posduif_cli.models.servers import Server
 from posduif_cli.models.tenants import Engine, State, Tenant
 
+Rows = Sequence[Mapping[str, Any]]  # what a query answered, columns by name
+
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """The figures of one server; *affected* names the tenants that an *error* keeps from being asked for.
+    """What one session saw of a server; *affected* names the tenants that an *error* keeps from being asked for.
 
-    *tenants* is None where it did not list them. *login* is the role that asked, *member* that it is an administrator.
-    *asides* are databases that restores set aside, *store_error* is why the backups could not be read.
+    *seen* holds the rows of each query that was answered, by its name. *tenants* is None where it did not list them.
+    *login* is the role that asked, *member* that it is an administrator, *monitor* that it may see what other roles'
+    sessions do. *asides* are databases that restores set aside, *store_error* is why the backups could not be read.
     """
 
     figures: ServerHealth
-    slots: Sequence[dict[str, Any]] = ()
+    seen: Mapping[str, Rows] = field(default_factory=dict)
     unanswered: Sequence[Verdict] = ()
     error: PosduifError | None = None
     affected: tuple[str, ...] = ()
     tenants: Sequence[Tenant] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     login: str = ""
     member: bool = False
+    monitor: bool = True
     asides: Sequence[Aside] = ()
     store_error: PosduifError | None = None
     now: datetime = field(default_factory=partial(datetime.now, UTC))
@@ -50,20 +55,49 @@ class ServerFacts:
         """The server's name."""
         return self.figures.server
 
+    def rows(self, query: str) -> Rows:
+        """Return what a query answered; nothing where it was not asked or not answered."""
+        return self.seen.get(query, ())
+
+    def names(self, databases: Iterable[str]) -> tuple[str, ...]:
+        """Return those of some databases that are tenants."""
+        known = {tenant.tenant for tenant in self.tenants or ()}
+        return tuple(dict.fromkeys(name for name in databases if name in known))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tenant's url answered: the HTTP *status* within *seconds*, or at which *step* it failed, and why.
+
+    *step* is "name", "connect", "certificate", "silence" or "http". *ends* is when the certificate ends.
+    """
+
+    url: str
+    status: int | None = None
+    step: str | None = None
+    why: str = ""
+    seconds: float = 0.0
+    ends: datetime | None = None
+
 
 @dataclass(frozen=True)
 class TenantFacts:
     """What the fleet knows of a tenant; *measured* are the figures of its database.
 
-    *backups* are those of its name, the oldest first; None where none are looked at.
+    *visited* is what a session in its database saw: the rows of each query that was answered, by its name. *missing*
+    are the commands that grants.sql would run, None where that was not asked. *backups* are those of its name, the
+    oldest first; None where none are looked at. *answer* is what its engine answered, *full* that the engine's role has
+    all its connections.
     """
 
     tenant: Tenant
     measured: Mapping[str, Any] = field(default_factory=dict)
-    invalid_indexes: Sequence[str] = ()
-    stuck: Sequence[dict[str, Any]] = ()
+    visited: Mapping[str, Rows] = field(default_factory=dict)
     unanswered: Sequence[Verdict] = ()
+    missing: Sequence[str] | None = None
     backups: Sequence[Backup] | None = None
+    answer: Answer | None = None
+    full: bool = False
     now: datetime = field(default_factory=partial(datetime.now, UTC))
 
     @property
@@ -71,11 +105,24 @@ class TenantFacts:
         """The tenant's name."""
         return self.tenant.tenant
 
+    def rows(self, query: str) -> Rows:
+        """Return what a query answered; nothing where it was not asked or not answered."""
+        return self.visited.get(query, ())
+
     @property
     def figures(self) -> TenantHealth:
         """The figures of a health report."""
         t = self.tenant
         return TenantHealth(t.tenant, t.server, t.state, t.schema_version, t.pending, **self.measured)
+
+
+@dataclass(frozen=True)
+class VisitedServer:
+    """The tenants of one server that were visited."""
+
+    subject: str
+    tenants: Sequence[TenantFacts]
+    now: datetime = field(default_factory=partial(datetime.now, UTC))
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,58 @@
-"""The health report: what is wrong with servers and tenants, by one session per server and one per tenant."""
+"""The health report: what is wrong with servers and tenants, what causes it, and what to type.
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+One session per server sees nearly all of it for all tenants. A session per tenant is opened for what no other can see,
+of named tenants or of all; their engines are asked on request.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, LiteralString, TypeVar
 
 from posduif_cli.core import names
-from posduif_cli.core.checks import registry
+from posduif_cli.core.checks import causes, cluster, inside, probe
 from posduif_cli.core.checks.backups import numbered
-from posduif_cli.core.checks.check import Verdict, failure
-from posduif_cli.core.checks.facts import ServerFacts, TenantFacts
+from posduif_cli.core.checks.causes import Judged
+from posduif_cli.core.checks.check import Check, Verdict, failure
+from posduif_cli.core.checks.facts import Answer, ServerFacts, TenantFacts, VisitedServer
+from posduif_cli.core.checks.questions import grant
+from posduif_cli.core.checks.rules import Rules
 from posduif_cli.core.checks.tenant import VISITED
 from posduif_cli.core.checks.verify import visit
-from posduif_cli.core.fleet import run
-from posduif_cli.core.fleet.asides import asides
-from posduif_cli.core.fleet.fleet import Fleet, Session, ambiguous, live, split
-from posduif_cli.core.schema import history
+from posduif_cli.core.fleet.crew import Crew
+from posduif_cli.core.fleet.fleet import SIZES_TIMEOUT, Fleet, ambiguous, live, split
+from posduif_cli.core.fleet.run import DEFAULT_JOBS
 from posduif_cli.db import queries
-from posduif_cli.db.admin import HEALTH_GROUP
-from posduif_cli.db.connect import MAINTENANCE
-from posduif_cli.db.quoting import quoted
-from posduif_cli.errors import AccessDenied, Busy, Hint, Interrupted, PosduifError, QueryFailed, Run, TenantNotFound
-from posduif_cli.models.checks import Health, IndexUse, Level, ServerHealth, TableSize
+from posduif_cli.db.session import HEALTH_CLASS, QUESTION_TIMEOUT
+from posduif_cli.errors import AccessDenied, Busy, PosduifError, Run, ServerUnreachable, TenantNotFound
+from posduif_cli.models.checks import Health, Level, ServerHealth
 from posduif_cli.models.copies import Backup
-from posduif_cli.models.tenants import Tenant
+from posduif_cli.models.servers import Server
+from posduif_cli.models.tenants import State, Tenant
 
-T = TypeVar("T")
-LOCK_TIMEOUT = timedelta(seconds=2)  # a report that waits for a stuck ALTER TABLE reports nothing
-LIMIT = timedelta(seconds=10)  # of one question; what a phone or an engine wrote must not keep monitoring busy
-QUERY_CANCELED = "57014"
+SHARE = 10  # of a server's free connections a report takes at most one in so many
+TURN = "health --deep"  # of which one runs at a time on each server
+NO_BACKUPS = "backup.dir is not configured"
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How far a report looks: *deep* visits all tenants, *probe* asks their engines, *sizes* measures their databases.
+
+    *jobs* is how many tenants of a server, and how many urls, are asked at once. After *budget* no further tenant is
+    visited or probed.
+    """
+
+    deep: bool = False
+    probe: bool = False
+    sizes: bool = False
+    jobs: int = DEFAULT_JOBS
+    budget: timedelta | None = None
 
 
 def report(
@@ -37,195 +60,340 @@ def report(
     *,
     tenants: Sequence[str] = (),
     backups: Sequence[Backup] | PosduifError | None = None,
-    checks: Collection[str] | None = None,
+    rules: Rules | None = None,
+    depth: Depth = Depth(),
 ) -> Health:
-    """Return what is wrong with the named tenants, or with all, and with their servers, and with their *backups*.
+    """Return what is wrong with the named tenants, or with all, and with their servers, by *rules*.
 
-    With *checks* only these judge.
-
+    *backups* are all there are, or why they cannot be read, None where none are configured. Named tenants are visited.
     A server or tenant that cannot be reached is a critical finding, a question that was not answered an unknown one;
-    all others keep their answers. Raises InvalidName, AmbiguousTenant, and TenantNotFound for a named tenant that no
-    server has, unless one of them could not be asked.
+    all others keep their answers. Raises InvalidName, AmbiguousTenant, Busy where another deep report is under way, and
+    TenantNotFound for a named tenant that no server has, unless one of them could not be asked.
     """
-    wanted = tuple(dict.fromkeys(tenants))
-    saved = None if backups is None or isinstance(backups, PosduifError) else numbered(backups)
-    for name in wanted:
-        names.tenant(name)
-    told, lost = split(fleet.ask(partial(_ask_server, fleet, wanted)))
-    chosen = [tenant for answer in told.values() for tenant in answer.tenants or ()]
-    asked = {server.name for server in fleet.servers}
-    missing: list[str] = []
-    if wanted:
-        silent = {*lost, *(name for name, answer in told.items() if answer.tenants is None)}
-        chosen, missing = _choose(fleet, wanted, chosen, complete=not silent)
-        asked = {tenant.server for tenant in chosen} | (silent if missing else set())
-
-    servers = [
-        told.get(name) or ServerFacts(ServerHealth(name, False), error=lost[name], affected=tuple(missing))
-        for name in (server.name for server in fleet.servers)
-        if name in asked
-    ]
-    here = [tenant for tenant in chosen if tenant.state in VISITED and tenant.schema_version is not None]
-    by_place = {(tenant.server, tenant.tenant): tenant for tenant in here}
-    answers, gone = visit(fleet, here, partial(_look, by_place))
-    results = dict(answers)
-    dropped = {tenant: result for tenant, result in answers if isinstance(result, TenantNotFound)}
-    if wanted and dropped:
-        raise next(iter(dropped.values()))
-    examined: list[TenantFacts] = []
-    for tenant in (tenant for tenant in chosen if tenant not in dropped):
-        result = results.get(tenant, TenantFacts(tenant))
-        if isinstance(result, PosduifError):
-            closed = () if result is gone.get(tenant.server) else (_closed(tenant, result, told[tenant.server]),)
-            result = TenantFacts(tenant, unanswered=closed)
-        examined.append(replace(result, backups=None if saved is None else saved.get(tenant.tenant, ())))
-    for name, error in gone.items():
-        affected = tuple(tenant.tenant for tenant in chosen if results.get(tenant) is error)
-        servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
-
-    if isinstance(backups, PosduifError) and servers:
-        servers[0] = replace(servers[0], store_error=backups)
-    judged = [(each.tenant.server, registry.judge("health", "tenant", each, checks)) for each in examined]
-    judged += [(each.subject, registry.judge("health", "server", each, checks)) for each in servers]
-    findings = [fleet.locate(finding, server) for server, found in judged for finding in found]
-    order = list(Level)
-    covered = [name for name in asked if name in told and name not in gone and not told[name].unanswered]
-    visited = [tenant for tenant, result in answers if isinstance(result, TenantFacts) and not result.unanswered]
-    return Health(
-        status=max((finding.level for finding in findings), key=order.index, default=Level.OK).value,
-        checked_at=datetime.now(UTC),
-        servers=tuple(facts.figures for facts in servers if facts.error is None or facts.subject in lost),
-        tenants=tuple(facts.figures for facts in examined),
-        coverage={"servers": len(covered), "tenants": len(examined) + len(missing), "visited": len(visited)},
-        findings=tuple(sorted(findings, key=lambda finding: -order.index(finding.level))),
-    )
+    return _Report(fleet, tuple(dict.fromkeys(tenants)), backups, rules or Rules(), depth).made()
 
 
-def _choose(
-    fleet: Fleet, wanted: Sequence[str], listed: Sequence[Tenant], *, complete: bool
-) -> tuple[list[Tenant], list[str]]:
-    """Return the tenants of some names, and the names that no server gave while the answers were not *complete*."""
-    chosen: list[Tenant] = []
-    missing: list[str] = []
-    for name in wanted:
-        found = live([tenant for tenant in listed if tenant.tenant == name])
-        if len(found) > 1:
-            raise ambiguous(name, found)
-        if found:
-            chosen += found
-        elif complete:
-            chosen.append(fleet.find(name).tenant)  # which raises TenantNotFound with the nearest name
-        else:
-            missing.append(name)
-    return chosen, missing
+class _Report:
+    """One report while it is made; *told* has the answers of the servers, *lost* the errors of the others."""
 
+    def __init__(
+        self,
+        fleet: Fleet,
+        wanted: Sequence[str],
+        backups: Sequence[Backup] | PosduifError | None,
+        rules: Rules,
+        depth: Depth,
+    ) -> None:
+        for name in wanted:
+            names.tenant(name)
+        self.fleet, self.wanted, self.backups, self.rules, self.depth = fleet, wanted, backups, rules, depth
+        self.started = time.monotonic()
+        self.told: dict[str, ServerFacts] = {}
+        self.lost: dict[str, PosduifError] = {}
 
-class _Questions:
-    """The questions to one session, each within its own limits, so that one without an answer leaves all others theirs.
+    def _checks(self, tier: str, scope: str) -> dict[str, list[Check]]:
+        """Return the checks of a tier and a scope that judge, by the server's name."""
+        return {
+            server.name: [c for c in self.rules.checks(server.name) if c.tier == tier and c.scope == scope]
+            for server in self.fleet.servers
+        }
 
-    Raises ServerUnreachable where the connection broke, Interrupted after ctrl-C.
-    """
+    def made(self) -> Health:
+        """Make the report."""
+        fleet, depth = self.fleet, self.depth
+        listed, probed = self._checks("listed", "server"), self._checks("probed", "tenant")
+        asking = {name: [*listed[name], *(probed[name] if depth.probe else ())] for name in listed}
+        ask = partial(cluster.look, fleet, self.wanted, asking, depth.sizes)
+        limit = SIZES_TIMEOUT if depth.sizes else QUESTION_TIMEOUT
+        self.told, self.lost = split(fleet.ask(ask, limit=limit))
+        with ExitStack() as turns:
+            if depth.deep:
+                self._take_turns(turns)
+            chosen, missing = self._choose()
+            servers = self._servers(chosen, missing)
+            visited, gone = self._visit(chosen)
+        dropped = {tenant for tenant, result in visited.items() if isinstance(result, TenantNotFound)}
+        for result in visited.values():
+            if self.wanted and isinstance(result, TenantNotFound):
+                raise result
+        chosen = [tenant for tenant in chosen if tenant not in dropped]
+        for name, error in gone.items():
+            affected = tuple(tenant.tenant for tenant in chosen if visited.get(tenant) is error)
+            servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
+        examined = self._examine(chosen, visited, gone)
+        return self._judge(servers, examined, missing, visited, gone)
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._failed: dict[tuple[Level, str, Hint | None], list[str]] = {}
-        session.script("SET default_transaction_read_only = on")
-        session.limit(lock_timeout=LOCK_TIMEOUT, statement_timeout=LIMIT)
+    def _take_turns(self, turns: ExitStack) -> None:
+        """Take the lock of deep reports on every server that answered; raises Busy, naming who has it."""
+        named, which = queries.load("db/session"), {"class": HEALTH_CLASS, "subject": TURN}
+        for server in map(self.fleet.server, self.told):
+            if server.max_connections == 1:
+                continue  # the only connection is needed for the visits
+            try:
+                session = turns.enter_context(self.fleet.maintenance(server))
+            except ServerUnreachable:
+                continue  # the visits say so
+            if not session.value(named["try_lock"], **which):
+                holders = session.tuples(named["list_lock_holders"], **which)
+                who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders)
+                raise Busy(
+                    f"another deep report is under way on server {server.name}",
+                    why=f"its lock is held by {who}" if who else None,
+                    hint="try again when that is done",
+                )
 
-    def ask(self, subject: str, question: Callable[[], T]) -> T | None:
-        """Return the answer; None where there was none, and then `unanswered` says that of *subject*, and why."""
-        try:
-            return question()
-        except (Busy, AccessDenied, QueryFailed) as error:
-            if self.session.cancelled:
-                raise Interrupted("interrupted") from None
-            self._failed.setdefault(self._reason(error), []).append(subject)
-            return None
+    def _choose(self) -> tuple[list[Tenant], list[str]]:
+        """Return the tenants that are reported on, and the names that no server gave while one was silent."""
+        listed = [tenant for answer in self.told.values() for tenant in answer.tenants or ()]
+        chosen: list[Tenant] = [] if self.wanted else listed
+        missing: list[str] = []
+        for name in self.wanted:
+            found = live([tenant for tenant in listed if tenant.tenant == name])
+            if len(found) > 1:
+                raise ambiguous(name, found)
+            if found:
+                chosen += found
+            elif not self._silent():
+                chosen.append(self.fleet.find(name).tenant)  # which raises TenantNotFound with the nearest name
+            else:
+                missing.append(name)
+        return chosen, missing
 
-    def figures(self, subject: str, query: LiteralString) -> dict[str, Any]:
-        """Return the one row of a query, without any column where there was no answer."""
-        rows = self.ask(subject, lambda: self.session.dicts(query))
-        return rows[0] if rows else {}
+    def _silent(self) -> set[str]:
+        """Return the names of the servers that did not say which tenants they have."""
+        return {*self.lost, *(name for name, answer in self.told.items() if answer.tenants is None)}
 
-    def unanswered(self) -> list[Verdict]:
-        """Return what was not answered, one verdict per reason."""
-        return [
-            Verdict(level, f"no answer about {', '.join(asked)}: {why}", fix=fix)
-            for (level, why, fix), asked in self._failed.items()
+    def _servers(self, chosen: Sequence[Tenant], missing: Sequence[str]) -> list[ServerFacts]:
+        """Return the facts of the servers that are reported on: all, or those of named tenants."""
+        asked = {server.name for server in self.fleet.servers}
+        if self.wanted:
+            asked = {tenant.server for tenant in chosen} | (self._silent() if missing else set())
+        found = [
+            self.told.get(name)
+            or ServerFacts(ServerHealth(name, False), error=self.lost[name], affected=tuple(missing))
+            for name in (server.name for server in self.fleet.servers)
+            if name in asked
         ]
+        if isinstance(self.backups, PosduifError) and found:
+            found[0] = replace(found[0], store_error=self.backups)
+        return found
 
-    def _reason(self, error: PosduifError) -> tuple[Level, str, Hint | None]:
-        name = self.session.database
-        if isinstance(error, Busy):
-            who = "; ".join(self._lockers())
-            return Level.UNKNOWN, f"locked by {who}" if who else error.sentence, next(iter(error.hints), None)
-        if isinstance(error, AccessDenied):
-            ours = self.session.member and name != MAINTENANCE
-            return Level.UNKNOWN, error.message, Run("tenant", "verify", name) if ours else _grant(self.session.login)
-        state = error.sqlstate if isinstance(error, QueryFailed) else None
-        if state == QUERY_CANCELED:
-            return Level.UNKNOWN, f"it took longer than the limit of {LIMIT.total_seconds():.0f} s", None
-        fix = Run("migrate", "verify", name) if state in history.NO_SUCH_TABLE_OR_COLUMN else None
-        return Level.CRITICAL, error.message, fix
+    def _visit(
+        self, chosen: Sequence[Tenant]
+    ) -> tuple[dict[Tenant, TenantFacts | PosduifError], Mapping[str, PosduifError]]:
+        """Visit tenants as far as the budget reaches; return what each answered, and the servers that went away."""
+        checks, shared = self._checks("visited", "tenant"), self._checks("visited", "server")
+        asked = {name: [*checks[name], *shared[name]] for name in checks}
+        if not (self.depth.deep or self.wanted):
+            return {}, {}
+        here = [tenant for tenant in chosen if tenant.state in VISITED and tenant.schema_version is not None]
+        here = [tenant for tenant in here if asked[tenant.server]]
+        if self.depth.budget is not None:
+            random.shuffle(here)  # so that the tenants that are left out are others each time
+        by_place = {(tenant.server, tenant.tenant): tenant for tenant in here}
+        jobs = {name: self._jobs(self.fleet.server(name)) for name in {tenant.server for tenant in here}}
+        crew = Crew()
+        with self._ending(crew):
+            answers, gone = visit(
+                self.fleet, here, partial(inside.look, by_place, asked, bool(self.wanted)), jobs=jobs, crew=crew
+            )
+        return dict(answers), gone
 
-    def _lockers(self) -> list[str]:
-        """Name the sessions that hold the lock, while they can be seen."""
-        try:
-            found = self.session.tuples(queries.load("checks/health")["find_lockers"])
-        except PosduifError:
-            return []
-        return [run.who_is(*row) for row in found]
+    def _jobs(self, server: Server) -> int:
+        """Return how many tenants of a server to visit at once: a report is never what takes the last connections."""
+        figures = self.told[server.name].figures
+        free = (figures.max_connections or 0) - (figures.connections or 0)
+        most = server.max_connections - (1 if self.depth.deep else 0)
+        return max(1, min(self.depth.jobs, most, free // SHARE))
+
+    def _ending(self, crew: Crew) -> "_Ending":
+        left = None
+        if self.depth.budget is not None:
+            left = max(0.0, self.depth.budget.total_seconds() - (time.monotonic() - self.started))
+        return _Ending(crew, left)
+
+    def _examine(
+        self,
+        chosen: Sequence[Tenant],
+        visited: Mapping[Tenant, TenantFacts | PosduifError],
+        gone: Mapping[str, PosduifError],
+    ) -> list[TenantFacts]:
+        """Return the facts of each tenant: from its server, from its database, from its engine and its backups."""
+        saved = numbered(self.backups) if isinstance(self.backups, Sequence) else None
+        examined: list[TenantFacts] = []
+        for tenant in chosen:
+            result = visited.get(tenant, TenantFacts(tenant))
+            if isinstance(result, PosduifError):
+                closed = (
+                    () if result is gone.get(tenant.server) else (_closed(result, self.told[tenant.server], tenant),)
+                )
+                result = TenantFacts(tenant, unanswered=closed)
+            server = self.told[tenant.server]
+            size = {} if tenant.tenant not in server.sizes else {"size_bytes": server.sizes[tenant.tenant]}
+            held = None if saved is None else saved.get(tenant.tenant, ())
+            newest = {"backup_at": held[-1].created_at} if held else {}
+            examined.append(replace(result, measured={**result.measured, **size, **newest}, backups=held))
+        if not self.depth.probe:
+            return examined
+        full = {
+            row["role"].removesuffix("_engine")
+            for server in self.told.values()
+            for row in server.rows("list_engine_sessions")
+            if row["used"] >= row["allowed"]
+        }
+        asked = self._checks("probed", "tenant")
+        open_ = [
+            f.tenant for f in examined if f.tenant.state is State.ACTIVE and f.tenant.url and asked[f.tenant.server]
+        ]
+        answers = self._probe(open_)
+        return [replace(f, answer=answers.get(f.tenant), full=f.subject in full) for f in examined]
+
+    def _probe(self, tenants: Sequence[Tenant]) -> dict[Tenant, Answer]:
+        """Ask the urls of some tenants, several at once, as far as the budget reaches."""
+        answers: dict[Tenant, Answer] = {}
+        crew = Crew()
+        with self._ending(crew):
+            crew.run(
+                [(self.depth.jobs, tenants)], lambda tenant: probe.ask(tenant.url or ""),
+                lambda tenant, answer, seconds: answers.update({tenant: _answer(tenant, answer)}),
+            )  # fmt: skip
+        return answers
+
+    def _judge(
+        self,
+        servers: Sequence[ServerFacts],
+        examined: Sequence[TenantFacts],
+        missing: Sequence[str],
+        visited: Mapping[Tenant, TenantFacts | PosduifError],
+        gone: Mapping[str, PosduifError],
+    ) -> Health:
+        """Return the report on what was seen."""
+        answered = [result for result in visited.values() if isinstance(result, TenantFacts)]
+        judged = [
+            Judged(check, server, facts.subject, verdict, self.rules.limits(server))
+            for server, facts, checks in self._subjects(servers, examined, answered)
+            for check in checks
+            for verdict in check.verdicts(facts, self.rules.limits(server))
+        ]
+        totals = Counter(facts.tenant.server for facts in examined)
+        found = causes.findings(self.fleet, judged, totals)
+        skipped, unable = self._skipped(judged, examined), {f.subject: self._unable(f) for f in servers}
+        ran = {
+            facts.subject: tuple(
+                id_ for id_ in self._ran(facts, answered) if id_ not in {*skipped, *unable[facts.subject]}
+            )
+            for facts in servers
+        }
+        whole = [facts for facts in answered if not facts.unanswered]
+        failed = [
+            result
+            for result in visited.values()
+            if not isinstance(result, TenantNotFound) and (isinstance(result, PosduifError) or result.unanswered)
+        ]
+        return Health(
+            status=max((finding.level for finding in found), key=lambda level: level.rank, default=Level.OK).value,
+            checked_at=datetime.now(UTC),
+            servers=tuple(f.figures for f in servers if f.error is None or f.subject in self.lost),
+            tenants=tuple(facts.figures for facts in examined),
+            coverage={
+                "servers": sum(f.error is None and f.subject not in gone and not f.unanswered for f in servers),
+                "tenants": len(examined) + len(missing),
+                "visited": len(whole),
+                "skipped": len(examined) - len(whole) - len(failed),
+                "failed": len(failed) + len(missing),
+                "probed": sum(facts.answer is not None for facts in examined),
+                "checks": len({id_ for ids in ran.values() for id_ in ids}),
+                "checks_skipped": len(skipped),
+                "checks_failed": len({id_ for ids in unable.values() for id_ in ids}),
+            },
+            findings=tuple(found),
+            skipped=skipped,
+            named=bool(self.wanted),
+            ran=ran,
+            seconds=round(time.monotonic() - self.started, 3),
+        )
+
+    def _skipped(self, judged: Sequence[Judged], examined: Sequence[TenantFacts]) -> dict[str, str]:
+        """Return why each check that could judge nothing yet could not."""
+        reasons = {each.check.id: each.verdict.message for each in judged if each.level is Level.SKIPPED}
+        counts = Counter(each.check.id for each in judged if each.level is Level.SKIPPED)
+        partly = {
+            each.check.id for each in judged if each.check.scope == "tenant" and counts[each.check.id] < len(examined)
+        }
+        skipped = {id_: reason for id_, reason in reasons.items() if id_ not in partly}
+        if self.backups is None:
+            skipped |= {check.id: NO_BACKUPS for check in self.rules.chosen if check.tier == "stored"}
+        off = [check.id for check in self.rules.chosen if not any(check in self.rules.checks(n) for n in self.told)]
+        return skipped | (dict.fromkeys(off, "it is switched off in the configuration") if self.told else {})
+
+    def _subjects(
+        self, servers: Sequence[ServerFacts], examined: Sequence[TenantFacts], answered: Sequence[TenantFacts]
+    ) -> Iterator[tuple[str, ServerFacts | TenantFacts | VisitedServer, Sequence[Check]]]:
+        """Yield each subject with its server's name and the checks that judge it."""
+        listed, stored = self._checks("listed", "server"), self._checks("stored", "server")
+        for each in servers:
+            yield each.subject, each, [*listed[each.subject], *stored[each.subject]]
+        whole = self._checks("visited", "server")
+        for name in {facts.tenant.server: None for facts in answered}:
+            yield name, VisitedServer(name, [f for f in answered if f.tenant.server == name]), whole[name]
+        of_tenant = {
+            server.name: [check for check in self.rules.checks(server.name) if check.scope == "tenant"]
+            for server in self.fleet.servers
+        }
+        for facts in examined:
+            yield facts.tenant.server, facts, of_tenant[facts.tenant.server]
+
+    def _ran(self, facts: ServerFacts, answered: Sequence[TenantFacts]) -> Iterator[str]:
+        """Yield the ids of the checks for which a server and its tenants were asked."""
+        for check in self.rules.checks(facts.subject):
+            if {
+                "listed": facts.error is None or check.id == "server.reach",
+                "stored": self.backups is not None,
+                "visited": any(each.tenant.server == facts.subject for each in answered),
+                "probed": self.depth.probe,
+            }[check.tier]:
+                yield check.id
+
+    def _unable(self, facts: ServerFacts) -> set[str]:
+        """Return the ids of the checks that could not judge a server, for lack of a right or of an answer."""
+        if facts.error is not None:
+            return set()
+        return {
+            check.id
+            for check in self._checks("listed", "server")[facts.subject]
+            if (check.monitor and not facts.monitor) or any(name not in facts.seen for name in check.asks)
+        }
 
 
-def _grant(login: str) -> str:
-    return f"a superuser or an administrator types: GRANT {HEALTH_GROUP} TO {quoted(login)};"
+class _Ending:
+    """Stops a crew after some seconds; None is never."""
+
+    def __init__(self, crew: Crew, seconds: float | None) -> None:
+        self._timer = None if seconds is None else threading.Timer(seconds, crew.stop.set)
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
-def _ask_server(fleet: Fleet, wanted: Sequence[str], session: Session) -> ServerFacts:
-    """Ask a server for its tenants, those *wanted* or all, and for its figures."""
-    named, questions = queries.load("checks/health"), _Questions(session)
-    tenants = questions.ask(
-        "tenants", lambda: [t for name in wanted or (None,) for t in fleet.list_on(session, name=name)]
-    )
-    limits = questions.figures("connections", queries.load("fleet/fleet")["measure_connections"])
-    described = questions.figures("version, replication", named["describe_server"])
-    slots = questions.ask("slots", lambda: session.dicts(named["list_slots"])) or ()
-    figures = ServerHealth(
-        session.server.name, True, connections=limits.get("used"), max_connections=limits.get("allowed"), **described
-    )
-    copies = questions.ask("databases set aside", lambda: asides(session)) or ()
-    if wanted:
-        copies = [copy for copy in copies if copy.tenant in wanted]
-    facts = ServerFacts(figures, slots, questions.unanswered(), tenants=tenants, asides=copies)
-    return replace(facts, login=session.login, member=bool(session.member))
+def _answer(tenant: Tenant, answer: Answer | PosduifError) -> Answer:
+    return answer if isinstance(answer, Answer) else Answer(tenant.url or "", step="http", why=answer.sentence)
 
 
-def _look(tenants: Mapping[tuple[str, str], Tenant], session: Session) -> TenantFacts:
-    """Ask the one of the *tenants*, by server and name, that the session is in."""
-    named, questions = queries.load("checks/health"), _Questions(session)
-    measured: dict[str, Any] = {}
-    for subject, query in (
-        ("size, connections", "measure_tenant"),
-        ("users", "count_users"),
-        ("messages", "count_messages"),
-        ("synchronisation errors", "count_errors"),
-    ):
-        measured |= questions.figures(subject, named[query])
-    measured["tables"] = tuple(questions.ask("tables", lambda: session.rows(TableSize, named["list_tables"])) or ())
-    measured["indexes"] = tuple(questions.ask("indexes", lambda: session.rows(IndexUse, named["list_indexes"])) or ())
-    invalid = questions.ask("invalid indexes", lambda: session.tuples(named["find_invalid_indexes"])) or ()
-    stuck = questions.ask("stuck devices", lambda: session.dicts(named["find_stuck_devices"])) or ()
-    tenant = tenants[session.server.name, session.database]
-    return TenantFacts(tenant, measured, [name for (name,) in invalid], stuck, questions.unanswered())
-
-
-def _closed(tenant: Tenant, error: PosduifError, server: ServerFacts) -> Verdict:
+def _closed(error: PosduifError, server: ServerFacts, tenant: Tenant) -> Verdict:
     """Say why a tenant could not be looked into.
 
     It is unknown where another command is at work there, or where the login has no right to look.
     """
     if isinstance(error, AccessDenied) and not server.member:
         text = f"{server.login} may not connect to database {tenant.tenant}"
-        return Verdict(Level.UNKNOWN, text, fix=_grant(server.login))
+        return Verdict(
+            Level.UNKNOWN, text, fix=grant(server.login), several=f"{server.login} may not connect to their databases"
+        )
     level = Level.UNKNOWN if isinstance(error, Busy) else Level.CRITICAL
     return failure(error, level, fix=Run("server", "list"))

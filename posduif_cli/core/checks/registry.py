@@ -1,16 +1,16 @@
 """Every check: `health`, `tenant verify`, `migrate verify`, `doctor` and `server init` are selections of this list."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from posduif_cli.core.checks import backups, machine, rights, schema, server, tenant
+from posduif_cli.core.checks import backups, cluster, inside, machine, probe, rights, schema, server, tenant
 from posduif_cli.core.checks.check import Check
 from posduif_cli.errors import UsageError
-from posduif_cli.models.checks import CheckInfo, Finding
+from posduif_cli.models.checks import Finding
 
 LIST: tuple[Check, ...] = tuple(
     check
-    for room in (server, tenant, backups, schema, rights, machine)
+    for room in (server, cluster, tenant, inside, probe, backups, schema, rights, machine)
     for check in vars(room).values()
     if type(check) is Check
 )
@@ -21,33 +21,24 @@ def select(command: str, scope: str) -> list[Check]:
     return [check for check in LIST if command in check.commands and check.scope == scope]
 
 
-def judge(command: str, scope: str, facts: Any, chosen: Collection[str] | None = None) -> list[Finding]:
-    """Return what the checks of a command, or those *chosen* of them, find in the facts of one subject."""
-    checks = [check for check in select(command, scope) if chosen is None or check.id in chosen]
-    return [finding for check in checks for finding in check(facts)]
+def judge(command: str, scope: str, facts: Any) -> list[Finding]:
+    """Return what the checks of a command find in the facts of one subject."""
+    return [finding for check in select(command, scope) for finding in check(facts)]
 
 
-def choose(command: str, only: Sequence[str], skip: Sequence[str]) -> set[str]:
-    """Return the ids of a command's checks, of *only* some and without those to *skip*; a prefix stands for all below.
+def of(command: str) -> list[Check]:
+    """Return the checks of a command."""
+    return [check for check in LIST if command in check.commands]
+
+
+def choose(command: str, only: Sequence[str], skip: Sequence[str]) -> list[Check]:
+    """Return a command's checks, of *only* some and without those to *skip*; a prefix stands for all below.
 
     Raises UsageError for what is no check of that command.
     """
-    ids = [check.id for check in LIST if command in check.commands]
-    return _all_of(ids, only or ids) - _all_of(ids, skip)
-
-
-def explain(command: str, id: str) -> list[CheckInfo]:
-    """Return what is known of a command's checks of an id, or of all of a prefix; raises UsageError."""
-    return [info for info in infos(command) if info.check in choose(command, [id], [])]
-
-
-def infos(command: str) -> list[CheckInfo]:
-    """Return what is known of all checks of a command."""
-    return [
-        CheckInfo(check.id, check.scope, check.title, str(check.threshold or "") or None, check.explanation)
-        for check in LIST
-        if command in check.commands
-    ]
+    ids = [check.id for check in of(command)]
+    left = _all_of(ids, only or ids) - _all_of(ids, skip)
+    return [check for check in of(command) if check.id in left]
 
 
 def _all_of(ids: Sequence[str], wanted: Sequence[str]) -> set[str]:

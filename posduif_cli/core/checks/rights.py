@@ -7,7 +7,7 @@ from functools import cache, partial
 from types import SimpleNamespace
 
 from posduif_cli.core.checks.check import Check, Repair, Verdict, check
-from posduif_cli.core.checks.facts import Inspection
+from posduif_cli.core.checks.facts import Inspection, TenantFacts
 from posduif_cli.core.fleet.fleet import Session
 from posduif_cli.core.folders import Folders
 from posduif_cli.core.schema import grants, history, inventory, strangers
@@ -46,14 +46,14 @@ def inspect(conn: Session, folders: Folders) -> Inspection:
         **conn.dicts(named["find_creators"], role=admin.engine_role(name))[0],
         readers=conn.tuples(named["find_readers"]),
         foreign=conn.tuples(named["find_foreign_objects"]),
-        missing=_missing(conn),
+        missing=missing_grants(conn),
         secured=conn.tuples(named["find_row_security"]),
         strangers=_strangers(conn, folders, done),
     )  # fmt: skip
 
 
-def _missing(conn: Session) -> list[str]:
-    """Return the commands that grants.sql would run.
+def missing_grants(conn: Session) -> list[str]:
+    """Return the commands that grants.sql would run; an administrator's session is asked.
 
     Its block asks the catalogs what is to be done and does it; here it notes it in a setting of the transaction.
     """
@@ -293,17 +293,21 @@ def _functions() -> dict[str, str]:
     return {thing.name: thing.ddl for thing in inventory.snapshot() if thing.kind == "function" and thing.ddl}
 
 
-@verified("grants.differ", "Rights inside the tenant are those of grants.sql",
-    "grants.sql says what engines, people and nightly jobs may do with which table and column.",
-    repair=lambda conn, facts, _: grants.run(conn))  # fmt: skip
-def granted(facts: Inspection) -> Iterator[Verdict]:
+@check("tenant", ("tenant verify", "health"), "grants.differ", "Rights inside the tenant are those of grants.sql",
+    "grants.sql says what engines, people and nightly jobs may do with which table and column. "
+    "Only an administrator's session can compare them.",
+    repair=lambda conn, facts, _: grants.run(conn), tier="visited",
+    together=("tenant", "verify", "--repair"))  # fmt: skip
+def granted(facts: Inspection | TenantFacts) -> Iterator[Verdict]:
     """Tell what grants.sql would give or take away."""
     if facts.missing:
         words = [
             f"what {command} takes away is too much" if command.startswith("REVOKE") else f"{command} is missing"
             for command in facts.missing
         ]
-        yield critical(f"the grants differ from grants.sql: {listed(words, SHOWN, '; ')}")
+        text = listed(words, SHOWN if isinstance(facts, Inspection) else 1, "; ")
+        several = "the grants differ from grants.sql"
+        yield replace(critical(f"the grants differ from grants.sql: {text}"), several=several)
 
 
 @verified("texts.readable", "People's groups cannot read what customers write",

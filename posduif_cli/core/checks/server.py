@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from posduif_cli.core.checks.check import Threshold, Verdict, check, failure
+from posduif_cli.core.checks.check import Hides, Verdict, check, failure
 from posduif_cli.core.checks.facts import ServerFacts, Setup
 from posduif_cli.core.fleet import proof
 from posduif_cli.core.fleet.fleet import Fleet, Session, naming
@@ -14,16 +14,11 @@ from posduif_cli.db.session import ADMIN_ROLE
 from posduif_cli.errors import Busy, NotEnough, Run
 from posduif_cli.models.checks import Level
 
-MIB = 1024**2
 SUPPORTED = range(15, 19)  # major versions of PostgreSQL
 SPARE_CONNECTIONS = 10  # for people, backups and monitoring
 BACKUP_WAL_SENDERS = 2  # what pg_basebackup takes
 LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
-FULL = Threshold(0.75, 0.9, "ratio")
-RETAINED = Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes")
-LAG = Threshold(64 * MIB, 512 * MIB, "bytes")
 
-health = partial(check, "server", ("health",))
 doctor = partial(check, "server", ("doctor",))
 listing = partial(check, "server", ("server list", "doctor"))
 init = partial(check, "server", ("server init", "doctor"))
@@ -69,7 +64,8 @@ def prove(fleet: Fleet, session: Session) -> Setup:
 
 @check("server", ("health", "doctor"), "server.reach", "The server answers",
     "A server that cannot be reached serves no tenant. "
-    "A question may go unanswered for lack of a right, or because it takes too long.")  # fmt: skip
+    "A question may go unanswered for lack of a right, or because it takes too long.",
+    hides=Hides(("tenant", "engine.answer"), whole=True))  # fmt: skip
 def reach(facts: ServerFacts | Setup) -> Iterator[Verdict]:
     """Judge a server that could not be asked, and questions without an answer."""
     if facts.error is not None:
@@ -77,41 +73,6 @@ def reach(facts: ServerFacts | Setup) -> Iterator[Verdict]:
         level = Level.UNKNOWN if isinstance(facts.error, Busy) else Level.CRITICAL
         yield replace(failure(facts.error, level, fix=Run("server", "list")), affected=facts.affected)
     yield from facts.unanswered
-
-
-@health("connections.full", "Connections are left",
-    "All roles but superusers share the server's connections. Once none is left, engines and commands are refused.",
-    threshold=FULL)  # fmt: skip
-def connections(facts: ServerFacts) -> Iterator[Verdict]:
-    """Judge the connections in use against what ordinary roles may use."""
-    used, limit = facts.figures.connections, facts.figures.max_connections
-    if used is not None and limit is not None:
-        share = used / max(limit, 1)
-        fix = "lower the engines' max_connections, or raise the server's"
-        yield Verdict(FULL.level(share), f"{used} of {limit} connections are in use", round(share, 3), fix=fix)
-
-
-@health("slots.retained", "Replication slots keep little WAL",
-    "A slot keeps the WAL that its reader has not confirmed, until the disk is full. "
-    "An engine's slot is active only while the engine reads, so inactivity alone says nothing.",
-    threshold=RETAINED)  # fmt: skip
-def slots(facts: ServerFacts) -> Iterator[Verdict]:
-    """Judge how much WAL each replication slot keeps from being recycled."""
-    for slot in facts.slots:
-        kept = slot["retained_bytes"] or 0
-        text = f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL"
-        fix = f"SELECT pg_drop_replication_slot('{slot['slot']}');"
-        yield Verdict(RETAINED.level(kept), text, kept, subject=f"{facts.subject}/{slot['slot']}", fix=fix)
-
-
-@health("replication.lag", "Replicas keep up",
-    "A replica that is far behind loses that much if it has to take over.", threshold=LAG)  # fmt: skip
-def replication(facts: ServerFacts) -> Iterator[Verdict]:
-    """Judge how far the slowest replica is behind."""
-    lag = facts.figures.replication_lag_bytes
-    if lag is not None:
-        text = f"the slowest replica is {lag / MIB:.1f} MiB behind"
-        yield Verdict(LAG.level(lag), text, lag, fix="look at the replica's network and disks")
 
 
 @doctor("server.version", "The PostgreSQL version is supported",

@@ -1,13 +1,12 @@
-"""The checks of a tenant that its record and its rows answer: state, schema, indexes, synchronisation."""
+"""The checks of a tenant that its record answers: its state, and the state of its schema."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from posduif_cli.core.checks.check import Verdict, check, failure
+from posduif_cli.core.checks.check import Hides, Verdict, check, failure
 from posduif_cli.core.checks.facts import TenantFacts
 from posduif_cli.core.fleet.fleet import wrong_state
-from posduif_cli.db.quoting import quoted
 from posduif_cli.errors import Run
 from posduif_cli.models.checks import Level
 from posduif_cli.models.tenants import State
@@ -20,7 +19,7 @@ health = partial(check, "tenant", ("health",))
 
 @health("tenant.reach", "The tenant's database answers",
     "A question may go unanswered because a table is locked, a right or a table is missing, "
-    "or it took too long.")  # fmt: skip
+    "or it took too long.", tier="visited")  # fmt: skip
 def reach(facts: TenantFacts) -> Iterator[Verdict]:
     """Tell what was not answered."""
     yield from facts.unanswered
@@ -28,20 +27,26 @@ def reach(facts: TenantFacts) -> Iterator[Verdict]:
 
 @health("tenant.state", "The tenant is active or suspended",
     "Any other state is that of a command that is at work or was interrupted, "
-    "or of a tenant whose database is lost.")  # fmt: skip
+    "or of a tenant whose database is lost.", hides=Hides(("engine.answer",), Level.WARNING))  # fmt: skip
 def state(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge the state, and whether the engine of an active tenant may log in."""
     tenant = facts.tenant
     if tenant.state is State.ACTIVE and tenant.engine_may_log_in is False:
-        text = f"tenant {tenant.tenant} is active, but its engine may not log in: a suspend was interrupted"
-        yield Verdict(Level.CRITICAL, text, tenant.state.value, fix=Run("tenant", "resume", tenant.tenant))
+        what = "is active, but its engine may not log in: a suspend was interrupted"
+        yield Verdict(
+            Level.CRITICAL, f"tenant {tenant.tenant} {what}", tenant.state.value,
+            fix=Run("tenant", "resume", tenant.tenant), several=what,
+        )  # fmt: skip
     if tenant.state not in VISITED:
         level = Level.CRITICAL if tenant.state is State.LOST else Level.WARNING
-        yield replace(failure(wrong_state(tenant), level), value=tenant.state.value)
+        error = wrong_state(tenant)
+        what = f"{tenant.state}" + (f": {error.why}" if error.why else "")
+        yield replace(failure(error, level), value=tenant.state.value, several=what)
 
 
 @health("schema.failed", "The last migration succeeded",
-    "The record keeps the last migration that failed, until the next one succeeds.")  # fmt: skip
+    "The record keeps the last migration that failed, until the next one succeeds.",
+    together=("migrate", "up"))  # fmt: skip
 def failed(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge an active tenant's last migration."""
     tenant, error = facts.tenant, facts.tenant.error
@@ -63,7 +68,8 @@ def ahead(facts: TenantFacts) -> Iterator[Verdict]:
 
 
 @health("schema.behind", "No migration is pending",
-    "A pending migration is one that this machine has a file for and the tenant has not applied.")  # fmt: skip
+    "A pending migration is one that this machine has a file for and the tenant has not applied.",
+    together=("migrate", "up"), hides=Hides(("grants.differ",), Level.WARNING))  # fmt: skip
 def behind(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge what an active tenant lacks, unless its last migration failed or it is ahead."""
     tenant, up = facts.tenant, Run("migrate", "up", facts.subject)
@@ -71,38 +77,7 @@ def behind(facts: TenantFacts) -> Iterator[Verdict]:
         return
     level, text = Level.OK, f"the schema is at {tenant.schema_version}"
     if tenant.schema_version is None:
-        level, text = Level.CRITICAL, f"tenant {tenant.tenant} is at no schema: it has none of posduif's tables"
+        level, text = Level.CRITICAL, "the tenant is at no schema: it has none of posduif's tables"
     elif tenant.pending:
         level, text = Level.WARNING, f"{counted(tenant.pending, 'migration')} pending"
     yield Verdict(level, text, tenant.pending, "migrations", fix=up)
-
-
-@health("index.invalid", "Every index is valid",
-    "An invalid index costs on every write and serves no query. "
-    "CREATE INDEX CONCURRENTLY leaves one when it fails.")  # fmt: skip
-def indexes(facts: TenantFacts) -> Iterator[Verdict]:
-    """Tell each invalid index."""
-    for name in facts.invalid_indexes:
-        fix = f"REINDEX INDEX CONCURRENTLY {quoted(name)};"
-        yield Verdict(Level.CRITICAL, f"index {name} is invalid", name, fix=fix)
-
-
-@health("sync.failed", "No device reports a failed synchronisation",
-    "The engine notes for each device whether its last synchronisation failed.")  # fmt: skip
-def errors(facts: TenantFacts) -> Iterator[Verdict]:
-    """Judge the devices whose last synchronisation failed."""
-    found = facts.figures.sync_errors
-    if found is not None:
-        text, fix = f"{counted(found, 'device')} with a synchronisation error", Run("device", "list", facts.subject)
-        yield Verdict(Level.WARNING if found else Level.OK, text, found, "devices", fix=fix)
-
-
-@health("sync.stuck", "Devices fetch all their messages",
-    "A device that fetched newer messages and left an older one does not synchronise. "
-    "A message that waits alone is no fault: a phone may be off.")  # fmt: skip
-def stuck(facts: TenantFacts) -> Iterator[Verdict]:
-    """Tell each device that fetched around a message."""
-    for row in facts.stuck:
-        text = f"device {row['device']} fetched messages, but not {counted(row['stuck'], 'older one')}"
-        fix = Run("message", "pending", facts.subject, "--device", row["device"])
-        yield Verdict(Level.WARNING, text, row["stuck"], "messages", fix=fix)

@@ -11,8 +11,9 @@ from typing import TypeVar
 from posduif_cli.core.checks import registry, rights, tenant
 from posduif_cli.core.checks.check import Check, Repair, Verdict
 from posduif_cli.core.checks.facts import Applied, Clusters, Files, Inspection, Recorded, TenantFacts
+from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import Errors, Fleet, Session, all_unreachable, split, wrong_state
-from posduif_cli.core.fleet.run import label
+from posduif_cli.core.fleet.run import DEFAULT_JOBS, label
 from posduif_cli.core.folders import Folders, digest
 from posduif_cli.core.schema import files, history, inventory, likeness
 from posduif_cli.core.schema.inventory import Thing
@@ -206,9 +207,14 @@ def schemas(fleet: Fleet, *, tenants: Sequence[str] | None) -> tuple[list[Findin
 
 
 def visit(
-    fleet: Fleet, tenants: Sequence[Tenant], work: Callable[[Session], T]
+    fleet: Fleet,
+    tenants: Sequence[Tenant],
+    work: Callable[[Session], T],
+    *,
+    jobs: int | Mapping[str, int] = DEFAULT_JOBS,
+    crew: Crew | None = None,
 ) -> tuple[list[tuple[Tenant, T | PosduifError]], dict[str, ServerUnreachable]]:
-    """Do *work* in each tenant's database, several at once.
+    """Do *work* in each tenant's database, several at once; *jobs* and *crew* are those of `Fleet.each`.
 
     Returns each tenant with the result or error, and the errors of the servers that went away, by name. A server that
     went away is not asked again: all its tenants that were not visited have that same error.
@@ -228,7 +234,7 @@ def visit(
                     raise away.setdefault(server.name, error) from None
             raise
 
-    return fleet.each(tenants, work, enter=enter), away
+    return fleet.each(tenants, work, jobs=jobs, enter=enter, crew=crew), away
 
 
 def _results(

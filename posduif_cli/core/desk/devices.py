@@ -28,14 +28,18 @@ def find(conn: Session, *, device: str) -> Device:
     return found
 
 
-def remove(conn: Session, *, device: str) -> tuple[User, bool]:
-    """Take a device, named by its id or its user, from its user; return the user and whether there was one.
+def remove(conn: Session, *, device: str) -> tuple[User | Device, bool]:
+    """Take a device, named by its id or its user, from its user; return the user and whether it had one.
 
-    The user and its messages stay. The phone is not shut out: the sync engine serves any device id.
-    Raises UserNotFound, and Conflict for a web user.
+    The user and its messages stay. The phone is not shut out: the sync engine serves any device id. A displaced device,
+    which has no user any more, is noted as let go and returned. Raises UserNotFound, and Conflict for a web user.
     """
     named = queries.load("desk/devices")
     known = conn.row(Device, named["list_devices"], device=device, limit=1, offset=0)
+    if known is not None and known.user_id is None:
+        with conn.transaction():
+            release(conn, device=known.device_id)
+        return known, True
     user = users.find(conn, str(known.user_id) if known and known.user_id else device)
     if user.user_type != "mobile":
         raise Conflict(

@@ -191,6 +191,7 @@ class Fleet:
             engine_sessions=row["engine_sessions"],
             engine_may_log_in=row["may_log_in"],
             engine_port=port,
+            engine_pool=noted.pool if noted else None,
             size_bytes=row["size_bytes"],
             has_database=row["has_database"] if state is State.LOST else None,
         )

@@ -1,0 +1,118 @@
+-- needs: 0001
+
+-- name: measure_tenant
+-- The connections to one tenant, other than this one, its size and its users.
+SELECT (SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()) AS connections,
+       pg_database_size(current_database()) AS size_bytes;
+
+-- name: count_users
+-- The users of one tenant.
+SELECT count(*) AS users FROM public.users;
+
+-- name: count_errors
+-- The devices whose last synchronisation failed.
+SELECT count(*) AS sync_errors FROM public.sync_metadata WHERE sync_status = 'error';
+
+-- name: list_tables
+-- Tables with indexes and TOAST, by PostgreSQL's own page counts: asking for exact sizes would wait for locks. With the
+-- dead rows, and from how many on autovacuum works on the table; none for one that is being vacuumed.
+SELECT c.relname::text AS table,
+       (c.relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+                               WHERE x.indrelid = c.oid), 0)
+        + coalesce((SELECT t.relpages FROM pg_class t WHERE t.oid = c.reltoastrelid), 0))::bigint
+           * current_setting('block_size')::bigint AS bytes,
+       greatest(c.reltuples, 0)::bigint AS rows,
+       CASE WHEN v.relid IS NULL THEN pg_stat_get_dead_tuples(c.oid) END AS dead,
+       (coalesce(o.threshold, current_setting('autovacuum_vacuum_threshold')::float8)
+        + coalesce(o.scale, current_setting('autovacuum_vacuum_scale_factor')::float8) * greatest(c.reltuples, 0)) AS due
+FROM pg_class c
+LEFT JOIN pg_stat_progress_vacuum v ON v.relid = c.oid
+CROSS JOIN LATERAL (
+    SELECT max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_threshold') AS threshold,
+           max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_scale_factor') AS scale
+    FROM pg_options_to_table(c.reloptions)
+    WHERE option_name IN ('autovacuum_vacuum_threshold', 'autovacuum_vacuum_scale_factor')
+) AS o
+WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace ORDER BY 1;
+
+-- name: list_indexes
+-- Indexes: how often each was used, whether it is valid, except those still being built (index_relid of the progress is
+-- hidden from other roles, so the builder is told by its lock on the table), and which other index serves its queries:
+-- one of the same kind that begins with the same columns.
+SELECT x.relname::text AS index, t.relname::text AS table, coalesce(pg_stat_get_numscans(x.oid), 0)::bigint AS scans,
+       x.relpages::bigint * current_setting('block_size')::bigint AS bytes, i.indisunique AS is_unique,
+       i.indisvalid OR EXISTS (
+           SELECT FROM pg_stat_progress_create_index p JOIN pg_locks l USING (pid)
+           WHERE l.locktype = 'relation' AND l.relation = i.indrelid AND l.granted
+             AND l.mode = 'ShareUpdateExclusiveLock'
+             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS valid,
+       i.indisunique OR EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid) AS needed,
+       (SELECT min(y.relname)::text FROM pg_index j JOIN pg_class y ON y.oid = j.indexrelid
+        WHERE j.indrelid = i.indrelid AND j.indexrelid <> i.indexrelid AND j.indisvalid AND y.relam = x.relam
+          AND NOT i.indisunique AND i.indexprs IS NULL AND j.indexprs IS NULL
+          AND i.indpred IS NOT DISTINCT FROM j.indpred
+          AND j.indkey::text || ' ' LIKE i.indkey::text || ' %'
+          AND j.indclass::text || ' ' LIKE i.indclass::text || ' %'
+          AND j.indoption::text || ' ' LIKE i.indoption::text || ' %'
+          AND j.indcollation::text || ' ' LIKE i.indcollation::text || ' %'
+          -- Of two that are the same, the one that was made first stays.
+          AND (j.indkey::text <> i.indkey::text OR j.indisunique OR j.indexrelid < i.indexrelid)) AS covered
+FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
+WHERE t.relnamespace = 'public'::regnamespace AND t.relkind = 'r' ORDER BY 1;
+
+-- name: measure_statistics
+-- For how many days the statistics of this database have been collected, as far as that is known.
+SELECT extract(epoch FROM clock_timestamp() - stats_reset)::float8 / 86400 AS days
+FROM pg_stat_database WHERE datname = current_database();
+
+-- name: list_disabled_triggers
+-- Triggers that do not fire for an engine's session, and the constraints whose checks are switched off.
+SELECT t.relname::text AS table, coalesce(k.conname, g.tgname)::text AS trigger, g.tgisinternal AS internal
+FROM pg_trigger g JOIN pg_class t ON t.oid = g.tgrelid LEFT JOIN pg_constraint k ON k.oid = g.tgconstraint
+WHERE t.relnamespace = 'public'::regnamespace AND g.tgenabled IN ('D', 'R') AND t.relkind = 'r'
+GROUP BY 1, 2, 3 ORDER BY 1, 2;
+
+-- name: judge_messages
+-- The messages of one tenant, read once: how many there are and how many wait for phones, how far their times are ahead of
+-- this server's clock (the sender's in created_at, the server's own in the others), and the phones that fetched around a
+-- message or for long none. updated_at of a message that waits is when it arrived: nothing else has changed it. A phone is
+-- judged since it enrolled: the one that had its user before may have fetched, too.
+WITH each AS MATERIALIZED (
+    SELECT recipient_id, count(*) AS messages, count(*) FILTER (WHERE status = 'pending_sync') AS waiting,
+           max(synced_at) FILTER (WHERE isfinite(synced_at)) AS fetched,
+           max(greatest(synced_at, read_at)) FILTER (WHERE isfinite(greatest(synced_at, read_at))) AS active,
+           min(updated_at) FILTER (WHERE status = 'pending_sync' AND isfinite(updated_at)) AS oldest,
+           array_agg(updated_at) FILTER (WHERE status = 'pending_sync' AND isfinite(updated_at)) AS arrived,
+           max(created_at) FILTER (WHERE isfinite(created_at)) AS sent,
+           max(greatest(updated_at, synced_at)) FILTER (WHERE isfinite(greatest(updated_at, synced_at))) AS noted
+    FROM public.messages GROUP BY recipient_id
+), devices AS (
+    SELECT u.device_id::text AS device, m.waiting, w.stuck,
+           -- What waits since yesterday says nothing of a phone that fetched all until then.
+           extract(epoch FROM (now() AT TIME ZONE 'UTC') - greatest(m.active, t.used_at, m.oldest))::float8 AS silent
+    FROM each m JOIN public.users u ON u.id = m.recipient_id
+    LEFT JOIN public.enrollment_tokens t ON t.id = u.enrollment_token_id AND isfinite(t.used_at)
+    CROSS JOIN LATERAL (SELECT count(*) AS stuck FROM unnest(m.arrived) AS a (at)
+                        WHERE a.at + interval '5 minutes' < m.fetched
+                          AND m.fetched > coalesce(t.used_at, '-infinity')) AS w
+    WHERE u.device_id IS NOT NULL AND m.waiting > 0
+)
+SELECT coalesce(sum(m.messages), 0)::bigint AS messages,
+       coalesce((SELECT sum(waiting) FROM devices), 0)::bigint AS pending_sync,
+       extract(epoch FROM max(m.sent) - (now() AT TIME ZONE 'UTC'))::float8 AS sent_ahead,
+       extract(epoch FROM max(m.noted) - (now() AT TIME ZONE 'UTC'))::float8 AS noted_ahead,
+       coalesce((SELECT jsonb_agg(to_jsonb(d) ORDER BY d.stuck DESC, d.device) FROM devices d
+                 WHERE d.stuck > 0 OR d.silent > %(silent)s), '[]') AS devices
+FROM each m;
+
+-- name: measure_enrollments
+-- How long ago the oldest unused token expired that is still there, and how far the clock of the engine is from the
+-- server's: enrolled_at is the engine's clock and used_at the server's, in the same transaction. posduif writes the same
+-- time into both.
+SELECT (SELECT extract(epoch FROM (now() AT TIME ZONE 'UTC') - min(expires_at))::float8 FROM public.enrollment_tokens
+        WHERE used_at IS NULL AND isfinite(expires_at) AND expires_at < (now() AT TIME ZONE 'UTC')) AS overdue,
+       (SELECT extract(epoch FROM u.enrolled_at - t.used_at)::float8
+        FROM public.users u JOIN public.enrollment_tokens t ON t.id = u.enrollment_token_id
+        WHERE isfinite(u.enrolled_at) AND isfinite(t.used_at) AND u.enrolled_at <> t.used_at
+        ORDER BY t.used_at DESC LIMIT 1) AS offset_seconds;
