@@ -31,14 +31,20 @@ def nagios(health: Health) -> str:
     servers, tenants = counted(len(health.servers), "server"), counted(health.coverage["tenants"], "tenant")
     told = ", ".join(f"{counts[level]} {level}" for level in TOLD[:3] if counts[level])
     first = f"POSDUIF {word} - {told + ' in ' if told else ''}{servers} and {tenants}"
-    lines = [f"[{finding.level.upper()}] {_plain(_line(finding))}" for finding in health.findings]
+    lines = [f"[{finding.level.upper()}] {_plain(_line(health, finding))}" for finding in health.findings]
     return "\n".join([f"{first} | {' '.join(_performance(health, counts))}", *lines]) + "\n"
 
 
-def _line(finding: Finding) -> str:
-    many = len(finding.affected) > 1 or finding.subject in finding.message
-    text = finding.message if many else f"{finding.subject}: {finding.message}"
-    return f"{finding.check}: {text}" + (f" -> {finding.fix}" if finding.fix else "")
+def told(health: Health, finding: Finding) -> str:
+    """Return what a finding says in a report, with the tenant or the server that it is about."""
+    parts = [finding.server] if len(health.servers) > 1 and finding.server not in finding.message else []
+    if finding.scope == "tenant" and len(finding.affected) == 1 and finding.subject not in finding.message:
+        parts.append(finding.subject)
+    return ": ".join([*parts, finding.message])
+
+
+def _line(health: Health, finding: Finding) -> str:
+    return f"{finding.check}: {told(health, finding)}" + (f" -> {finding.fix}" if finding.fix else "")
 
 
 def _plain(text: str) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from posduif_cli.models.checks import Finding, Health, Level, TenantHealth
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import counted, listed, moment
-from posduif_cli.render.monitoring import LARGEST, TOLD, largest
+from posduif_cli.render.monitoring import LARGEST, TOLD, largest, told
 from posduif_cli.render.tables import size, visible
 
 FEW = 6  # tenants that a finding names at once
@@ -143,8 +143,8 @@ def _place(health: Health, server: str, tenant: str) -> str:
 def _headline(health: Health) -> str:
     """Return the status, in a word and a sentence, when it was found, and what was covered."""
     counts = Counter(finding.level for finding in health.findings)
-    told = ", ".join(f"{counts[level]} {level}" for level in TOLD if counts[level])
-    sentence = f"{counted(sum(counts.values()), 'finding')}: {told}." if told else "Nothing needs attention."
+    levels = ", ".join(f"{counts[level]} {level}" for level in TOLD if counts[level])
+    sentence = f"{counted(sum(counts.values()), 'finding')}: {levels}." if levels else "Nothing needs attention."
     found = {key: f"{number:,}" for key, number in health.coverage.items()}
     always = (
         (f"{found['servers']} of {len(health.servers):,}", "servers answered in full"), (found["tenants"], "tenants"),
@@ -179,20 +179,18 @@ def _findings(health: Health) -> str:
 
 def _finding(health: Health, number: int, finding: Finding, names: int) -> str:
     """Return one finding, and at most *names* of the tenants that it is about."""
-    where = f" on {_text(finding.server)}" if len(health.servers) > 1 and finding.server else ""
-    many = len(finding.affected) > 1 or finding.subject in finding.message
-    message = finding.message if many else f"{finding.subject}: {finding.message}"
+    message = told(health, finding)
     unit = "" if finding.unit in (None, "bytes") else f" {finding.unit}"
     limits = f"warning / critical from {finding.threshold}{unit}" if finding.threshold else ""
     affected, rest = finding.affected, len(finding.affected) - FEW
-    told = set(affected) <= {finding.subject, *re.split(r"[^a-z0-9_]+", message)}
-    tenants = "" if told else f"{_tenant_count(len(affected))}: {_text(', '.join(affected[:FEW]))}"
-    if rest > 0 and not told:
+    named = set(affected) <= {finding.subject, *re.split(r"[^a-z0-9_]+", message)}
+    tenants = "" if named else f"{_tenant_count(len(affected))}: {_text(', '.join(affected[:FEW]))}"
+    if rest > 0 and not named:
         more = listed(affected[FEW:], max(1, names - FEW))
         tenants += f"<details><summary>and {rest:,} more</summary>{_text(more)}</details>"
     return "".join((
         f'<article id="f{number}"><i class="{finding.level}"></i>',
-        f'<p class="soft"><b>{finding.level}</b> {_text(finding.check)}{where}</p>\n<p>{_text(message)}</p>\n',
+        f'<p class="soft"><b>{finding.level}</b> {_text(finding.check)}</p>\n<p>{_text(message)}</p>\n',
         f'<p class="soft">{_text(limits)}</p>\n' if limits else "",
         f'<div class="soft">{tenants}</div>\n' if tenants else "",
         f"<code>{_text(finding.fix)}</code>" if finding.fix else "",
@@ -322,8 +320,8 @@ def _backups(health: Health) -> str:
 
 def _aged(health: Health, age: float, oldest: float, row: TenantHealth) -> Sequence[str]:
     days, hours = divmod(round(max(0.0, age) / 3600), 24)
-    told = f"{days} d {hours} h ago" if days else f"{hours} h ago"
-    return _place(health, row.server, row.tenant), told, _bar(max(0.0, age), oldest)
+    ago = f"{days} d {hours} h ago" if days else f"{hours} h ago"
+    return _place(health, row.server, row.tenant), ago, _bar(max(0.0, age), oldest)
 
 
 def _skipped(health: Health) -> str:

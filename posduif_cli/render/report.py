@@ -93,17 +93,16 @@ def _tables(out: Output, health: Health, verbose: bool) -> None:
         out.text(_summary(out, health), own=True)
         out.text("")
     else:
-        shown = [replace(finding, message=_told(finding)) for finding in bad]
+        shown = [replace(finding, message=monitoring.told(health, finding)) for finding in bad]
         out.table(("level", "check", "message", "fix"), shown)
         out.text("")
-    counts = Counter(row.server for row in health.tenants)
     out.grid(
         ("server", "version", "tenants", "connections", "slots", "replicas"),
         [
             [
                 row.server,
                 row.version or ("?" if row.reachable else "unreachable"),
-                str(counts[row.server]) if row.reachable else "?",
+                _counted(health, row.server) if row.reachable else "?",
                 " of ".join(map(_known, (row.connections, row.max_connections))) if row.reachable else "",
                 _known(row.slots) if row.reachable else "",
                 _known(row.replicas) if row.reachable else "",
@@ -122,10 +121,11 @@ def _tables(out: Output, health: Health, verbose: bool) -> None:
         out.text("\n" + _summary(out, health), own=True)
 
 
-def _told(finding: Finding) -> str:
-    """Return what a finding says, with its subject, which has no column of its own."""
-    many = len(finding.affected) > 1 or finding.subject in finding.message
-    return finding.message if many else f"{finding.subject}: {finding.message}"
+def _counted(health: Health, server: str) -> str:
+    """Return how many tenants a server has, and how many of them are not active."""
+    counts = Counter(row.state for row in health.tenants if row.server == server)
+    others = [f"{number} {state}" for state, number in counts.items() if state is not State.ACTIVE]
+    return str(counts.total()) + (f" ({', '.join(others)})" if others else "")
 
 
 def _summary(out: Output, health: Health) -> str:

@@ -75,7 +75,7 @@ def test_the_sessions_of_the_readme(tmp_path: Path) -> None:
         assert masked(shown + out) == masked(printed), (command, out, err)
 
 
-@pytest.mark.parametrize("heading", ["A first session", "Migrations for a fleet"])
+@pytest.mark.parametrize("heading", ["A first session", "Migrations for a fleet", "The health of a fleet"])
 def test_what_the_readme_shows_of_a_terminal(heading: str, tmp_path: Path) -> None:
     folder = scratch()
     (tmp_path / "1000_more.sql").write_text("-- migrate:up\nALTER TABLE users ADD COLUMN more int;\n")

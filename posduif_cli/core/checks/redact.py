@@ -1,6 +1,5 @@
 """A health report without names, to be shown to others: what is wrong, where numbers stand for servers and tenants."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from posduif_cli.core.checks import registry
@@ -12,7 +11,7 @@ def redacted(health: Health) -> Health:
     """Return a report in which no text is left that a server, a tenant or a session could have put there.
 
     Servers and tenants are numbered in the order of their names. Messages are replaced by the titles of the checks, and
-    a fix that is a command of posduif keeps its words.
+    of a fix that is a command of posduif its first two words are left.
     """
     servers = _numbered("server", [row.server for row in health.servers] + [f.server for f in health.findings])
     affected = [(f.server, name) for f in health.findings for name in f.affected]
@@ -27,7 +26,7 @@ def redacted(health: Health) -> Health:
         return replace(
             finding, subject=names[0] if finding.scope == "tenant" and names else servers[finding.server],
             message=f"not so: {titles[finding.check]}" + (f", in {len(names)} tenants" if len(names) > 1 else ""),
-            value=finding.value if number else None, fix=_plain(finding, tenants, servers), affected=names,
+            value=finding.value if number else None, fix=_plain(finding), affected=names,
             server=servers[finding.server],
         )  # fmt: skip
 
@@ -48,14 +47,6 @@ def _numbered(word: str, names: list[str]) -> dict[str, str]:
     return {name: f"{word}-{number}" for number, name in enumerate(sorted(set(names)), 1)}
 
 
-def _plain(finding: Finding, tenants: Mapping[tuple[str, str], str], servers: Mapping[str, str]) -> Run | None:
-    """Return a command's noun and verb, its options without values, and the numbers of its tenants."""
-    if not isinstance(finding.fix, Run):
-        return None
-    words = finding.fix.words
-    verbs = words[:2]
-    options = [
-        word for word in words[2:] if word.startswith("--") and word not in ("--server", "--confirm", "--device")
-    ]
-    named = [tenants[finding.server, word] for word in words[2:] if (finding.server, word) in tenants]
-    return Run(*verbs, *dict.fromkeys(named), *options)
+def _plain(finding: Finding) -> str | None:
+    """Return the command that repairs it, without the names behind it; what else repairs it may hold some."""
+    return f"with the command {' '.join(finding.fix.words[:2])}" if isinstance(finding.fix, Run) else None
