@@ -195,7 +195,7 @@ class _Report:
         crew = Crew()
         with self._ending(crew):
             answers, gone = visit(
-                self.fleet, here, partial(inside.look, by_place, asked, bool(self.wanted)), jobs=jobs, crew=crew
+                self.fleet, here, partial(inside.look, by_place, asked, bool(self.wanted), set()), jobs=jobs, crew=crew
             )
         return dict(answers), gone
 
@@ -269,11 +269,12 @@ class _Report:
     ) -> Health:
         """Return the report on what was seen."""
         answered = [result for result in visited.values() if isinstance(result, TenantFacts)]
+        limits = {server.name: self.rules.limits(server.name) for server in self.fleet.servers}
         judged = [
-            Judged(check, server, facts.subject, verdict, self.rules.limits(server))
+            Judged(check, server, facts.subject, verdict, limits[server])
             for server, facts, checks in self._subjects(servers, examined, answered)
             for check in checks
-            for verdict in check.verdicts(facts, self.rules.limits(server))
+            for verdict in check.verdicts(facts, limits[server])
         ]
         totals = Counter(facts.tenant.server for facts in examined)
         found = causes.findings(self.fleet, judged, totals)

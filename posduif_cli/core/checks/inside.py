@@ -39,11 +39,16 @@ together = partial(check, "server", ("health",), tier="visited")
 
 
 def look(
-    tenants: Mapping[tuple[str, str], Tenant], checks: Mapping[str, Collection[Check]], named: bool, session: Session
+    tenants: Mapping[tuple[str, str], Tenant],
+    checks: Mapping[str, Collection[Check]],
+    named: bool,
+    fine: set[tuple[str, str]],
+    session: Session,
 ) -> TenantFacts:
     """Ask the one of the *tenants*, by server and name, that the session is in, for what its *checks* judge.
 
-    One that was *named* is asked for its figures, too.
+    One that was *named* is asked for its figures, too. *fine* has the rights, condensed, to which grants.sql had nothing
+    to add in another tenant of a server.
     """
     texts, questions, chosen = _texts(), Questions(session), checks[session.server.name]
     wanted = [*(FIGURES if named else ()), *(name for each in chosen for name in each.asks)]
@@ -53,7 +58,11 @@ def look(
         questions.query(name, subject, texts[name], **params)
     missing: Sequence[str] | None = None
     if session.member and any(each.id == "grants.differ" for each in chosen):
-        missing = questions.ask("rights", lambda: missing_grants(session))
+        rights = next((row["rights"] for row in questions.query("rights", "rights", texts["condense_rights"])), "")
+        place = (session.server.name, rights)
+        missing = () if place in fine else questions.ask("rights", lambda: missing_grants(session))
+        if rights and missing is not None and not missing:
+            fine.add(place)
     tenant = tenants[session.server.name, session.database]
     measured = _figures(questions.seen) if named else {}
     return TenantFacts(tenant, measured, questions.seen, questions.unanswered(), missing)

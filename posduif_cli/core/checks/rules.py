@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from posduif_cli.core.checks import registry
@@ -62,13 +61,6 @@ class Rules:
 
     def limits(self, server: str) -> Limits:
         """Return the thresholds of a server's checks, by id, as far as the configuration changes them."""
-        return self._limits.setdefault(server, self._read(server))
-
-    @cached_property
-    def _limits(self) -> dict[str, Limits]:
-        return {}
-
-    def _read(self, server: str) -> Limits:
         found = {check.id: _limit(check, self._given(server, check.id)) for check in self.chosen}
         return {id: limit for id, limit in found.items() if limit is not None}
 

@@ -10,6 +10,26 @@ SELECT (SELECT count(*) FROM pg_stat_activity
 -- The users of one tenant.
 SELECT count(*) AS users FROM public.users;
 
+-- name: condense_rights
+-- A hash of all that grants.sql looks at in this database. Where it is the same on the same server, grants.sql finds the
+-- same; the roles and their memberships are the server's.
+SELECT md5(string_agg(t, E'\n' ORDER BY t)) AS rights FROM (
+    SELECT concat_ws(' ', 'r', n.nspname, c.relname, c.relkind, c.relowner, c.relacl,
+                     (SELECT string_agg(concat_ws(' ', attname, attacl), ',' ORDER BY attnum) FROM pg_attribute
+                      WHERE attrelid = c.oid AND attnum > 0 AND n.nspname = 'public' AND c.relkind IN ('r', 'p')))
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'S', 'v', 'm') AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_')
+    UNION ALL
+    SELECT concat_ws(' ', 'n', nspname, nspowner, nspacl) FROM pg_namespace WHERE NOT starts_with(nspname, 'pg_')
+    UNION ALL
+    SELECT concat_ws(' ', 'f', proname, proacl) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT concat_ws(' ', 'a', defaclrole, defaclnamespace, defaclobjtype, defaclacl) FROM pg_default_acl
+    UNION ALL
+    SELECT concat_ws(' ', 'd', datdba, replace(datacl::text, datname || '_engine', '')) FROM pg_database
+    WHERE datname = current_database()
+) AS of (t);
+
 -- name: count_errors
 -- The devices whose last synchronisation failed.
 SELECT count(*) AS sync_errors FROM public.sync_metadata WHERE sync_status = 'error';
@@ -40,26 +60,29 @@ WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace ORDER BY 1;
 -- Indexes: how often each was used, whether it is valid, except those still being built (index_relid of the progress is
 -- hidden from other roles, so the builder is told by its lock on the table), and which other index serves its queries:
 -- one of the same kind that begins with the same columns.
-SELECT x.relname::text AS index, t.relname::text AS table, coalesce(pg_stat_get_numscans(x.oid), 0)::bigint AS scans,
-       x.relpages::bigint * current_setting('block_size')::bigint AS bytes, i.indisunique AS is_unique,
+WITH known AS MATERIALIZED (
+    SELECT x.oid, x.relname::text AS index, t.relname::text AS table, i.indrelid, x.relpages, x.relam, i.indisunique,
+           i.indisvalid, i.indexprs IS NULL AS plain, i.indpred::text AS condition, i.indkey::text AS keys,
+           i.indclass::text AS classes, i.indoption::text AS options, i.indcollation::text AS collations
+    FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
+    WHERE t.relnamespace = 'public'::regnamespace AND t.relkind = 'r'
+)
+SELECT i.index, i.table, coalesce(pg_stat_get_numscans(i.oid), 0)::bigint AS scans,
+       i.relpages::bigint * current_setting('block_size')::bigint AS bytes, i.indisunique AS is_unique,
        i.indisvalid OR EXISTS (
            SELECT FROM pg_stat_progress_create_index p JOIN pg_locks l USING (pid)
            WHERE l.locktype = 'relation' AND l.relation = i.indrelid AND l.granted
              AND l.mode = 'ShareUpdateExclusiveLock'
              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS valid,
-       i.indisunique OR EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid) AS needed,
-       (SELECT min(y.relname)::text FROM pg_index j JOIN pg_class y ON y.oid = j.indexrelid
-        WHERE j.indrelid = i.indrelid AND j.indexrelid <> i.indexrelid AND j.indisvalid AND y.relam = x.relam
-          AND NOT i.indisunique AND i.indexprs IS NULL AND j.indexprs IS NULL
-          AND i.indpred IS NOT DISTINCT FROM j.indpred
-          AND j.indkey::text || ' ' LIKE i.indkey::text || ' %'
-          AND j.indclass::text || ' ' LIKE i.indclass::text || ' %'
-          AND j.indoption::text || ' ' LIKE i.indoption::text || ' %'
-          AND j.indcollation::text || ' ' LIKE i.indcollation::text || ' %'
+       i.indisunique OR EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.oid AND k.conrelid = i.indrelid) AS needed,
+       (SELECT min(j.index) FROM known j
+        WHERE j.indrelid = i.indrelid AND j.oid <> i.oid AND NOT i.indisunique AND i.plain AND j.plain AND j.indisvalid
+          AND j.relam = i.relam AND i.condition IS NOT DISTINCT FROM j.condition
+          AND starts_with(j.keys || ' ', i.keys || ' ') AND starts_with(j.classes || ' ', i.classes || ' ')
+          AND starts_with(j.options || ' ', i.options || ' ') AND starts_with(j.collations || ' ', i.collations || ' ')
           -- Of two that are the same, the one that was made first stays.
-          AND (j.indkey::text <> i.indkey::text OR j.indisunique OR j.indexrelid < i.indexrelid)) AS covered
-FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
-WHERE t.relnamespace = 'public'::regnamespace AND t.relkind = 'r' ORDER BY 1;
+          AND (j.keys <> i.keys OR j.indisunique OR j.oid < i.oid)) AS covered
+FROM known i ORDER BY 1;
 
 -- name: measure_statistics
 -- For how many days the statistics of this database have been collected, as far as that is known.
