@@ -74,6 +74,7 @@ def health(
     """
     from posduif_cli.core.checks import health as core
     from posduif_cli.core.checks import redact as hiding
+    from posduif_cli.core.checks.visits import Depth
     from posduif_cli.models.checks import CheckInfo, Level
     from posduif_cli.render import report
 
@@ -93,9 +94,9 @@ def health(
         raise UsageError("--watch needs a terminal", hint="leave it out, and run the command by cron")
     rules = rules_of(app, only or (), skip or ())
     sizes = verbose or app.out.format in ("prometheus", "html")
-    depth = core.Depth(deep, probe, sizes, jobs, until)
 
     def made() -> "Health":
+        depth = Depth(deep, probe, sizes, jobs, until)
         backups = _backups(app) if any(check.tier == "stored" for check in rules.chosen) else None
         result = core.report(app.fleet, tenants=tenant or (), backups=backups, rules=rules, depth=depth)
         return hiding.redacted(result) if redact else result

@@ -12,6 +12,7 @@ import pytest
 
 from posduif_cli.core.checks import cluster, health
 from posduif_cli.core.checks.facts import ServerFacts
+from posduif_cli.core.checks.visits import Depth
 from posduif_cli.core.fleet import run
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.db import connect
@@ -232,7 +233,7 @@ def test_a_tenant_dropped_in_between_is_no_finding(
         with pytest.raises(TenantNotFound):
             health.report(fleet, tenants=[tenant])
     else:
-        report = health.report(fleet, depth=health.Depth(deep=True))
+        report = health.report(fleet, depth=Depth(deep=True))
         assert [finding for finding in report.findings if finding.scope == "tenant"] == []
         assert report.tenants == ()
         assert report.coverage["tenants"] == report.coverage["visited"] == 0

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from posduif_cli.core.checks import health, questions
+from posduif_cli.core.checks.visits import Depth
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.db import embedded, queries
 from posduif_cli.db.session import Session
@@ -307,7 +308,7 @@ def test_a_server_that_goes_away_is_one_finding(
         for name in ("anna", "bert", "carl"):
             posduif("tenant", "create", name)
         fleet = Dying((Server("eu1", dying.dsn),), "health", last=lambda: embedded.stop(folder))
-        report = health.report(fleet, depth=health.Depth(deep=True))
+        report = health.report(fleet, depth=Depth(deep=True))
         [found] = report.findings
         assert (found.check, found.level, found.scope, found.subject) == ("server.reach", "critical", "server", "eu1")
         assert found.affected == ("anna", "bert", "carl")

@@ -4,55 +4,30 @@ One session per server sees nearly all of it for all tenants. A session per tena
 of named tenants or of all; their engines are asked on request.
 """
 
-import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 
 from posduif_cli.core import names
-from posduif_cli.core.checks import causes, cluster, inside, probe
+from posduif_cli.core.checks import causes, cluster, visits
 from posduif_cli.core.checks.backups import numbered
 from posduif_cli.core.checks.causes import Judged
 from posduif_cli.core.checks.check import Check, Verdict, failure
-from posduif_cli.core.checks.facts import Answer, ServerFacts, TenantFacts, VisitedServer
+from posduif_cli.core.checks.facts import ServerFacts, TenantFacts, VisitedServer
 from posduif_cli.core.checks.questions import grant
 from posduif_cli.core.checks.rules import Rules
-from posduif_cli.core.checks.tenant import VISITED
-from posduif_cli.core.checks.verify import visit
-from posduif_cli.core.fleet.crew import Crew
+from posduif_cli.core.checks.visits import Depth
 from posduif_cli.core.fleet.fleet import SIZES_TIMEOUT, Fleet, ambiguous, live, split
-from posduif_cli.core.fleet.run import DEFAULT_JOBS
-from posduif_cli.db import queries
-from posduif_cli.db.session import HEALTH_CLASS, QUESTION_TIMEOUT
-from posduif_cli.errors import AccessDenied, Busy, PosduifError, Run, ServerUnreachable, TenantNotFound
+from posduif_cli.db.session import QUESTION_TIMEOUT
+from posduif_cli.errors import AccessDenied, Busy, PosduifError, Run, TenantNotFound
 from posduif_cli.models.checks import Health, Level, ServerHealth
 from posduif_cli.models.copies import Backup
-from posduif_cli.models.servers import Server
-from posduif_cli.models.tenants import State, Tenant
+from posduif_cli.models.tenants import Tenant
 
-SHARE = 10  # of a server's free connections a report takes at most one in so many
-TURN = "health --deep"  # of which one runs at a time on each server
 NO_BACKUPS = "backup.dir is not configured"
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How far a report looks: *deep* visits all tenants, *probe* asks their engines, *sizes* measures their databases.
-
-    *jobs* is how many tenants of a server, and how many urls, are asked at once. After *budget* no further tenant is
-    visited or probed.
-    """
-
-    deep: bool = False
-    probe: bool = False
-    sizes: bool = False
-    jobs: int = DEFAULT_JOBS
-    budget: timedelta | None = None
 
 
 def report(
@@ -61,7 +36,7 @@ def report(
     tenants: Sequence[str] = (),
     backups: Sequence[Backup] | PosduifError | None = None,
     rules: Rules | None = None,
-    depth: Depth = Depth(),
+    depth: Depth | None = None,
 ) -> Health:
     """Return what is wrong with the named tenants, or with all, and with their servers, by *rules*.
 
@@ -70,7 +45,7 @@ def report(
     all others keep their answers. Raises InvalidName, AmbiguousTenant, Busy where another deep report is under way, and
     TenantNotFound for a named tenant that no server has, unless one of them could not be asked.
     """
-    return _Report(fleet, tuple(dict.fromkeys(tenants)), backups, rules or Rules(), depth).made()
+    return _Report(fleet, tuple(dict.fromkeys(tenants)), backups, rules or Rules(), depth or Depth()).made()
 
 
 class _Report:
@@ -87,7 +62,6 @@ class _Report:
         for name in wanted:
             names.tenant(name)
         self.fleet, self.wanted, self.backups, self.rules, self.depth = fleet, wanted, backups, rules, depth
-        self.started = time.monotonic()
         self.told: dict[str, ServerFacts] = {}
         self.lost: dict[str, PosduifError] = {}
 
@@ -106,9 +80,7 @@ class _Report:
         ask = partial(cluster.look, fleet, self.wanted, asking, depth.sizes)
         limit = SIZES_TIMEOUT if depth.sizes else QUESTION_TIMEOUT
         self.told, self.lost = split(fleet.ask(ask, limit=limit))
-        with ExitStack() as turns:
-            if depth.deep:
-                self._take_turns(turns)
+        with visits.turn(fleet, self.told if depth.deep else ()):
             chosen, missing = self._choose()
             servers = self._servers(chosen, missing)
             visited, gone = self._visit(chosen)
@@ -122,25 +94,6 @@ class _Report:
             servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
         examined = self._examine(chosen, visited, gone)
         return self._judge(servers, examined, missing, visited, gone)
-
-    def _take_turns(self, turns: ExitStack) -> None:
-        """Take the lock of deep reports on every server that answered; raises Busy, naming who has it."""
-        named, which = queries.load("db/session"), {"class": HEALTH_CLASS, "subject": TURN}
-        for server in map(self.fleet.server, self.told):
-            if server.max_connections == 1:
-                continue  # the only connection is needed for the visits
-            try:
-                session = turns.enter_context(self.fleet.maintenance(server))
-            except ServerUnreachable:
-                continue  # the visits say so
-            if not session.value(named["try_lock"], **which):
-                holders = session.tuples(named["list_lock_holders"], **which)
-                who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders)
-                raise Busy(
-                    f"another deep report is under way on server {server.name}",
-                    why=f"its lock is held by {who}" if who else None,
-                    hint="try again when that is done",
-                )
 
     def _choose(self) -> tuple[list[Tenant], list[str]]:
         """Return the tenants that are reported on, and the names that no server gave while one was silent."""
@@ -181,36 +134,13 @@ class _Report:
     def _visit(
         self, chosen: Sequence[Tenant]
     ) -> tuple[dict[Tenant, TenantFacts | PosduifError], Mapping[str, PosduifError]]:
-        """Visit tenants as far as the budget reaches; return what each answered, and the servers that went away."""
-        checks, shared = self._checks("visited", "tenant"), self._checks("visited", "server")
-        asked = {name: [*checks[name], *shared[name]] for name in checks}
+        """Visit the tenants, if that is asked for; return what each answered, and the servers that went away."""
         if not (self.depth.deep or self.wanted):
             return {}, {}
-        here = [tenant for tenant in chosen if tenant.state in VISITED and tenant.schema_version is not None]
-        here = [tenant for tenant in here if asked[tenant.server]]
-        if self.depth.budget is not None:
-            random.shuffle(here)  # so that the tenants that are left out are others each time
-        by_place = {(tenant.server, tenant.tenant): tenant for tenant in here}
-        jobs = {name: self._jobs(self.fleet.server(name)) for name in {tenant.server for tenant in here}}
-        crew = Crew()
-        with self._ending(crew):
-            answers, gone = visit(
-                self.fleet, here, partial(inside.look, by_place, asked, bool(self.wanted), set()), jobs=jobs, crew=crew
-            )
-        return dict(answers), gone
-
-    def _jobs(self, server: Server) -> int:
-        """Return how many tenants of a server to visit at once: a report is never what takes the last connections."""
-        figures = self.told[server.name].figures
-        free = (figures.max_connections or 0) - (figures.connections or 0)
-        most = server.max_connections - (1 if self.depth.deep else 0)
-        return max(1, min(self.depth.jobs, most, free // SHARE))
-
-    def _ending(self, crew: Crew) -> "_Ending":
-        left = None
-        if self.depth.budget is not None:
-            left = max(0.0, self.depth.budget.total_seconds() - (time.monotonic() - self.started))
-        return _Ending(crew, left)
+        alone, shared = self._checks("visited", "tenant"), self._checks("visited", "server")
+        checks = {name: [*alone[name], *shared[name]] for name in alone}
+        figures = {name: answer.figures for name, answer in self.told.items()}
+        return visits.visits(self.fleet, chosen, checks, figures, self.depth, named=bool(self.wanted))
 
     def _examine(
         self,
@@ -242,22 +172,8 @@ class _Report:
             if row["used"] >= row["allowed"]
         }
         asked = self._checks("probed", "tenant")
-        open_ = [
-            f.tenant for f in examined if f.tenant.state is State.ACTIVE and f.tenant.url and asked[f.tenant.server]
-        ]
-        answers = self._probe(open_)
-        return [replace(f, answer=answers.get(f.tenant), full=f.subject in full) for f in examined]
-
-    def _probe(self, tenants: Sequence[Tenant]) -> dict[Tenant, Answer]:
-        """Ask the urls of some tenants, several at once, as far as the budget reaches."""
-        answers: dict[Tenant, Answer] = {}
-        crew = Crew()
-        with self._ending(crew):
-            crew.run(
-                [(self.depth.jobs, tenants)], lambda tenant: probe.ask(tenant.url or ""),
-                lambda tenant, answer, seconds: answers.update({tenant: _answer(tenant, answer)}),
-            )  # fmt: skip
-        return answers
+        answers = visits.probes([facts.tenant for facts in examined if asked[facts.tenant.server]], self.depth)
+        return [replace(facts, answer=answers.get(facts.tenant), full=facts.subject in full) for facts in examined]
 
     def _judge(
         self,
@@ -311,7 +227,7 @@ class _Report:
             skipped=skipped,
             named=bool(self.wanted),
             ran=ran,
-            seconds=round(time.monotonic() - self.started, 3),
+            seconds=round(time.monotonic() - self.depth.started, 3),
         )
 
     def _skipped(self, judged: Sequence[Judged], examined: Sequence[TenantFacts]) -> dict[str, str]:
@@ -364,26 +280,6 @@ class _Report:
             for check in self._checks("listed", "server")[facts.subject]
             if (check.monitor and not facts.monitor) or any(name not in facts.seen for name in check.asks)
         }
-
-
-class _Ending:
-    """Stops a crew after some seconds; None is never."""
-
-    def __init__(self, crew: Crew, seconds: float | None) -> None:
-        self._timer = None if seconds is None else threading.Timer(seconds, crew.stop.set)
-
-    def __enter__(self) -> None:
-        if self._timer is not None:
-            self._timer.daemon = True
-            self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-def _answer(tenant: Tenant, answer: Answer | PosduifError) -> Answer:
-    return answer if isinstance(answer, Answer) else Answer(tenant.url or "", step="http", why=answer.sentence)
 
 
 def _closed(error: PosduifError, server: ServerFacts, tenant: Tenant) -> Verdict:

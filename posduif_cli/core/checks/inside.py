@@ -47,8 +47,8 @@ def look(
 ) -> TenantFacts:
     """Ask the one of the *tenants*, by server and name, that the session is in, for what its *checks* judge.
 
-    One that was *named* is asked for its figures, too. *fine* has the rights, condensed, to which grants.sql had nothing
-    to add in another tenant of a server.
+    One that was *named* is asked for its figures, too. *fine* has servers and rights, condensed, to which grants.sql
+    had nothing to add in another tenant.
     """
     texts, questions, chosen = _texts(), Questions(session), checks[session.server.name]
     wanted = [*(FIGURES if named else ()), *(name for each in chosen for name in each.asks)]
