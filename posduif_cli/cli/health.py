@@ -32,9 +32,12 @@ class FailOn(StrEnum):
 
 
 Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="CHECK", help="Only this check, or all below: backup.")
+    list[str] | None,
+    typer.Option("--only", metavar="CHECK", help="Only this check, or all of a group such as backup; repeatable."),
 ]
-Skip = Annotated[list[str] | None, typer.Option("--skip", metavar="CHECK", help="Not this check, or none below.")]
+Skip = Annotated[
+    list[str] | None, typer.Option("--skip", metavar="CHECK", help="Not this check, or none of a group; repeatable.")
+]
 
 
 @app.verb("health", example="posduif health")
@@ -58,7 +61,7 @@ def health(
     ] = None,
     jobs: options.Jobs = 4,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="With sizes, what was skipped and, of a named tenant, tables and indexes.")
+        bool, typer.Option("--verbose", help="Also the largest tenants, what was skipped, tables and indexes.")
     ] = False,
     redact: Annotated[bool, typer.Option("--redact", help="Put numbers in the place of all names.")] = False,
     out: options.Out = None,

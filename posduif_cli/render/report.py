@@ -145,7 +145,7 @@ def _summary(out: Output, health: Health) -> str:
 def _tenants(out: Output, health: Health, verbose: bool) -> None:
     out.text("")
     out.grid(
-        ("tenant", "state", "schema", "users", "messages", "pending sync", "sync errors", "size"),
+        ("tenant", "state", "schema", "users", "messages", "waiting", "errors", "size"),
         [
             [
                 row.tenant,

@@ -10,6 +10,7 @@ from posduif_cli.models.checks import Finding, Level
 from posduif_cli.notation import listed
 
 SHOWN = 3  # names in a message
+ONE_OF_THEM = "for each, as for the first"
 NAMED = 5  # tenants that a command is given by name; for more it is given --all
 
 
@@ -93,9 +94,11 @@ def _finding(group: Sequence[Judged], total: int) -> Finding:
 
 
 def _together(check: Check, tenants: Sequence[str], found: Finding) -> "Run | str | None":
-    """Return the command that repairs all the tenants of a finding, or else that of the worst one."""
-    if not check.together:
-        return found.fix
+    """Return the command that repairs all the tenants of a finding, or else what repairs one of them."""
+    if isinstance(found.fix, Run) and not check.together:
+        return Run(*found.fix.words, lead=found.fix.lead or ONE_OF_THEM)
+    if found.fix is None or not check.together:
+        return found.fix and f"{ONE_OF_THEM}: {found.fix}"
     *words, last = check.together
     options = [last] if last.startswith("--") else []
     words = words if options else [*words, last]

@@ -158,6 +158,8 @@ class Check:
         if fix is None and self.repair_of(verdict):
             fix = Run("tenant", "verify", subject, "--repair")
         assert verdict.level is not None
+        if limit is not None and verdict.unit not in (None, limit.unit):
+            limit = None  # what is told beside what the threshold is about
         return Finding(
             self.id, self.scope, verdict.subject or subject, verdict.level, verdict.message, verdict.value,
             unit=verdict.unit or (limit.unit if limit else None), threshold=str(limit) if limit else None,
