@@ -52,7 +52,8 @@ def origin(text: str) -> str:
 
     Raises UsageError. The phone keeps the origin of what it scans and nothing behind it.
     """
-    if re.fullmatch(r"https?://[A-Za-z0-9._{}-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", text):
+    found = re.fullmatch(r"https?://(?:[A-Za-z0-9._{}-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", text)
+    if found and (found[1] is None or 0 < int(found[1]) <= LAST_PORT):
         return text
     raise UsageError(
         f'"{text}" is not an origin',

@@ -96,6 +96,7 @@ def health(
     if pause is not None and (app.out.format != "table" or out is not None or not sys.stdout.isatty()):
         raise UsageError("--watch needs a terminal", hint="leave it out, and run the command by cron")
     rules = rules_of(app, only or (), skip or ())
+    _require_reach(rules, visits=deep or bool(tenant), probes=probe)
     sizes = verbose or app.out.format in ("prometheus", "html")
 
     def made() -> "Health":
@@ -110,11 +111,23 @@ def health(
     if pause is not None:
         raise typer.Exit(_watch(app, made, pause, bad))
     result = made()
-    report.show(app.out, result, verbose=verbose, to=out)
+    report.show(app.out, result, verbose=verbose, to=None if str(out) == "-" else out)
     if app.out.format == "nagios":
         raise typer.Exit(report.NAGIOS[Level(result.status)])
     if bad(result):
         raise typer.Exit(1)
+
+
+def _require_reach(rules: "Rules", *, visits: bool, probes: bool) -> None:
+    """Raise UsageError where no chosen check would judge anything: a report on nothing looks like a good one."""
+    lacking = {"visited": ("--deep", visits), "probed": ("--probe", probes)}
+    tiers = {check.tier for check in rules.chosen}
+    if not tiers:
+        raise UsageError("no check is left", hint="choose others by --only and --skip")
+    if all(tier in lacking and not lacking[tier][1] for tier in tiers):
+        raise UsageError(
+            "these checks look further than this report", hint=[f"add {lacking[t][0]}" for t in sorted(tiers)]
+        )
 
 
 def rules_of(app: App, only: "list[str] | tuple[str, ...]", skip: "list[str] | tuple[str, ...]") -> "Rules":

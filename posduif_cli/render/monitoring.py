@@ -75,7 +75,8 @@ def prometheus(health: Health) -> str:
     families: Sequence[tuple[str, str, Iterable[Sample]]] = (
         ("posduif_up", "Whether the server answered.", (({"server": s.server}, s.reachable) for s in servers)),
         ("posduif_tenants", "Tenants by their state.", (
-            ({"server": s.server, "state": state}, by_state[s.server, state]) for s in servers for state in State)),
+            ({"server": s.server, "state": state}, by_state[s.server, state])
+            for s in servers if s.reachable for state in State)),
         ("posduif_findings", "Findings of the last report, one per cause.", (
             ({"server": server, "check": check, "level": level}, findings[server, check, level])
             for server, check, level in places)),
@@ -108,12 +109,12 @@ def prometheus(health: Health) -> str:
 def _counted(health: Health) -> tuple[Counter[tuple[str, str, Level]], Counter[tuple[str, str, Level]]]:
     """Return the numbers of findings and of their tenants, by server, check and level."""
     findings: Counter[tuple[str, str, Level]] = Counter()
-    tenants: Counter[tuple[str, str, Level]] = Counter()
+    tenants: dict[tuple[str, str, Level], set[str]] = {}
     for finding in health.findings:
         place = (finding.server, finding.check, finding.level)
         findings[place] += 1
-        tenants[place] += len(finding.affected)
-    return findings, tenants
+        tenants.setdefault(place, set()).update(finding.affected)
+    return findings, Counter({place: len(names) for place, names in tenants.items()})
 
 
 def _backup_ages(health: Health) -> dict[str, float]:

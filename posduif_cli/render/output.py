@@ -1,12 +1,13 @@
 """The streams: results on stdout in the format that was asked for, everything else on stderr."""
 
+import io
 import json
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from textwrap import wrap
@@ -147,9 +148,23 @@ class Output:
             return "".join(json.dumps(row) + "\n" for row in rows)
         return "".join(_tsv(rows, list(self._checked(model, changes=False)) or list(tables.keys(model))))
 
-    def clear(self) -> None:
-        """Clear the terminal."""
-        write("\x1b[2J\x1b[H", own=True)
+    @contextmanager
+    def screenful(self, last: str) -> Iterator[None]:
+        """Clear the terminal, and show what the block writes, as far as there is room, and a *last* line."""
+        real, held = sys.stdout, _Held(sys.stdout)
+        sys.stdout = held
+        try:
+            yield
+        finally:
+            sys.stdout = real
+        lines = held.getvalue().rstrip("\n").split("\n")
+        try:
+            room = os.get_terminal_size(real.fileno()).lines - 2
+        except (OSError, ValueError):
+            room = len(lines)
+        if len(lines) > room > 0:
+            lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more lines"]
+        write("\x1b[2J\x1b[H" + "\n".join([*lines, "", visible(last)]) + "\n", own=True)
 
     def spelled(self, value: Any) -> Any:
         """Return a value with the commands in it as they are pasted."""
@@ -197,10 +212,11 @@ class Output:
             [
                 layout.Column(header, [layout.Cell(row[at], row[at]) for row in rows], rank=-at if at else None)
                 for at, header in enumerate(headers)
-            ]
+            ],
+            elsewhere="-o json has them",
         )
 
-    def _grid(self, columns: Sequence[layout.Column]) -> None:
+    def _grid(self, columns: Sequence[layout.Column], elsewhere: str = "-o tsv and --fields have them") -> None:
         safe = [
             replace(c, cells=[layout.Cell(visible(cell.text), visible(cell.short)) for cell in c.cells])
             for c in columns
@@ -217,7 +233,7 @@ class Output:
             lines += [f"  {name.replace('_', ' ')}{layout.GAP}{text}" for name, text in below]
         if laid.left_out:
             names = ", ".join(name.replace("_", " ") for name in laid.left_out)
-            lines += wrap(f"left out on {room} columns: {names} (-o tsv and --fields have them)", max(room, 20))
+            lines += wrap(f"left out on {room} columns: {names} ({elsewhere})", max(room, 20))
         write("\n".join(lines) + "\n", own=True)
 
     def _lines(
@@ -279,6 +295,27 @@ class Output:
         for number, hint in enumerate(error.hints):
             lines.append(f"  {'try' if number == 0 else '   '}   {visible(self.spell(hint))}")
         write("\n".join(lines) + "\n", sys.stderr, own=True)
+
+
+class _Held(io.StringIO):
+    """What is written to a terminal later: it looks like that terminal."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The terminal's."""
+        return self._terminal.encoding
+
+    def fileno(self) -> int:
+        """Return the terminal's."""
+        return self._terminal.fileno()
+
+    def isatty(self) -> bool:
+        """Return whether it is one."""
+        return self._terminal.isatty()
 
 
 def _joined(parts: Sequence[str], widths: Sequence[int]) -> str:

@@ -67,10 +67,9 @@ def show(out: Output, health: Health, *, verbose: bool = False, to: Path | None 
 
 
 def again(out: Output, health: Health, pause: timedelta) -> None:
-    """Show a report in the place of the one before."""
-    out.clear()
-    _tables(out, health, False)
-    out.text(f"\n{tables.cell(health.checked_at)}, again every {spell(pause)}; ctrl-C ends it")
+    """Show a report in the place of the one before, as much of it as the terminal has lines for."""
+    with out.screenful(f"{tables.cell(health.checked_at)}, again every {spell(pause)}; ctrl-C ends it"):
+        _tables(out, health, False)
 
 
 def _text(out: Output, health: Health) -> str:
@@ -139,6 +138,8 @@ def _summary(out: Output, health: Health) -> str:
         parts[1] = f"{found['visited']} of {counted(total, 'tenant')} {'was' if total == 1 else 'were'} visited"
     if found["probed"]:
         parts.append(f"{counted(found['probed'], 'engine')} asked")
+    if found["left_out"]:
+        parts.append(f"{counted(found['left_out'], 'tenant')} left out by the budget")
     return f"{out.paint(health.status, 'status')}: {'; '.join(parts)}"
 
 

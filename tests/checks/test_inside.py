@@ -60,6 +60,12 @@ def test_dead_rows_that_nothing_removes(posduif: Posduif, server: PgServer, tena
     server.sql("DELETE FROM messages", database=tenant)
     with server.connect(tenant) as conn:
         conn.execute("SELECT pg_stat_force_next_flush()")
+    server.sql("ALTER TABLE messages RESET (autovacuum_enabled)", database=tenant)
+    found = findings(posduif, tenant)
+    assert [f["level"] for f in found if f["check"] == "rows.dead"] in (["warning"], []), "autovacuum is on its way"
+    if not found:  # it was there already
+        return
+    server.sql("ALTER TABLE messages SET (autovacuum_enabled = false)", database=tenant)
     finding = only(posduif, tenant, "rows.dead", "critical")
     assert "table messages has 11000 dead rows" in finding["message"]
     server.sql(finding["fix"], database=tenant)
@@ -73,11 +79,18 @@ def test_a_trigger_and_a_foreign_key_that_are_switched_off(posduif: Posduif, ser
     server.sql(finding["fix"], database=tenant)
     assert findings(posduif, tenant) == []
     server.sql("ALTER TABLE messages DISABLE TRIGGER ALL", database=tenant)
-    found = findings(posduif, tenant)
-    assert {f["check"] for f in found} == {"trigger.disabled"}
-    [key] = [f for f in found if f["message"].startswith("foreign key fk_messages_sender")]
-    server.sql(key["fix"], database=tenant)
+    finding = only(posduif, tenant, "trigger.disabled", "warning")
+    assert finding["message"].startswith("foreign keys of table messages are not checked")
+    server.sql(finding["fix"].partition(": ")[2], database=tenant)
     assert findings(posduif, tenant) == []
+    server.sql(
+        """CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+           CREATE TRIGGER theirs BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION theirs();
+           ALTER TABLE users DISABLE TRIGGER theirs""",
+        database=tenant,
+    )
+    finding = only(posduif, tenant, "trigger.disabled", "warning")
+    assert finding["fix"].endswith(f": posduif tenant verify {tenant}"), "foreign code is not advised to be run"
 
 
 def test_rights_that_differ(posduif: Posduif, server: PgServer, tenant: str) -> None:
@@ -310,6 +323,37 @@ def test_thresholds_and_switches_of_the_configuration(
     assert report["skipped"][check] == "it is switched off in the configuration"
 
 
+def test_a_threshold_of_a_server_is_judged_with_that_of_all(
+    posduif: Posduif, server: PgServer, tmp_path: Any, clean_environ: pytest.MonkeyPatch
+) -> None:
+    clean_environ.delenv("POSDUIF_DSN")
+    config, check = tmp_path / "c.yaml", "connections.full"
+    servers = {"one": {"dsn": server.dsn, "checks": {check: {"warning": "90%"}}}}
+    config.write_text(json.dumps({"servers": servers, "checks": {check: {"warning": "1%", "critical": "2%"}}}))
+    error = posduif("health", "--config", str(config), "-o", "json", code=3).error
+    assert "the warning comes after what is critical: 0.9 / 0.02" in error["message"]
+    assert f"{config}:1" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("REVOKE CONNECT ON DATABASE {t} FROM {t}_engine", "has no right to connect"),
+        ("ALTER ROLE {t}_engine CONNECTION LIMIT 0", "may have no connection"),
+        ("ALTER ROLE {t}_engine VALID UNTIL '2020-01-01'", "password is no longer valid"),
+    ],
+)
+def test_an_engine_that_is_kept_out(posduif: Posduif, server: PgServer, tenant: str, fault: str, why: str) -> None:
+    server.sql(fault.format(t=tenant))
+    finding = only(posduif, tenant, "tenant.state", "critical")
+    assert why in finding["message"]
+    if finding["fix"].startswith("posduif"):
+        run(posduif, finding["fix"])
+    else:
+        server.sql(finding["fix"])
+    assert findings(posduif, tenant) == []
+
+
 WRONG = {
     "connections.ful": ({"warning": 1}, 'did you mean "connections.full"?'),
     "settings.unsafe": ({"warning": 1}, "off: true"),
@@ -370,6 +414,8 @@ def test_a_budget_leaves_tenants_out_and_says_so(posduif: Posduif, server: PgSer
     assert covered["tenants"] >= 3
     assert covered["skipped"] >= covered["tenants"] - 4, "those under way are finished"
     assert covered["visited"] + covered["skipped"] + covered["failed"] == covered["tenants"]
+    assert covered["left_out"] >= 3
+    assert "left out by the budget" in posduif("health", "--deep", "--budget", "1ms", "-o", "table", code=None).out
     posduif("health", "--budget", "0s", code=2)
 
 

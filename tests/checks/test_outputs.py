@@ -83,6 +83,24 @@ def test_a_server_that_is_away_is_critical_to_nagios(cli: Posduif, tmp_path: Pat
     assert done.out.startswith("POSDUIF CRITICAL - 1 critical in 1 server and 0 tenants | ")
 
 
+def test_nothing_that_was_not_judged_is_shown_as_fine(
+    cli: Posduif, posduif: Posduif, tenant: str, tmp_path: Path
+) -> None:
+    away = ("--dsn", f"host={tmp_path} user=x")
+    for chosen in (("--only", "connections"), ("--skip", "server.reach"), ("--only", "schema", tenant)):
+        done = posduif("health", *chosen, *away, "-o", "nagios", code=2)
+        assert done.out.startswith("POSDUIF CRITICAL"), chosen
+    (tmp_path / "c.yaml").write_text("checks: {server.reach: {off: true}}\n")
+    posduif("health", *away, "--config", str(tmp_path / "c.yaml"), "-o", "nagios", code=2)
+    for words in ("--only index", "--only engine.answer", "--only index --skip index"):
+        posduif("health", *words.split(), "-o", "nagios", code=3)
+        posduif("health", *words.split(), code=2)
+    assert posduif("health", "--only", "backup", "-o", "nagios", code=3).out.startswith("POSDUIF UNKNOWN")
+    assert posduif.json("health", tenant, "--only", "index")["status"] == "ok"
+    for dsn in ("rubbish", "host=/tmp password=x"):
+        assert posduif("health", "--dsn", dsn, "-o", "nagios", code=3).out.startswith("POSDUIF UNKNOWN")
+
+
 def families(text: str) -> dict[str, Any]:
     return {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -91,6 +109,8 @@ def test_prometheus_can_read_every_family_and_each_check_has_a_series(
     posduif: Posduif, server: PgServer, tenant: str
 ) -> None:
     server.sql(FAULTS["warning"] or "", database=tenant)
+    for trigger in ("synced_at", "read_at"):
+        server.sql(f"ALTER TABLE messages DISABLE TRIGGER update_messages_{trigger}", database=tenant)
     _, out = report(posduif, tenant, "prometheus", "--probe")
     found = families(out)
     readme = (REPO / "README.md").read_text(encoding="utf-8")
@@ -109,6 +129,8 @@ def test_prometheus_can_read_every_family_and_each_check_has_a_series(
     assert value("posduif_findings", check="sync.failed", level="warning") == 1
     assert value("posduif_affected_tenants", check="sync.failed", level="warning") == 1
     assert value("posduif_findings", check="schema.behind", level="warning") == 0
+    assert value("posduif_findings", check="trigger.disabled", level="warning") == 2
+    assert value("posduif_affected_tenants", check="trigger.disabled", level="warning") == 1
     assert value("posduif_tenant_size_bytes", tenant=tenant) > 1_000_000
     assert value("posduif_connections", what="used") < value("posduif_connections", what="allowed")
     assert value("posduif_status", level="critical") == 1, "no engine answers at its url"
@@ -122,6 +144,7 @@ def test_prometheus_of_a_server_that_is_away_has_all_families(cli: Posduif, tmp_
     done = cli("health", "-o", "prometheus", "--dsn", f"host={tmp_path} user=x", code=1)
     found = families(done.out)
     assert [sample.value for sample in found["posduif_up"].samples] == [0]
+    assert found["posduif_tenants"].samples == []
     assert {"posduif_connections", "posduif_tenant_size_bytes", "posduif_oldest_backup_age_seconds"} <= set(found)
     critical = [s for s in found["posduif_findings"].samples if s.value and s.labels["level"] == "critical"]
     assert [s.labels["check"] for s in critical] == ["server.reach"]
@@ -212,6 +235,8 @@ def test_watching_shows_the_report_again_until_ctrl_c(posduif: Posduif, server: 
             server.sql(fault, database=tenant)
         shown = on_terminal("health", tenant, "--watch", "100ms", watch=interrupt)
         assert (shown.code, shown.out.count("\x1b[2J\x1b[H") >= 3) == (code, True), shown
+        screens = shown.out.split("\x1b[2J\x1b[H")[1:]
+        assert all(len(screen.splitlines()) <= 24 for screen in screens), "the worst does not scroll away"
         assert "interrupted" not in shown.out
     assert "--watch needs a terminal" in posduif("health", "--watch", "5s", code=2).err
 

@@ -10,7 +10,7 @@ from posduif_cli.models.checks import Finding, Level
 from posduif_cli.notation import listed
 
 SHOWN = 3  # names in a message
-ONE_OF_THEM = "for each, as for the first"
+FIRST = "for each, as for the first"
 NAMED = 5  # tenants that a command is given by name; for more it is given --all
 
 
@@ -88,18 +88,19 @@ def _finding(group: Sequence[Judged], total: int) -> Finding:
     if len(tenants) == 1:
         return replace(found, message=f"{found.message} (and {more} more)", affected=tenants)
     return replace(
-        found, subject=tenants[0], affected=tenants, fix=_together(worst.check, tenants, found),
+        found, subject=tenants[0], affected=tenants, fix=_together(group[0], tenants),
         message=f"{len(tenants)} of {total} tenants: {what} ({listed(tenants, SHOWN)})",
     )  # fmt: skip
 
 
-def _together(check: Check, tenants: Sequence[str], found: Finding) -> "Run | str | None":
-    """Return the command that repairs all the tenants of a finding, or else what repairs one of them."""
-    if isinstance(found.fix, Run) and not check.together:
-        return Run(*found.fix.words, lead=found.fix.lead or ONE_OF_THEM)
-    if found.fix is None or not check.together:
-        return found.fix and f"{ONE_OF_THEM}: {found.fix}"
-    *words, last = check.together
+def _together(first: Judged, tenants: Sequence[str]) -> Run | str | None:
+    """Return the command that repairs all the tenants of a finding, or else what repairs the first of them."""
+    if not first.check.together:
+        fix = first.check.finding(first.subject, first.verdict, first.limits).fix
+        if isinstance(fix, Run):
+            return Run(*fix.words, lead=fix.lead or FIRST)
+        return fix and f"{FIRST}: {fix}"
+    *words, last = first.check.together
     options = [last] if last.startswith("--") else []
     words = words if options else [*words, last]
     return Run(*words, *(tenants if len(tenants) <= NAMED else ["--all"]), *options)

@@ -13,6 +13,7 @@ from posduif_cli.models.checks import Finding, Level
 from posduif_cli.notation import duration
 
 SIZES = {"TiB": 1024**4, "GiB": 1024**3, "MiB": 1024**2}
+EXAMPLES = {"ratio": "80%, ", "bytes": "64MiB, "}  # of how a value is written, by unit
 SPANS = {"days": timedelta(days=1), "hours": timedelta(hours=1), "seconds": timedelta(seconds=1)}
 
 
@@ -36,6 +37,8 @@ class Threshold:
         """
         if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < inf:
             return text
+        if text == "never":
+            return inf
         found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(%|[TGM]iB|)", str(text))
         if found and self.unit == "ratio" and found[2] in ("%", ""):
             return float(found[1]) / (100 if found[2] else 1)
@@ -43,7 +46,9 @@ class Threshold:
             return float(found[1]) * SIZES.get(found[2], 1)
         if self.unit in SPANS:
             return duration(str(text), zero=True) / SPANS[self.unit]
-        raise PosduifError(f'"{text}" is no value in {self.unit}')
+        raise PosduifError(
+            f'"{text}" is no value in {self.unit}', why=f"it is a number, {EXAMPLES.get(self.unit, '')}or never"
+        )
 
     def __str__(self) -> str:
         """Return both values with their unit.
@@ -56,7 +61,7 @@ class Threshold:
     def spelled(self, value: float) -> str:
         """Return a value as it is shown, without its unit where that is not bytes."""
         units = SIZES.items() if self.unit == "bytes" else ()
-        plain = "never" if value == inf else f"{value:g}"
+        plain = "never" if value == inf else f"{value:.12g}"
         return next((f"{value / size:g} {unit}" for unit, size in units if inf > value >= size), plain)
 
 
@@ -64,7 +69,7 @@ class Threshold:
 class Verdict:
     """What a check says of one thing; a good verdict's *fix* is not reported.
 
-    *level* is None where the check's threshold decides it by *value*. *thing* tells verdicts of one check on one
+    *level* is None where the threshold decides it by *value*, up to *most*. *thing* tells verdicts of one check on one
     subject apart. *several* is what is said of several subjects at once, *message* where it is None. *repairable* is
     False where the check's repair must not be tried. *then* is what is left to do by hand after the repair. *subject*
     replaces that of the facts. What cannot be judged is SKIPPED, and *message* is the reason.
@@ -79,6 +84,7 @@ class Verdict:
     affected: tuple[str, ...] = ()
     thing: str = ""
     several: str | None = None
+    most: Level = Level.CRITICAL
     repairable: bool = True
     then: Hint | None = None
 
@@ -145,7 +151,8 @@ class Check:
             if verdict.level is None:
                 assert limit is not None
                 assert isinstance(verdict.value, int | float)
-                verdict = replace(verdict, level=limit.level(verdict.value))
+                level = min(limit.level(verdict.value), verdict.most, key=lambda level: level.rank)
+                verdict = replace(verdict, level=level)
             yield verdict
 
     def repair_of(self, verdict: Verdict) -> Repair | None:

@@ -29,6 +29,8 @@ SLOT_CRITICAL = 1024 * MIB  # of WAL that a slot without a reader keeps
 CALLS, SHARE = 5, 0.05  # of a statement: fewer calls, or less of the time of all, say nothing
 TEXT = 70  # characters of a statement
 FULL = Threshold(0.75, 0.9, "ratio")
+LIMITED = Threshold(0.5, 0.8, "ratio")  # of max_slot_wal_keep_size
+BLOCKED = Threshold(30, 120, "seconds")
 RETAINED = Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes")
 
 # Which words tell a person what was asked.
@@ -37,7 +39,7 @@ SUBJECTS = {
     "list_slots": "slots", "list_engine_sessions": "sessions of engines", "list_transactions": "transactions",
     "list_blocked": "blocked sessions", "read_archiver": "WAL archiving", "list_ages": "transaction ids",
     "list_horizons": "old transactions", "list_checksum_failures": "checksums", "list_unsafe_settings": "settings",
-    "list_invalid_databases": "databases", "list_statements": "statements",
+    "list_invalid_databases": "databases", "list_statements": "statements", "list_shut_out": "logins of engines",
 }  # fmt: skip
 # The statements of tenants by the text that they have in common, in milliseconds. What posduif itself sends is left
 # out, and so are commands that are no queries: their texts may hold a password.
@@ -47,6 +49,9 @@ WITH s AS (
            array_agg(DISTINCT d.datname::text) AS databases
     FROM {schema}.pg_stat_statements s JOIN pg_catalog.pg_database d ON d.oid = s.dbid
     WHERE d.datname = ANY (%(tenants)s) AND s.userid IS DISTINCT FROM pg_catalog.to_regrole('posduif_admin')::oid
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles g ON g.oid = m.roleid
+                      WHERE m.member = s.userid
+                        AND g.rolname IN ('posduif_admin', 'posduif_health', 'posduif_cron', 'posduif_backup'))
     GROUP BY s.queryid
 )
 SELECT query, calls, total / calls AS mean, total / nullif(sum(total) OVER (), 0) AS share, databases,
@@ -95,7 +100,7 @@ def look(
     )
     return ServerFacts(
         figures, questions.seen, questions.unanswered(), tenants=tenants, sizes=measured, login=session.login,
-        member=bool(session.member), monitor=monitor,
+        member=bool(session.member), monitor=monitor, named=bool(wanted),
         asides=[copy for copy in copies if not wanted or copy.tenant in wanted],
     )  # fmt: skip
 
@@ -133,7 +138,7 @@ def _who(row: Mapping[str, Any]) -> str:
 
 
 def _end(row: Mapping[str, Any]) -> str:
-    return f"SELECT pg_terminate_backend({row['pid']});"
+    return f"SELECT pg_terminate_backend({row['pid']}); -- as a superuser, or as {row['role']}"
 
 
 @health("connections.full", "Connections are left",
@@ -173,46 +178,56 @@ def roles(facts: ServerFacts) -> Iterator[Verdict]:
     "A transaction that is left open keeps its locks, and keeps dead rows of all tables.",
     threshold=Threshold(300, 900, "seconds"), asks=("list_transactions",), monitor=True)  # fmt: skip
 def idle(facts: ServerFacts) -> Iterator[Verdict]:
-    """Judge how long each session has been idle in a transaction."""
+    """Judge how long each session has been idle in a transaction, unless it is told as what blocks others."""
+    told = {root for root, behind in _waits(facts).items() if _longest(behind) >= BLOCKED.warning}
     for row in facts.rows("list_transactions"):
-        if row["idle"] is not None:
+        if row["idle"] is not None and row["pid"] not in told:
             text = f"{_who(row)} has been idle in a transaction for {_spelled(row['idle'])}"
             yield Verdict(
-                None, text, round(row["idle"]), fix=_end(row), affected=facts.names([row["database"]]), several="idle",
-            )  # fmt: skip
+                None, text, int(row["idle"]), fix=_end(row), affected=facts.names([row["database"]]), several="idle"
+            )
 
 
 @health("transactions.long", "No transaction takes long",
-    "A long transaction keeps dead rows of all tables, and blocks changes of its own. Backups are not meant.",
+    "A long transaction keeps dead rows of all tables. Backups are not meant, nor is one that waits for a lock.",
     threshold=Threshold(900, 3600, "seconds"), asks=("list_transactions",), monitor=True)  # fmt: skip
 def long(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how long each transaction at work has been open."""
     for row in facts.rows("list_transactions"):
-        if row["idle"] is None and not row["backup"]:
+        if row["idle"] is None and not row["backup"] and not row["waits"]:
             text = f"{_who(row)} has been in one transaction for {_spelled(row['age'])}"
             yield Verdict(
-                None, text, round(row["age"]), fix=_end(row), affected=facts.names([row["database"]]), several="long",
-            )  # fmt: skip
+                None, text, int(row["age"]), fix=_end(row), affected=facts.names([row["database"]]), several="long"
+            )
 
 
 @health("sessions.blocked", "No session waits long for a lock",
     "One session that holds a lock can stop all others. The one that waits for none itself is the cause.",
-    threshold=Threshold(30, 120, "seconds"), asks=("list_blocked",), monitor=True)  # fmt: skip
+    threshold=BLOCKED, asks=("list_blocked",), monitor=True)  # fmt: skip
 def blocked(facts: ServerFacts) -> Iterator[Verdict]:
     """Tell who blocks others and waits for no one, and how long the longest wait is."""
     known = {row["pid"]: row for row in facts.rows("list_blocked")}
-    waits: dict[int, dict[int, Mapping[str, Any]]] = {}
-    for row in known.values():
-        if row["blockers"]:
-            for root in _roots(row["pid"], known):
-                waits.setdefault(root, {})[row["pid"]] = row
-    for root, behind in waits.items():
-        longest = max(row["waited"] or 0 for row in behind.values())
+    for root, behind in _waits(facts).items():
         who = _who(known[root]) if root in known else "a prepared transaction"
+        longest = _longest(behind)
         text = f"{who} blocks {counted(len(behind), 'session')}, the longest for {_spelled(longest)}"
         fix = _end(known[root]) if root in known else "look at pg_prepared_xacts, then ROLLBACK PREPARED"
-        names = facts.names(row["database"] for row in behind.values())
-        yield Verdict(None, text, round(longest), fix=fix, affected=names, several="blocked")
+        names = facts.names(row["database"] for row in behind)
+        yield Verdict(None, text, int(longest), fix=fix, affected=names, several="blocked")
+
+
+def _waits(facts: ServerFacts) -> dict[int, list[Mapping[str, Any]]]:
+    """Return the sessions that wait for a lock, by that which they wait for in the end."""
+    known = {row["pid"]: row for row in facts.rows("list_blocked")}
+    waits: dict[int, list[Mapping[str, Any]]] = {}
+    for row in known.values():
+        for root in _roots(row["pid"], known) if row["blockers"] else ():
+            waits.setdefault(root, []).append(row)
+    return waits
+
+
+def _longest(waiting: Sequence[Mapping[str, Any]]) -> float:
+    return max(float(row["waited"] or 0) for row in waiting)
 
 
 def _roots(pid: int, known: Mapping[int, Mapping[str, Any]]) -> set[int]:
@@ -253,7 +268,7 @@ def unread(facts: ServerFacts) -> Iterator[Verdict]:
 
 
 def _drop(slot: Mapping[str, Any]) -> str:
-    return f"SELECT pg_drop_replication_slot('{slot['slot']}');"
+    return f"SELECT pg_drop_replication_slot('{slot['slot']}'); -- if its reader is gone for good"
 
 
 @health("slots.retained", "Replication slots keep little WAL",
@@ -266,11 +281,14 @@ def slots(facts: ServerFacts) -> Iterator[Verdict]:
     for slot in facts.rows("list_slots"):
         if _unread(slot, facts):
             continue
-        kept, level = slot["retained_bytes"] or 0, None
-        if limit is not None and limit > 0:
-            level = Threshold(0.5, 0.8, "ratio").level(kept / (limit * MIB))
+        kept, place = slot["retained_bytes"] or 0, f"{facts.subject}/{slot['slot']}"
         text = f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL"
-        yield Verdict(level, text, kept, None, _drop(slot), f"{facts.subject}/{slot['slot']}", several="retained")
+        if limit is not None and limit > 0:
+            share = round(kept / (limit * MIB), 3)
+            text += f", and is lost at {limit} MiB"
+            yield Verdict(LIMITED.level(share), text, share, "ratio", _drop(slot), place, several="retained")
+        else:
+            yield Verdict(None, text, kept, None, _drop(slot), place, several="retained")
 
 
 @health("replication.lag", "Replicas keep up",
@@ -332,7 +350,7 @@ def horizon(facts: ServerFacts) -> Iterator[Verdict]:
         fix = f"look at {kind} {name}"
         if kind == "session":
             who = who_is(int(name), row["role"], row["application"] or None, row["database"] or None)
-            fix = f"SELECT pg_terminate_backend({name});"
+            fix = f"SELECT pg_terminate_backend({name}); -- as a superuser, or as {row['role']}"
         elif kind == "slot":
             fix = f"SELECT pg_drop_replication_slot('{name}');"
         elif kind == "prepared transaction":
@@ -405,6 +423,8 @@ def databases(facts: ServerFacts) -> Iterator[Verdict]:
     known = {tenant.tenant: tenant for tenant in facts.tenants or ()}
     for row in facts.rows("list_invalid_databases"):
         name, tenant = row["database"], known.get(row["database"])
+        if tenant is None and facts.named:
+            continue  # it has no part in the tenants that were asked about
         if tenant is not None and not row["half_dropped"] and tenant.state not in (State.ACTIVE, State.SUSPENDED):
             continue
         text = f"database {name} takes no connections"

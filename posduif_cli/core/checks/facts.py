@@ -17,7 +17,7 @@ from posduif_cli.core.schema.inventory import Thing
 from posduif_cli.core.schema.strangers import Stranger
 from posduif_cli.db import admin
 from posduif_cli.db.record import Record
-from posduif_cli.errors import PosduifError
+from posduif_cli.errors import Hint, PosduifError
 from posduif_cli.models.checks import ServerHealth, TenantHealth
 from posduif_cli.models.copies import Aside, Backup
 from posduif_cli.models.schema import Migration
@@ -33,7 +33,8 @@ class ServerFacts:
 
     *seen* holds the rows of each query that was answered, by its name. *tenants* is None where it did not list them.
     *login* is the role that asked, *member* that it is an administrator, *monitor* that it may see what other roles'
-    sessions do. *asides* are databases that restores set aside, *store_error* is why the backups could not be read.
+    sessions do. *named* says that tenants were asked about by name. *asides* are databases that restores set aside,
+    *store_error* is why the backups could not be read.
     """
 
     figures: ServerHealth
@@ -46,6 +47,7 @@ class ServerFacts:
     login: str = ""
     member: bool = False
     monitor: bool = True
+    named: bool = False
     asides: Sequence[Aside] = ()
     store_error: PosduifError | None = None
     now: datetime = field(default_factory=partial(datetime.now, UTC))
@@ -87,7 +89,7 @@ class TenantFacts:
     *visited* is what a session in its database saw: the rows of each query that was answered, by its name. *missing*
     are the commands that grants.sql would run, None where that was not asked. *backups* are those of its name, the
     oldest first; None where none are looked at. *answer* is what its engine answered, *full* that the engine's role has
-    all its connections.
+    all its connections. *shut_out* says what else than NOLOGIN keeps the engine from logging in, and what ends it.
     """
 
     tenant: Tenant
@@ -98,6 +100,7 @@ class TenantFacts:
     backups: Sequence[Backup] | None = None
     answer: Answer | None = None
     full: bool = False
+    shut_out: tuple[str, Hint | None] | None = None
     now: datetime = field(default_factory=partial(datetime.now, UTC))
 
     @property

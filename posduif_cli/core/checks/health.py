@@ -22,7 +22,7 @@ from posduif_cli.core.checks.rules import Rules
 from posduif_cli.core.checks.visits import Depth
 from posduif_cli.core.fleet.fleet import SIZES_TIMEOUT, Fleet, ambiguous, live, split
 from posduif_cli.db.session import QUESTION_TIMEOUT
-from posduif_cli.errors import AccessDenied, Busy, PosduifError, Run, TenantNotFound
+from posduif_cli.errors import AccessDenied, Busy, ConfigurationError, PosduifError, Run, TenantNotFound
 from posduif_cli.models.checks import Health, Level, ServerHealth
 from posduif_cli.models.copies import Backup
 from posduif_cli.models.tenants import Tenant
@@ -75,11 +75,15 @@ class _Report:
     def made(self) -> Health:
         """Make the report."""
         fleet, depth = self.fleet, self.depth
-        listed, probed = self._checks("listed", "server"), self._checks("probed", "tenant")
-        asking = {name: [*listed[name], *(probed[name] if depth.probe else ())] for name in listed}
+        parts = [self._checks("listed", "server"), self._checks("listed", "tenant")]
+        parts += [self._checks("probed", "tenant")] if depth.probe else []
+        asking = {server.name: [c for part in parts for c in part[server.name]] for server in fleet.servers}
         ask = partial(cluster.look, fleet, self.wanted, asking, depth.sizes)
         limit = SIZES_TIMEOUT if depth.sizes else QUESTION_TIMEOUT
         self.told, self.lost = split(fleet.ask(ask, limit=limit))
+        for error in self.lost.values():
+            if isinstance(error, ConfigurationError) and len(fleet.servers) == 1:
+                raise error  # nothing was asked: the command is wrong, not the server
         with visits.turn(fleet, self.told if depth.deep else ()):
             chosen, missing = self._choose()
             servers = self._servers(chosen, missing)
@@ -150,6 +154,11 @@ class _Report:
     ) -> list[TenantFacts]:
         """Return the facts of each tenant: from its server, from its database, from its engine and its backups."""
         saved = numbered(self.backups) if isinstance(self.backups, Sequence) else None
+        outside = {
+            (name, row["tenant"]): (row["why"], row["fix"] or Run("tenant", "verify", row["tenant"], "--repair"))
+            for name, server in self.told.items()
+            for row in server.rows("list_shut_out")
+        }
         examined: list[TenantFacts] = []
         for tenant in chosen:
             result = visited.get(tenant, TenantFacts(tenant))
@@ -162,7 +171,12 @@ class _Report:
             size = {} if tenant.tenant not in server.sizes else {"size_bytes": server.sizes[tenant.tenant]}
             held = None if saved is None else saved.get(tenant.tenant, ())
             newest = {"backup_at": held[-1].created_at} if held else {}
-            examined.append(replace(result, measured={**result.measured, **size, **newest}, backups=held))
+            examined.append(
+                replace(
+                    result, measured={**result.measured, **size, **newest}, backups=held,
+                    shut_out=outside.get((tenant.server, tenant.tenant)),
+                )
+            )  # fmt: skip
         if not self.depth.probe:
             return examined
         full = {
@@ -201,6 +215,9 @@ class _Report:
             )
             for facts in servers
         }
+        # Where nothing could be judged, nothing is known to be fine.
+        wanted = {check.id for check in self.rules.chosen}
+        calm = Level.OK if any(wanted.intersection(ids) for ids in ran.values()) else Level.UNKNOWN
         whole = [facts for facts in answered if not facts.unanswered]
         failed = [
             result
@@ -208,7 +225,7 @@ class _Report:
             if not isinstance(result, TenantNotFound) and (isinstance(result, PosduifError) or result.unanswered)
         ]
         return Health(
-            status=max((finding.level for finding in found), key=lambda level: level.rank, default=Level.OK).value,
+            status=max((finding.level for finding in found), key=lambda level: level.rank, default=calm).value,
             checked_at=datetime.now(UTC),
             servers=tuple(f.figures for f in servers if f.error is None or f.subject in self.lost),
             tenants=tuple(facts.figures for facts in examined),
@@ -219,6 +236,7 @@ class _Report:
                 "skipped": len(examined) - len(whole) - len(failed),
                 "failed": len(failed) + len(missing),
                 "probed": sum(facts.answer is not None for facts in examined),
+                "left_out": self._left_out(examined, visited),
                 "checks": len({id_ for ids in ran.values() for id_ in ids}),
                 "checks_skipped": len(skipped),
                 "checks_failed": len({id_ for ids in unable.values() for id_ in ids}),
@@ -228,6 +246,17 @@ class _Report:
             named=bool(self.wanted),
             ran=ran,
             seconds=round(time.monotonic() - self.depth.started, 3),
+        )
+
+    def _left_out(self, examined: Sequence[TenantFacts], visited: Mapping[Tenant, TenantFacts | PosduifError]) -> int:
+        """Return how many tenants were to be visited or probed and were not, because the budget was spent."""
+        if self.depth.budget is None:
+            return 0
+        visits_ = self.depth.deep or bool(self.wanted)
+        return sum(
+            (visits_ and visits.visitable(facts.tenant) and facts.tenant not in visited)
+            or (self.depth.probe and visits.probable(facts.tenant) and facts.answer is None)
+            for facts in examined
         )
 
     def _skipped(self, judged: Sequence[Judged], examined: Sequence[TenantFacts]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a session in a tenant's database sees: asking it, and the checks that judge it, alone and over all tenants."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache, partial
@@ -94,36 +95,52 @@ def invalid(facts: TenantFacts) -> Iterator[Verdict]:
     for row in facts.rows("list_indexes"):
         if not row["valid"]:
             name = row["index"]
-            fix = f"REINDEX INDEX CONCURRENTLY {quoted(name)};"
+            fix = f"REINDEX INDEX CONCURRENTLY {quoted(name)}; -- in database {facts.subject}"
+            if row["is_unique"]:
+                fix += ", once its duplicates are gone"
+            if re.search(r"_cc(new|old)\d*$", name):  # what a failed REINDEX left beside the index itself
+                fix = f"DROP INDEX CONCURRENTLY {quoted(name)}; -- in database {facts.subject}"
             level = Level.CRITICAL if row["is_unique"] else Level.WARNING
             yield Verdict(level, f"index {name} is invalid", name, fix=fix, thing=name)
 
 
 @health("rows.dead", "Autovacuum keeps up with dead rows",
     "In multiples of what autovacuum waits for, from 10,000 dead rows on; a table that is being vacuumed is left out. "
-    "Dead rows make a table large and slow.",
+    "Critical only where autovacuum is switched off: it may be on its way.",
     threshold=Threshold(2, 10, "times"), asks=("list_tables",))  # fmt: skip
 def dead(facts: TenantFacts) -> Iterator[Verdict]:
-    """Judge the dead rows of each table by what autovacuum waits for."""
+    """Judge the dead rows of each table by what autovacuum waits for; where it is on it may only not have come yet."""
     for row in facts.rows("list_tables"):
         if (row["dead"] or 0) > DEAD:
             table, times = row["table"], round(row["dead"] / max(row["due"], 1), 1)
             text = f"table {table} has {row['dead']} dead rows, {times:g} times what autovacuum waits for"
             fix = f"VACUUM (ANALYZE) {quoted(table)}; -- in database {facts.subject}"
-            yield Verdict(None, text, times, fix=fix, thing=table, several=f"table {table} has many dead rows")
+            most = Level.WARNING if row["automatic"] else Level.CRITICAL
+            several = f"table {table} has many dead rows"
+            yield Verdict(None, text, times, fix=fix, thing=table, several=several, most=most)
 
 
 @health("trigger.disabled", "No trigger is switched off",
     "The tables' triggers keep updated_at, synced_at and read_at, and the foreign keys. "
     "One that is disabled stays so until it is enabled again.", asks=("list_disabled_triggers",))  # fmt: skip
 def triggers(facts: TenantFacts) -> Iterator[Verdict]:
-    """Tell each trigger that does not fire, and each foreign key that is not checked."""
+    """Tell each trigger that does not fire, and each table whose foreign keys are not checked."""
+    keys = {row["table"]: row["trigger"] for row in facts.rows("list_disabled_triggers") if row["internal"]}
+    for table in keys:
+        fix = f"a superuser types, in {facts.subject}: ALTER TABLE {quoted(table)} ENABLE TRIGGER ALL;"
+        text = f"foreign keys of table {table} are not checked, and its triggers may be switched off"
+        yield Verdict(Level.WARNING, text, keys[table], fix=fix, thing=table)
     for row in facts.rows("list_disabled_triggers"):
         table, name = row["table"], row["trigger"]
-        which = "ALL" if row["internal"] else quoted(name)
-        what = f"foreign key {name}" if row["internal"] else f"trigger {name}"
-        fix = f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {which}; -- in database {facts.subject}"
-        yield Verdict(Level.WARNING, f"{what} of table {table} is switched off", name, fix=fix, thing=f"{table} {name}")
+        if table in keys:
+            continue
+        by_hand: Run | str = (
+            f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {quoted(name)}; -- in database {facts.subject}"
+        )
+        if name not in _bundled("trigger"):  # it may be foreign code, which is better off
+            by_hand = Run("tenant", "verify", facts.subject, lead="see whose it is, then enable or drop it")
+        text = f"trigger {name} of table {table} is switched off"
+        yield Verdict(Level.WARNING, text, name, fix=by_hand, thing=f"{table} {name}")
 
 
 @health("sync.failed", "No device reports a failed synchronisation",
@@ -243,9 +260,9 @@ def skew(facts: TenantFacts) -> Iterator[Verdict]:
 
 
 @cache
-def _bundled() -> frozenset[str]:
-    """Return the names of the indexes that the bundled migrations make; those are no operator's to drop."""
-    return frozenset(thing.bare or "" for thing in inventory.snapshot() if thing.kind == "index")
+def _bundled(kind: str) -> frozenset[str]:
+    """Return the names of the indexes or triggers that the bundled migrations make."""
+    return frozenset(thing.bare or "" for thing in inventory.snapshot() if thing.kind == kind)
 
 
 def _everywhere(
@@ -262,7 +279,7 @@ def _everywhere(
         for row in tenant.rows("list_indexes"):
             key = (row["table"], row["index"])
             having[key] = having.get(key, 0) + 1
-            if row["valid"] and row["index"] not in _bundled() and meant(tenant, row):
+            if row["valid"] and row["index"] not in _bundled("index") and meant(tenant, row):
                 found.setdefault(key, []).append((tenant, row))
     for (table, index), rows in sorted(found.items()):
         if len(rows) >= NEARLY_ALL * max(having[table, index], NEARLY_ALL * len(asked)):

@@ -25,6 +25,7 @@ LIMIT = timedelta(seconds=3)  # for all of one answer, the name's resolution inc
 PATH, DEVICE = "/api/users", "posduif-probe"
 ENDING = Threshold(14, 3, "days")  # until a certificate ends: fewer is worse
 FAILED = 500  # what an engine says whose query failed
+GATE = (401, 403, 407, 429)  # of something that asks who comes, before the engine
 GATEWAY = (502, 503, 504)  # what a balancer says of an engine that does not answer
 
 
@@ -63,7 +64,9 @@ def _ask(url: str, started: float, reached: list[str]) -> Answer:
         return _late(url, reached)
     except ssl.SSLError as error:
         return Answer(url, step="http", why=f"no TLS is spoken there: {error.reason}")
-    except (http.client.HTTPException, OSError, UnicodeError, ValueError) as error:
+    except UnicodeError:
+        return Answer(url, step="name", why="it is not the name of a host")
+    except (http.client.HTTPException, OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Answer(url, step=reached[-1], why=" ".join(why.split())[:100])  # which may be what a stranger said
     return Answer(url, status, seconds=round(time.monotonic() - started, 3), ends=ends)
@@ -88,7 +91,10 @@ def _get(url: str, reached: list[str]) -> tuple[int, datetime | None]:
             made.sock = context.wrap_socket(made.sock, server_hostname=host)
         ends = _ends(made.sock)
         made.request("GET", PATH, headers={"X-Device-ID": DEVICE, "Connection": "close"})
-        return made.getresponse().status, ends
+        found = made.getresponse()
+        if found.status == 200 and found.getheader("Content-Type", "").startswith("text/html"):
+            raise http.client.HTTPException("it shows a web page")  # an engine answers with JSON
+        return found.status, ends
     finally:
         made.close()
 
@@ -136,6 +142,7 @@ def answers(facts: TenantFacts) -> Iterator[Verdict]:
         yield from _certificate(answer, facts.now)
         return
     fix: Run | str = config
+    level = Level.CRITICAL
     if answer.step == "name":
         text, several = f"the name of {url} cannot be resolved: {answer.why}", "their urls' names cannot be resolved"
         fix = Run("tenant", "set", facts.subject, "--url", "ORIGIN", lead="correct DNS, or the url")
@@ -159,11 +166,16 @@ def answers(facts: TenantFacts) -> Iterator[Verdict]:
         what, several, fix = _at_the_database(facts)
         text = f"the engine at {url} runs, but {what} (HTTP 500)"
         several = f"the engines run, but {several}"
+    elif answer.status in GATE:
+        level = Level.UNKNOWN
+        text = f"what guards {url} lets no probe through (HTTP {answer.status})"
+        several = f"what guards their urls lets no probe through (HTTP {answer.status})"
+        fix = f"let GET {PATH} with X-Device-ID: {DEVICE} through from here, or leave --probe out"
     else:
         text = f"what listens at {url} is no engine: HTTP {answer.status}{_otherwise(facts)}"
-        several = "what listens at their urls is no engine"
+        several = f"what listens at their urls is no engine: HTTP {answer.status}"
         fix = Run("tenant", "set", facts.subject, "--url", "ORIGIN", lead="correct the url")
-    yield Verdict(Level.CRITICAL, text, answer.status or answer.step, fix=fix, several=several)
+    yield Verdict(level, text, answer.status or answer.step, fix=fix, several=several)
 
 
 def _certificate(answer: Answer, now: datetime) -> Iterator[Verdict]:

@@ -44,8 +44,10 @@ def choose(command: str, only: Sequence[str], skip: Sequence[str]) -> list[Check
 def _all_of(ids: Sequence[str], wanted: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for text in wanted:
-        here = {id for id in ids if id == text or id.startswith(f"{text}.")}
+        group = text.rstrip(".")
+        here = {id for id in ids if id == group or id.startswith(f"{group}.")}
         if not here:
-            raise UsageError(f'there is no check "{text}"', why=f"valid are: {', '.join(ids)}")
+            several = " (for several the option is repeated)" if "," in text else ""
+            raise UsageError(f'there is no check "{text}"{several}', why=f"valid are: {', '.join(ids)}")
         found |= here
     return found

@@ -12,6 +12,7 @@ from posduif_cli.models.checks import CheckInfo
 from posduif_cli.models.servers import Server
 
 COMMAND = "health"
+REACH = "server.reach"  # nothing is fine on a server that could not be asked
 ASKED = {  # by a check's tier
     "listed": "always", "stored": "where backup.dir is configured",
     "visited": "with --deep, or of a named tenant", "probed": "with --probe",
@@ -33,12 +34,13 @@ class Rules:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        of_servers = {f"servers.{name}.checks": settings for name, settings in self.servers.items()}
-        for prefix, settings in {"checks": self.settings, **of_servers}.items():
+        for id, given in self.settings.items():
+            self._require(f"checks.{id}", id, given, given)
+        for name, settings in self.servers.items():
             for id, given in settings.items():
-                self._require(f"{prefix}.{id}", id, given)
+                self._require(f"servers.{name}.checks.{id}", id, given, self._given(name, id))
 
-    def _require(self, key: str, id: str, given: Mapping[str, Any]) -> None:
+    def _require(self, key: str, id: str, given: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         found = next((check for check in registry.of(COMMAND) if check.id == id), None)
         where = self.origins.get(f"{key}.{next(iter(given), '')}", "the configuration")
         if found is None:
@@ -48,7 +50,7 @@ class Rules:
         if found.threshold is None and {"warning", "critical"} & set(given):
             raise ConfigurationError(f"{where}: {key}: this check has no threshold", hint="off: true")
         try:
-            _limit(found, given)
+            _limit(found, merged)
         except PosduifError as error:
             raise ConfigurationError(f"{where}: {key}: {error.message}", why=error.why) from None
 
@@ -56,8 +58,12 @@ class Rules:
         return {**self.settings.get(id, {}), **self.servers.get(server, {}).get(id, {})}
 
     def checks(self, server: str) -> list[Check]:
-        """Return the chosen checks that are not switched off on a server."""
-        return [check for check in self.chosen if not self._given(server, check.id).get("off")]
+        """Return the chosen checks that are not switched off on a server, and always that it answers."""
+        reach = [check for check in registry.of(COMMAND) if check.id == REACH and check not in self.chosen]
+        return [
+            *reach,
+            *(check for check in self.chosen if check.id == REACH or not self._given(server, check.id).get("off")),
+        ]
 
     def limits(self, server: str) -> Limits:
         """Return the thresholds of a server's checks, by id, as far as the configuration changes them."""

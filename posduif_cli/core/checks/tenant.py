@@ -27,7 +27,8 @@ def reach(facts: TenantFacts) -> Iterator[Verdict]:
 
 @health("tenant.state", "The tenant is active or suspended",
     "Any other state is that of a command that is at work or was interrupted, "
-    "or of a tenant whose database is lost.", hides=Hides(("engine.answer",), Level.WARNING))  # fmt: skip
+    "or of a tenant whose database is lost.",
+    asks=("list_shut_out",), hides=Hides(("engine.answer",), Level.WARNING))  # fmt: skip
 def state(facts: TenantFacts) -> Iterator[Verdict]:
     """Judge the state, and whether the engine of an active tenant may log in."""
     tenant = facts.tenant
@@ -37,6 +38,10 @@ def state(facts: TenantFacts) -> Iterator[Verdict]:
             Level.CRITICAL, f"tenant {tenant.tenant} {what}", tenant.state.value,
             fix=Run("tenant", "resume", tenant.tenant), several=what,
         )  # fmt: skip
+    elif tenant.state is State.ACTIVE and facts.shut_out is not None:
+        why, fix = facts.shut_out
+        what = f"is active, but its engine cannot log in: {why}"
+        yield Verdict(Level.CRITICAL, f"tenant {tenant.tenant} {what}", tenant.state.value, fix=fix, several=what)
     if tenant.state not in VISITED:
         level = Level.CRITICAL if tenant.state is State.LOST else Level.WARNING
         error = wrong_state(tenant)

@@ -104,8 +104,7 @@ def visits(
     A server's free connections by its figures in *servers* say how many at once: a report is never what takes the last
     ones. Tenants that were *named* are asked for their figures, too.
     """
-    here = [tenant for tenant in tenants if tenant.state in VISITED and tenant.schema_version is not None]
-    here = [tenant for tenant in here if checks[tenant.server]]
+    here = [tenant for tenant in tenants if visitable(tenant) and checks[tenant.server]]
     if depth.budget is not None:
         random.shuffle(here)  # so that the tenants that are left out are others each time
     jobs = {}
@@ -119,6 +118,16 @@ def visits(
     return dict(answers), gone
 
 
+def visitable(tenant: Tenant) -> bool:
+    """Whether a tenant's database can be looked into."""
+    return tenant.state in VISITED and tenant.schema_version is not None
+
+
+def probable(tenant: Tenant) -> bool:
+    """Whether a tenant's engine is to answer at a url that is known."""
+    return tenant.state is State.ACTIVE and bool(tenant.url)
+
+
 def probes(tenants: Sequence[Tenant], depth: Depth) -> dict[Tenant, Answer]:
     """Ask the urls of the active ones of some tenants, and return what they answered."""
     answers: dict[Tenant, Answer] = {}
@@ -127,7 +136,7 @@ def probes(tenants: Sequence[Tenant], depth: Depth) -> dict[Tenant, Answer]:
         url = tenant.url or ""
         answers[tenant] = answer if isinstance(answer, Answer) else Answer(url, step="http", why=answer.sentence)
 
-    asked = [tenant for tenant in tenants if tenant.state is State.ACTIVE and tenant.url]
+    asked = [tenant for tenant in tenants if probable(tenant)]
     with depth.within_budget() as crew:
         crew.run([(depth.jobs, asked)], lambda tenant: probe.ask(tenant.url or ""), note)
     return answers

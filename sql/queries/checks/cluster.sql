@@ -29,12 +29,29 @@ SELECT r.rolname::text AS role, r.rolconnlimit AS allowed, count(*)::int AS used
 FROM pg_roles r JOIN pg_stat_activity a ON a.usesysid = r.oid
 WHERE r.rolname LIKE '%\_engine' AND r.rolconnlimit > 0 GROUP BY 1, 2 ORDER BY 1;
 
+-- name: list_shut_out
+-- Tenants whose engine's role exists and may log in, but is kept out otherwise: by the rights of the database, by a limit
+-- of no connection, by a password that ran out. Roles have no CONNECT by a group here, and PUBLIC is told by others.
+SELECT d.datname::text AS tenant,
+       CASE WHEN r.rolvaliduntil < now() THEN 'its password is no longer valid'
+            WHEN r.rolconnlimit = 0 THEN 'its role may have no connection'
+            ELSE 'its role has no right to connect to the database' END AS why,
+       CASE WHEN r.rolvaliduntil < now() THEN format('ALTER ROLE %I VALID UNTIL ''infinity'';', r.rolname) END AS fix
+FROM pg_database d JOIN pg_roles r ON r.rolname = d.datname || '_engine'
+WHERE d.datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND r.rolcanlogin AND NOT r.rolsuper
+  AND NOT starts_with(d.datname, 'posduif')
+  AND (r.rolvaliduntil < now() OR r.rolconnlimit = 0
+       OR NOT EXISTS (SELECT FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x
+                      WHERE x.grantee IN (0, r.oid) AND x.privilege_type = 'CONNECT'))
+ORDER BY 1;
+
 -- name: list_transactions
--- Clients' transactions, the oldest first: how old, and how long idle, in seconds; whether a backup's program runs it.
+-- Clients' transactions, the oldest first: how old, and how long idle, in seconds; whether it waits for a lock, and
+-- whether a backup's program runs it.
 SELECT a.pid, a.usename::text AS role, coalesce(a.datname, '')::text AS database, a.application_name AS application,
        a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age,
        CASE WHEN a.state LIKE 'idle in transaction%' THEN extract(epoch FROM clock_timestamp() - a.state_change) END::float8 AS idle,
-       a.application_name ~ '^(pg_dump|pg_restore|pg_basebackup|posduif backup)' AS backup
+       a.wait_event_type = 'Lock' AS waits, a.application_name ~ '^(pg_dump|pg_restore|pg_basebackup|posduif backup)' AS backup
 FROM pg_stat_activity a
 WHERE a.backend_type = 'client backend' AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()
 ORDER BY a.xact_start LIMIT 1000;

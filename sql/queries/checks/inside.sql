@@ -36,7 +36,7 @@ SELECT count(*) AS sync_errors FROM public.sync_metadata WHERE sync_status = 'er
 
 -- name: list_tables
 -- Tables with indexes and TOAST, by PostgreSQL's own page counts: asking for exact sizes would wait for locks. With the
--- dead rows, and from how many on autovacuum works on the table; none for one that is being vacuumed.
+-- dead rows, from how many on autovacuum works on the table, and whether it does; none for one that is being vacuumed.
 SELECT c.relname::text AS table,
        (c.relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
                                WHERE x.indrelid = c.oid), 0)
@@ -45,14 +45,15 @@ SELECT c.relname::text AS table,
        greatest(c.reltuples, 0)::bigint AS rows,
        CASE WHEN v.relid IS NULL THEN pg_stat_get_dead_tuples(c.oid) END AS dead,
        (coalesce(o.threshold, current_setting('autovacuum_vacuum_threshold')::float8)
-        + coalesce(o.scale, current_setting('autovacuum_vacuum_scale_factor')::float8) * greatest(c.reltuples, 0)) AS due
+        + coalesce(o.scale, current_setting('autovacuum_vacuum_scale_factor')::float8) * greatest(c.reltuples, 0)) AS due,
+       coalesce(o.enabled, true) AND current_setting('autovacuum')::bool AND current_setting('track_counts')::bool AS automatic
 FROM pg_class c
 LEFT JOIN pg_stat_progress_vacuum v ON v.relid = c.oid
 CROSS JOIN LATERAL (
     SELECT max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_threshold') AS threshold,
-           max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_scale_factor') AS scale
+           max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_scale_factor') AS scale,
+           bool_and(option_value::bool) FILTER (WHERE option_name = 'autovacuum_enabled') AS enabled
     FROM pg_options_to_table(c.reloptions)
-    WHERE option_name IN ('autovacuum_vacuum_threshold', 'autovacuum_vacuum_scale_factor')
 ) AS o
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace ORDER BY 1;
 
