@@ -51,7 +51,7 @@ WITH s AS (
     WHERE d.datname = ANY (%(tenants)s) AND s.userid IS DISTINCT FROM pg_catalog.to_regrole('posduif_admin')::oid
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles g ON g.oid = m.roleid
                       WHERE m.member = s.userid
-                        AND g.rolname IN ('posduif_admin', 'posduif_health', 'posduif_cron', 'posduif_backup'))
+                        AND g.rolname IN ('posduif_health', 'posduif_cron', 'posduif_backup'))
     GROUP BY s.queryid
 )
 SELECT query, calls, total / calls AS mean, total / nullif(sum(total) OVER (), 0) AS share, databases,
