@@ -29,8 +29,10 @@ def nagios(health: Health) -> str:
     counts = Counter(finding.level for finding in health.findings)
     word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[EXITS[Level(health.status)]]
     servers, tenants = counted(len(health.servers), "server"), counted(health.coverage["tenants"], "tenant")
-    told = ", ".join(f"{counts[level]} {level}" for level in TOLD[:3] if counts[level])
-    first = f"POSDUIF {word} - {told + ' in ' if told else ''}{servers} and {tenants}"
+    bad = ", ".join(f"{counts[level]} {level}" for level in TOLD[:3] if counts[level])
+    first = f"POSDUIF {word} - {bad + ' in ' if bad else ''}{servers} and {tenants}"
+    if health.coverage["left_out"]:
+        first += f", {health.coverage['left_out']} left out by the budget"
     lines = [f"[{finding.level.upper()}] {_plain(_line(health, finding))}" for finding in health.findings]
     return "\n".join([f"{first} | {' '.join(_performance(health, counts))}", *lines]) + "\n"
 

@@ -151,7 +151,8 @@ def _headline(health: Health) -> str:
         (f"{found['visited']} of {found['tenants']}", "tenants looked into"), (found["checks"], "checks judged"),
     )  # fmt: skip
     others = (
-        (found["failed"], "tenants could not be looked into"), (found["probed"], "engines asked"),
+        (found["failed"], "tenants could not be looked into"), (found["left_out"], "tenants left out by the budget"),
+        (found["probed"], "engines asked"),
         (found["checks_failed"], "checks could not judge"), (found["checks_skipped"], "checks skipped"),
     )  # fmt: skip
     shown = (*always, *(figure for figure in others if figure[0] != "0"))

@@ -90,7 +90,7 @@ def health(tenants: int, findings: Sequence[Finding] = (), servers: Sequence[str
                      size_bytes=(n + 1) * 2**20, backup_at=None if n % 7 == 6 else NOW - timedelta(hours=n % 100))
         for n in range(tenants)
     ]  # fmt: skip
-    counted = dict.fromkeys(("failed", "probed", "checks_failed"), 0)
+    counted = dict.fromkeys(("failed", "probed", "left_out", "checks_failed"), 0)
     return Health(
         status=max((one.level for one in findings), key=lambda level: level.rank, default=Level.OK).value,
         checked_at=NOW, tenants=tuple(rows), findings=tuple(sorted(findings, key=lambda one: -one.level.rank)),
