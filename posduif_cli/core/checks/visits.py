@@ -31,8 +31,8 @@ TURN = "health --deep"  # of which one runs at a time on each server
 class Depth:
     """How far a report looks: *deep* visits all tenants, *probe* asks their engines, *sizes* measures their databases.
 
-    *jobs* is how many tenants of a server, and how many urls, are asked at once. No visit and no question to an engine
-    begins later than *budget* after the report.
+    *jobs* is how many tenants of a server, and how many urls, are asked at once. Once *budget* has passed since
+    *started*, by the monotonic clock, no visit and no question to an engine begins.
     """
 
     deep: bool = False
