@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from posduif_cli.models.checks import Finding, Health, Level, TenantHealth
 from posduif_cli.models.tenants import State
 from posduif_cli.notation import counted
+from posduif_cli.render.tables import visible
 
 LARGEST = 20  # tenants whose size is told
 EXITS: Mapping[Level, int] = {
@@ -51,7 +52,7 @@ def _line(health: Health, finding: Finding) -> str:
 
 def _plain(text: str) -> str:
     """Return a text in one line, without what separates performance data from it."""
-    return " ".join(text.replace("|", "/").split())
+    return " ".join(map(visible, text.replace("|", "/").split()))
 
 
 def _performance(health: Health, counts: Mapping[Level, int]) -> Iterator[str]:

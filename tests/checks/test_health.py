@@ -385,13 +385,14 @@ def test_connections_have_two_thresholds(share: float, level: str) -> None:
     [finding] = cluster.connections(ServerFacts(figures))
     assert finding.level == Level(level)
     slots: Sequence[dict[str, Any]] = [
-        {"slot": "a", "database": "acme", "active": True, "logical": True, "retained_bytes": kept}
+        {"slot": "a", "database": "acme", "active": True, "logical": True, "lost": False, "retained_bytes": kept}
         for kept in (None, 1024**3 - 1, 1024**3, 5 * 1024**3)
     ]
     found = [finding.level.value for finding in cluster.slots(ServerFacts(figures, {"list_slots": slots}))]
     assert found == ["ok", "ok", "warning", "critical"]
     limited = {"list_slots": slots[1:3], "slot_limit": [{"mib": 1200}]}
-    assert [f.level.value for f in cluster.slots(ServerFacts(figures, limited))] == ["critical", "critical"]
+    worst = [f.level.value for f in cluster.slots(ServerFacts(figures, limited)) if f.level is not Level.OK]
+    assert worst == ["critical", "warning", "critical"]
 
 
 def test_checks_are_listed_explained_and_chosen(posduif: Posduif, server: PgServer, tenant: str) -> None:

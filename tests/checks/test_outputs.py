@@ -101,6 +101,24 @@ def test_nothing_that_was_not_judged_is_shown_as_fine(
         assert posduif("health", "--dsn", dsn, "-o", "nagios", code=3).out.startswith("POSDUIF UNKNOWN")
 
 
+def test_a_question_without_an_answer_is_told_whatever_is_chosen(
+    posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch
+) -> None:
+    with server.connect(tenant) as conn, conn.transaction():
+        conn.execute("LOCK TABLE messages")
+        for options in (("--only", "sync"), ("--skip", "tenant.reach")):
+            report = posduif.json("health", tenant, *options)
+            assert (report["status"], report["findings"][0]["check"]) == ("unknown", "tenant.reach"), options
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({"backup": {"dir": str(tmp_path / "gone" / "away")}}))
+    for options in (("--only", "backup.old"), ("--skip", "backup.store")):
+        report = posduif.json("health", tenant, "--config", str(config), *options)
+        assert [f["check"] for f in report["findings"]] == ["backup.store"], options
+        assert report["coverage"]["checks_failed"] >= 1
+        metrics = posduif("health", tenant, "--config", str(config), *options, "-o", "prometheus").out
+        assert 'check="backup.old"' not in metrics
+
+
 def families(text: str) -> dict[str, Any]:
     return {family.name: family for family in text_string_to_metric_families(text)}
 

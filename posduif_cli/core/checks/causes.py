@@ -52,7 +52,7 @@ def findings(fleet: Fleet, judged: Sequence[Judged], totals: Mapping[str, int]) 
 def _causes(judged: Sequence[Judged]) -> Iterator[Judged]:
     """Yield what is not ok and no symptom of what is wrong with its whole server, or with its tenant."""
     ids = {each.check.id for each in judged}
-    servers: set[tuple[str, str]] = set()  # server and check of what is hidden everywhere
+    servers: dict[tuple[str, str], int] = {}  # how bad what hides a check everywhere on a server is
     places: dict[tuple[str, str], set[str]] = {}  # the tenants in which it is
     for cause in judged:
         hides = cause.check.hides
@@ -60,12 +60,13 @@ def _causes(judged: Sequence[Judged]) -> Iterator[Judged]:
             continue
         for id_ in (id_ for id_ in ids - {cause.check.id} if _below(id_, hides.checks)):
             if hides.whole:
-                servers.add((cause.server, id_))
+                servers[cause.server, id_] = max(cause.level.rank, servers.get((cause.server, id_), 0))
             else:
                 places.setdefault((cause.server, id_), set()).update(cause.tenants)
     for each in judged:
         place = (each.server, each.check.id)
-        hidden = place in servers or (each.tenants and set(each.tenants) <= places.get(place, set()))
+        hidden = each.level.rank <= servers.get(place, -1)  # what is worse has a cause of its own
+        hidden = hidden or (bool(each.tenants) and set(each.tenants) <= places.get(place, set()))
         if each.level.rank > Level.SKIPPED.rank and not hidden:
             yield each
 
@@ -84,13 +85,21 @@ def _finding(group: Sequence[Judged], total: int) -> Finding:
         return replace(found, affected=tenants)
     more, what = len(group) - 1, worst.verdict.several or worst.verdict.message
     if worst.check.scope == "server":
-        return replace(found, subject=worst.server, message=f"{found.message} (and {more} more)", affected=tenants)
+        others = ", ".join(_name(each) for each in group if each is not worst)
+        return replace(found, subject=worst.server, message=f"{found.message} (and {others})", affected=tenants)
     if len(tenants) == 1:
         return replace(found, message=f"{found.message} (and {more} more)", affected=tenants)
     return replace(
         found, subject=tenants[0], affected=tenants, fix=_together(group[0], tenants),
         message=f"{len(tenants)} of {total} tenants: {what} ({listed(tenants, SHOWN)})",
     )  # fmt: skip
+
+
+def _name(each: Judged) -> str:
+    """Return what a verdict on a server is about."""
+    value = each.verdict.value
+    subject = (each.verdict.subject or "").rpartition("/")[2]
+    return each.verdict.thing or subject or (value if isinstance(value, str) else each.verdict.message)
 
 
 def _together(first: Judged, tenants: Sequence[str]) -> Run | str | None:

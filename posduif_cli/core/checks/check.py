@@ -35,6 +35,8 @@ class Threshold:
         >>> Threshold(0.75, 0.9, "ratio").read("80%"), Threshold(26, 168, "hours").read("2d")
         (0.8, 48.0)
         """
+        if self.unit == "ratio" and isinstance(text, int | float) and text > 1:
+            raise PosduifError(f"{text} is more than all", why="a share is written as 80% or 0.8")
         if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < inf:
             return text
         if text == "never":

@@ -23,14 +23,12 @@ from posduif_cli.notation import counted, listed, spell
 
 MIB = 1024**2
 WRAPAROUND = 2**31 - 3_000_000  # transaction ids, from which on PostgreSQL takes none any more
-LATE = 1.1  # of autovacuum_freeze_max_age: autovacuum should have frozen by then
 ARCHIVE_CRITICAL = timedelta(minutes=15)
 SLOT_CRITICAL = 1024 * MIB  # of WAL that a slot without a reader keeps
 CALLS, SHARE = 5, 0.05  # of a statement: fewer calls, or less of the time of all, say nothing
 TEXT = 70  # characters of a statement
 FULL = Threshold(0.75, 0.9, "ratio")
 LIMITED = Threshold(0.5, 0.8, "ratio")  # of max_slot_wal_keep_size
-BLOCKED = Threshold(30, 120, "seconds")
 RETAINED = Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes")
 
 # Which words tell a person what was asked.
@@ -54,9 +52,9 @@ WITH s AS (
                         AND g.rolname IN ('posduif_health', 'posduif_cron', 'posduif_backup'))
     GROUP BY s.queryid
 )
-SELECT query, calls, total / calls AS mean, total / nullif(sum(total) OVER (), 0) AS share, databases,
+SELECT query, calls, total / nullif(calls, 0) AS mean, total / nullif(sum(total) OVER (), 0) AS share, databases,
        (SELECT dealloc FROM {schema}.pg_stat_statements_info) AS dropped
-FROM s WHERE query ~* '^\s*(select|insert|update|delete|merge|with)\y' ORDER BY total DESC LIMIT 100
+FROM s WHERE calls > 0 AND query ~* '^\s*(select|insert|update|delete|merge|with)\y' ORDER BY total DESC LIMIT 100
 """
 
 health = partial(check, "server", ("health",))
@@ -178,14 +176,14 @@ def roles(facts: ServerFacts) -> Iterator[Verdict]:
     "A transaction that is left open keeps its locks, and keeps dead rows of all tables.",
     threshold=Threshold(300, 900, "seconds"), asks=("list_transactions",), monitor=True)  # fmt: skip
 def idle(facts: ServerFacts) -> Iterator[Verdict]:
-    """Judge how long each session has been idle in a transaction, unless it is told as what blocks others."""
-    told = {root for root, behind in _waits(facts).items() if _longest(behind) >= BLOCKED.warning}
+    """Judge how long each session has been idle in a transaction."""
     for row in facts.rows("list_transactions"):
-        if row["idle"] is not None and row["pid"] not in told:
+        if row["idle"] is not None:
             text = f"{_who(row)} has been idle in a transaction for {_spelled(row['idle'])}"
             yield Verdict(
-                None, text, int(row["idle"]), fix=_end(row), affected=facts.names([row["database"]]), several="idle"
-            )
+                None, text, int(row["idle"]), fix=_end(row), affected=facts.names([row["database"]]), several="idle",
+                thing=f"pid {row['pid']}",
+            )  # fmt: skip
 
 
 @health("transactions.long", "No transaction takes long",
@@ -197,13 +195,14 @@ def long(facts: ServerFacts) -> Iterator[Verdict]:
         if row["idle"] is None and not row["backup"] and not row["waits"]:
             text = f"{_who(row)} has been in one transaction for {_spelled(row['age'])}"
             yield Verdict(
-                None, text, int(row["age"]), fix=_end(row), affected=facts.names([row["database"]]), several="long"
-            )
+                None, text, int(row["age"]), fix=_end(row), affected=facts.names([row["database"]]), several="long",
+                thing=f"pid {row['pid']}",
+            )  # fmt: skip
 
 
 @health("sessions.blocked", "No session waits long for a lock",
     "One session that holds a lock can stop all others. The one that waits for none itself is the cause.",
-    threshold=BLOCKED, asks=("list_blocked",), monitor=True)  # fmt: skip
+    threshold=Threshold(30, 120, "seconds"), asks=("list_blocked",), monitor=True)  # fmt: skip
 def blocked(facts: ServerFacts) -> Iterator[Verdict]:
     """Tell who blocks others and waits for no one, and how long the longest wait is."""
     known = {row["pid"]: row for row in facts.rows("list_blocked")}
@@ -213,7 +212,7 @@ def blocked(facts: ServerFacts) -> Iterator[Verdict]:
         text = f"{who} blocks {counted(len(behind), 'session')}, the longest for {_spelled(longest)}"
         fix = _end(known[root]) if root in known else "look at pg_prepared_xacts, then ROLLBACK PREPARED"
         names = facts.names(row["database"] for row in behind)
-        yield Verdict(None, text, int(longest), fix=fix, affected=names, several="blocked")
+        yield Verdict(None, text, int(longest), fix=fix, affected=names, several="blocked", thing=f"pid {root}")
 
 
 def _waits(facts: ServerFacts) -> dict[int, list[Mapping[str, Any]]]:
@@ -281,14 +280,17 @@ def slots(facts: ServerFacts) -> Iterator[Verdict]:
     for slot in facts.rows("list_slots"):
         if _unread(slot, facts):
             continue
-        kept, place = slot["retained_bytes"] or 0, f"{facts.subject}/{slot['slot']}"
-        text = f"slot {slot['slot']} of {slot['database'] or 'the server'} keeps {kept / MIB:.1f} MiB of WAL"
-        if limit is not None and limit > 0:
-            share = round(kept / (limit * MIB), 3)
-            text += f", and is lost at {limit} MiB"
-            yield Verdict(LIMITED.level(share), text, share, "ratio", _drop(slot), place, several="retained")
-        else:
-            yield Verdict(None, text, kept, None, _drop(slot), place, several="retained")
+        kept, place, fix = slot["retained_bytes"] or 0, f"{facts.subject}/{slot['slot']}", _drop(slot)
+        name = f"slot {slot['slot']} of {slot['database'] or 'the server'}"
+        if slot["lost"]:
+            text = f"{name} is lost: the WAL that its reader needs is gone, and it has to start anew"
+            yield Verdict(Level.CRITICAL, text, slot["slot"], "slot", fix, place, several="lost")
+            continue
+        text = f"{name} keeps {kept / MIB:.1f} MiB of WAL"
+        yield Verdict(None, text, kept, None, fix, place, several="retained")
+        share = round(kept / (limit * MIB), 3) if limit and limit > 0 else 0.0
+        if (level := LIMITED.level(share)) is not Level.OK:
+            yield Verdict(level, f"{text}, and is lost at {limit} MiB", share, "ratio", fix, place, several="limited")
 
 
 @health("replication.lag", "Replicas keep up",
@@ -307,7 +309,10 @@ def replication(facts: ServerFacts) -> Iterator[Verdict]:
 def archive(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge whether the last try to archive a WAL file failed."""
     for row in facts.rows("read_archiver"):
-        if row["failing"]:
+        if row["unset"]:
+            text = "archive_mode is on, and neither archive_command nor archive_library is set: WAL fills the disk"
+            yield Verdict(Level.WARNING, text, fix="set archive_command, or switch archive_mode off")
+        elif row["failing"]:
             level = Level.CRITICAL if row["age"] > ARCHIVE_CRITICAL.total_seconds() else Level.WARNING
             text = f"archiving of {row['wal']} fails; nothing was archived for {_spelled(row['age'])}"
             fix = "look for archive_command in the server's log"
@@ -327,12 +332,12 @@ def wraparound(facts: ServerFacts) -> Iterator[Verdict]:
     def age(row: Mapping[str, Any]) -> int:
         return int(max(row["xids"], row["multixacts"]))
 
-    worst, names = rows[0], facts.names(row["database"] for row in rows if age(row) > row["freeze_max_age"] * LATE)
+    worst, names = rows[0], facts.names(row["database"] for row in rows if row["late"])
     share = round(age(worst) / WRAPAROUND, 3)
     text = f"database {worst['database']} has used {share:.0%} of the transaction ids"
     fix = f"VACUUM (FREEZE); -- in database {worst['database']}, once nothing holds old transaction ids"
     yield Verdict(None, text, share, fix=fix, affected=names)
-    if age(worst) > worst["freeze_max_age"] * LATE:
+    if worst["late"]:
         late = f"autovacuum is late in freezing database {worst['database']}, which is {age(worst)} transactions old"
         yield Verdict(Level.INFO, late, age(worst), "transactions", fix=fix, affected=names)
 
@@ -341,7 +346,7 @@ def wraparound(facts: ServerFacts) -> Iterator[Verdict]:
     "VACUUM removes no row that an old transaction, slot, replica or prepared transaction may still see. "
     "Idle slots hold back the catalogs of all databases.",
     threshold=Threshold(50_000_000, 200_000_000, "transactions"), asks=("list_horizons",), monitor=True,
-    hides=Hides(("rows.dead", "wraparound.near"), Level.WARNING, whole=True))  # fmt: skip
+    hides=Hides(("rows.dead",), Level.WARNING, whole=True))  # fmt: skip
 def horizon(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge the oldest transaction id that is held, and tell who holds it."""
     for row in facts.rows("list_horizons")[:1]:
@@ -354,7 +359,7 @@ def horizon(facts: ServerFacts) -> Iterator[Verdict]:
         elif kind == "slot":
             fix = f"SELECT pg_drop_replication_slot('{name}');"
         elif kind == "prepared transaction":
-            fix = f"ROLLBACK PREPARED '{name}'; -- in database {row['database']}"
+            fix = f"ROLLBACK PREPARED '{name.replace(chr(39), chr(39) * 2)}'; -- in database {row['database']}"
         text = f"{who} holds back VACUUM in all databases, by {row['age']} transactions"
         yield Verdict(None, text, row["age"], fix=fix, affected=facts.names([row["database"]]))
 
@@ -381,7 +386,7 @@ def settings(facts: ServerFacts) -> Iterator[Verdict]:
     rows = facts.rows("list_unsafe_settings")
     off = [row["name"] for row in rows if row["setting"] == "off" and not row["pending_restart"]]
     for name in off:
-        fix = f"ALTER SYSTEM RESET {name}; -- then SELECT pg_reload_conf()"
+        fix = f"ALTER SYSTEM SET {name} = on; -- then SELECT pg_reload_conf()"
         yield Verdict(Level.WARNING, f"{name} is off: a crash can destroy all databases", name, fix=fix)
     waiting = [row["name"] for row in rows if row["pending_restart"]]
     if waiting:

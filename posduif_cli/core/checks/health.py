@@ -93,6 +93,10 @@ class _Report:
             if self.wanted and isinstance(result, TenantNotFound):
                 raise result
         chosen = [tenant for tenant in chosen if tenant not in dropped]
+        servers = [
+            facts if facts.subject not in gone else replace(facts, figures=replace(facts.figures, reachable=False))
+            for facts in servers
+        ]
         for name, error in gone.items():
             affected = tuple(tenant.tenant for tenant in chosen if visited.get(tenant) is error)
             servers.append(ServerFacts(ServerHealth(name, False), error=error, affected=affected))
@@ -180,14 +184,17 @@ class _Report:
         if not self.depth.probe:
             return examined
         full = {
-            row["role"].removesuffix("_engine")
-            for server in self.told.values()
+            (name, row["role"].removesuffix("_engine"))
+            for name, server in self.told.items()
             for row in server.rows("list_engine_sessions")
             if row["used"] >= row["allowed"]
         }
         asked = self._checks("probed", "tenant")
         answers = visits.probes([facts.tenant for facts in examined if asked[facts.tenant.server]], self.depth)
-        return [replace(facts, answer=answers.get(facts.tenant), full=facts.subject in full) for facts in examined]
+        return [
+            replace(facts, answer=answers.get(facts.tenant), full=(facts.tenant.server, facts.subject) in full)
+            for facts in examined
+        ]
 
     def _judge(
         self,
@@ -208,16 +215,20 @@ class _Report:
         ]
         totals = Counter(facts.tenant.server for facts in examined)
         found = causes.findings(self.fleet, judged, totals)
-        skipped, unable = self._skipped(judged, examined), {f.subject: self._unable(f) for f in servers}
-        ran = {
-            facts.subject: tuple(
-                id_ for id_ in self._ran(facts, answered) if id_ not in {*skipped, *unable[facts.subject]}
-            )
-            for facts in servers
-        }
+        skipped = self._skipped(judged, examined)
+        ran: dict[str, tuple[str, ...]] = {}
+        unable: set[str] = set()
+        for server in servers:
+            failed_here = self._unable(server)
+            unable |= failed_here
+            left = {*failed_here, *skipped.get(server.subject, {})}
+            here = (id_ for id_ in self._ran(server, examined, answered) if id_ not in left)
+            ran[server.subject] = tuple(dict.fromkeys((*ran.get(server.subject, ()), *here)))
+        judging = {id_ for ids in ran.values() for id_ in ids}
+        reasons = {id_: why for of in skipped.values() for id_, why in of.items() if id_ not in judging | unable}
         # Where nothing could be judged, nothing is known to be fine.
         wanted = {check.id for check in self.rules.chosen}
-        calm = Level.OK if any(wanted.intersection(ids) for ids in ran.values()) else Level.UNKNOWN
+        calm = Level.OK if judging & wanted else Level.UNKNOWN
         whole = [facts for facts in answered if not facts.unanswered]
         failed = [
             result
@@ -237,12 +248,12 @@ class _Report:
                 "failed": len(failed) + len(missing),
                 "probed": sum(facts.answer is not None for facts in examined),
                 "left_out": self._left_out(examined, visited),
-                "checks": len({id_ for ids in ran.values() for id_ in ids}),
-                "checks_skipped": len(skipped),
-                "checks_failed": len({id_ for ids in unable.values() for id_ in ids}),
+                "checks": len(judging),
+                "checks_skipped": len(reasons),
+                "checks_failed": len(unable - judging),
             },
             findings=tuple(found),
-            skipped=skipped,
+            skipped=reasons,
             named=bool(self.wanted),
             ran=ran,
             seconds=round(time.monotonic() - self.depth.started, 3),
@@ -259,18 +270,30 @@ class _Report:
             for facts in examined
         )
 
-    def _skipped(self, judged: Sequence[Judged], examined: Sequence[TenantFacts]) -> dict[str, str]:
-        """Return why each check that could judge nothing yet could not."""
-        reasons = {each.check.id: each.verdict.message for each in judged if each.level is Level.SKIPPED}
-        counts = Counter(each.check.id for each in judged if each.level is Level.SKIPPED)
-        partly = {
-            each.check.id for each in judged if each.check.scope == "tenant" and counts[each.check.id] < len(examined)
-        }
-        skipped = {id_: reason for id_, reason in reasons.items() if id_ not in partly}
-        if self.backups is None:
-            skipped |= {check.id: NO_BACKUPS for check in self.rules.chosen if check.tier == "stored"}
-        off = [check.id for check in self.rules.chosen if not any(check in self.rules.checks(n) for n in self.told)]
-        return skipped | (dict.fromkeys(off, "it is switched off in the configuration") if self.told else {})
+    def _skipped(self, judged: Sequence[Judged], examined: Sequence[TenantFacts]) -> dict[str, dict[str, str]]:
+        """Return why each check that could judge nothing yet could not, by server and check.
+
+        A check of tenants that only some could not answer has judged the others.
+        """
+        reasons: dict[str, dict[str, str]] = {server.name: {} for server in self.fleet.servers}
+        found = [each for each in judged if each.level is Level.SKIPPED]
+        counts = Counter((each.server, each.check.id) for each in found)
+        totals = Counter(facts.tenant.server for facts in examined)
+        probed = {facts.tenant.server for facts in examined if facts.answer is not None}
+        for each in found:
+            whole = counts[each.server, each.check.id] == totals[each.server]
+            if each.check.tier == "probed":
+                whole = each.server not in probed
+            if each.check.scope == "server" or whole:
+                reasons[each.server][each.check.id] = each.verdict.message
+        for name, of_server in reasons.items():
+            judging = self.rules.checks(name)
+            for check in self.rules.chosen:
+                if check not in judging:
+                    of_server[check.id] = "it is switched off in the configuration"
+                elif check.tier == "stored" and self.backups is None:
+                    of_server[check.id] = NO_BACKUPS
+        return reasons
 
     def _subjects(
         self, servers: Sequence[ServerFacts], examined: Sequence[TenantFacts], answered: Sequence[TenantFacts]
@@ -289,25 +312,31 @@ class _Report:
         for facts in examined:
             yield facts.tenant.server, facts, of_tenant[facts.tenant.server]
 
-    def _ran(self, facts: ServerFacts, answered: Sequence[TenantFacts]) -> Iterator[str]:
+    def _ran(
+        self, facts: ServerFacts, examined: Sequence[TenantFacts], answered: Sequence[TenantFacts]
+    ) -> Iterator[str]:
         """Yield the ids of the checks for which a server and its tenants were asked."""
+        asked = {
+            "listed": facts.error is None,
+            "stored": self.backups is not None and facts.error is None,
+            "visited": any(each.tenant.server == facts.subject for each in answered),
+            "probed": any(each.answer is not None for each in examined if each.tenant.server == facts.subject),
+        }
         for check in self.rules.checks(facts.subject):
-            if {
-                "listed": facts.error is None or check.id == "server.reach",
-                "stored": self.backups is not None,
-                "visited": any(each.tenant.server == facts.subject for each in answered),
-                "probed": self.depth.probe,
-            }[check.tier]:
+            if asked[check.tier] or check.id == "server.reach":
                 yield check.id
 
     def _unable(self, facts: ServerFacts) -> set[str]:
         """Return the ids of the checks that could not judge a server, for lack of a right or of an answer."""
         if facts.error is not None:
             return set()
+        unread = isinstance(self.backups, PosduifError)
         return {
             check.id
-            for check in self._checks("listed", "server")[facts.subject]
-            if (check.monitor and not facts.monitor) or any(name not in facts.seen for name in check.asks)
+            for check in self.rules.checks(facts.subject)
+            if (check.tier == "stored" and check.id != "backup.store" and unread)
+            or (check.tier == "listed" and check.monitor and not facts.monitor)
+            or (check.tier == "listed" and any(name not in facts.seen for name in check.asks))
         }
 
 

@@ -182,7 +182,7 @@ def silent(facts: TenantFacts) -> Iterator[Verdict]:
         days = int((row["silent"] or 0) // 86400)
         if days >= SILENT.days:
             text = f"device {row['device']} has fetched nothing for {days} days; {row['waiting']} messages wait for it"
-            fix = Run("device", "show", facts.subject, row["device"])
+            fix = Run("device", "show", facts.subject, *_word(row["device"]))
             yield Verdict(
                 Level.INFO, text, days, "days", fix=fix, several="phones have fetched nothing for two weeks",
                 thing=row["device"],
@@ -194,6 +194,8 @@ def silent(facts: TenantFacts) -> Iterator[Verdict]:
     "The engine notes that nowhere; used tokens tell.", asks=("list_displaced",))  # fmt: skip
 def displaced(facts: TenantFacts) -> Iterator[Verdict]:
     """Tell each phone that lost its user to another one, and each web user that a phone took over."""
+    if facts.visited and not facts.unanswered and "list_displaced" not in facts.visited:
+        yield Verdict(Level.SKIPPED, "the tenant's schema is older than 0003")
     for row in facts.rows("list_displaced"):
         device = row["device"]
         text = f"device {device} took over a web user"
@@ -201,8 +203,13 @@ def displaced(facts: TenantFacts) -> Iterator[Verdict]:
         if not row["web"]:
             text = f"device {device} has lost its user to another phone"
             lead = "enroll that phone anew, or note that it is gone"
-            fix = Run("device", "remove", facts.subject, device, lead=lead)
+            fix = Run("device", "remove", facts.subject, *_word(device), lead=lead)
         yield Verdict(Level.WARNING, text, device, fix=fix, several="phones took over other users", thing=device)
+
+
+def _word(text: str) -> tuple[str, ...]:
+    """Return a text as the words of a command: one that begins as an option does comes after --."""
+    return ("--", text) if text.startswith("-") else (text,)
 
 
 def _free(facts: TenantFacts, device: str) -> str:

@@ -12,7 +12,8 @@ from posduif_cli.models.checks import CheckInfo
 from posduif_cli.models.servers import Server
 
 COMMAND = "health"
-REACH = "server.reach"  # nothing is fine on a server that could not be asked
+# Nothing is fine where it could not be asked: these are judged whenever a check of their tier is, by id.
+ALWAYS = {"listed": "server.reach", "visited": "tenant.reach", "stored": "backup.store"}
 ASKED = {  # by a check's tier
     "listed": "always", "stored": "where backup.dir is configured",
     "visited": "with --deep, or of a named tenant", "probed": "with --probe",
@@ -58,12 +59,11 @@ class Rules:
         return {**self.settings.get(id, {}), **self.servers.get(server, {}).get(id, {})}
 
     def checks(self, server: str) -> list[Check]:
-        """Return the chosen checks that are not switched off on a server, and always that it answers."""
-        reach = [check for check in registry.of(COMMAND) if check.id == REACH and check not in self.chosen]
-        return [
-            *reach,
-            *(check for check in self.chosen if check.id == REACH or not self._given(server, check.id).get("off")),
-        ]
+        """Return the chosen checks that are not switched off on a server, and those that tell what was not answered."""
+        chosen = [check for check in self.chosen if not self._given(server, check.id).get("off")]
+        tiers = {"listed", *(check.tier for check in chosen)}
+        always = {ALWAYS[tier] for tier in tiers if tier in ALWAYS}
+        return [check for check in registry.of(COMMAND) if check in chosen or check.id in always]
 
     def limits(self, server: str) -> Limits:
         """Return the thresholds of a server's checks, by id, as far as the configuration changes them."""

@@ -19,6 +19,7 @@ FROM pg_stat_replication;
 -- name: list_slots
 -- Replication slots with the WAL that each keeps the server from recycling.
 SELECT slot_name::text AS slot, coalesce(database, '')::text AS database, active, slot_type = 'logical' AS logical,
+       wal_status = 'lost' AS lost,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                             ELSE pg_current_wal_lsn() END, restart_lsn)::bigint AS retained_bytes
 FROM pg_replication_slots ORDER BY 1;
@@ -27,20 +28,26 @@ FROM pg_replication_slots ORDER BY 1;
 -- The engines' roles with a connection limit, and how many of it are in use.
 SELECT r.rolname::text AS role, r.rolconnlimit AS allowed, count(*)::int AS used
 FROM pg_roles r JOIN pg_stat_activity a ON a.usesysid = r.oid
-WHERE r.rolname LIKE '%\_engine' AND r.rolconnlimit > 0 GROUP BY 1, 2 ORDER BY 1;
+WHERE r.rolname LIKE '%\_engine' AND r.rolconnlimit > 0 AND a.backend_type IS DISTINCT FROM 'parallel worker'
+GROUP BY 1, 2 ORDER BY 1;
 
 -- name: list_shut_out
--- Tenants whose engine's role exists and may log in, but is kept out otherwise: by the rights of the database, by a limit
--- of no connection, by a password that ran out. Roles have no CONNECT by a group here, and PUBLIC is told by others.
+-- Tenants whose engine is kept out otherwise than by NOLOGIN: its role is missing or not in posduif_engine, which has the
+-- rights on the tables; by the rights of the database, by a limit of no connection, by a password that ran out. Roles have
+-- no CONNECT by a group here, and PUBLIC is told by others.
 SELECT d.datname::text AS tenant,
-       CASE WHEN r.rolvaliduntil < now() THEN 'its password is no longer valid'
+       CASE WHEN r.oid IS NULL THEN 'its role is missing'
+            WHEN NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid
+                             AND m.roleid = to_regrole('posduif_engine')) THEN 'its role is not in posduif_engine'
+            WHEN r.rolvaliduntil < now() THEN 'its password is no longer valid'
             WHEN r.rolconnlimit = 0 THEN 'its role may have no connection'
             ELSE 'its role has no right to connect to the database' END AS why,
        CASE WHEN r.rolvaliduntil < now() THEN format('ALTER ROLE %I VALID UNTIL ''infinity'';', r.rolname) END AS fix
-FROM pg_database d JOIN pg_roles r ON r.rolname = d.datname || '_engine'
-WHERE d.datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND r.rolcanlogin AND NOT r.rolsuper
-  AND NOT starts_with(d.datname, 'posduif')
+FROM pg_database d LEFT JOIN pg_roles r ON r.rolname = d.datname || '_engine'
+WHERE d.datdba = (SELECT oid FROM pg_roles WHERE rolname = 'posduif_admin') AND r.rolcanlogin IS NOT FALSE
+  AND r.rolsuper IS NOT TRUE AND NOT starts_with(d.datname, 'posduif')
   AND (r.rolvaliduntil < now() OR r.rolconnlimit = 0
+       OR NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND m.roleid = to_regrole('posduif_engine'))
        OR NOT EXISTS (SELECT FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x
                       WHERE x.grantee IN (0, r.oid) AND x.privilege_type = 'CONNECT'))
 ORDER BY 1;
@@ -67,15 +74,19 @@ FROM pg_stat_activity a LEFT JOIN waiting w ON w.pid = a.pid
 WHERE w.pid IS NOT NULL OR a.pid IN (SELECT unnest(blockers) FROM waiting);
 
 -- name: read_archiver
--- How WAL archiving goes, where it is on: whether the last try failed, and for how many seconds nothing succeeded.
-SELECT last_failed_time > coalesce(last_archived_time, '-infinity') AS failing, last_failed_wal AS wal,
+-- How WAL archiving goes, where it is on: whether there is nothing that archives, whether the last try failed, and for how
+-- many seconds nothing succeeded.
+SELECT current_setting('archive_command') = '' AND coalesce(current_setting('archive_library', true), '') = '' AS unset,
+       last_failed_time > coalesce(last_archived_time, '-infinity') AS failing, last_failed_wal AS wal,
        extract(epoch FROM clock_timestamp() - coalesce(last_archived_time, stats_reset))::float8 AS age
 FROM pg_stat_archiver WHERE current_setting('archive_mode') <> 'off';
 
 -- name: list_ages
--- The databases with the oldest transaction ids that are not frozen, in transactions and in multixacts.
+-- The databases with the oldest transaction ids that are not frozen, in transactions and in multixacts, and whether
+-- autovacuum should have frozen them.
 SELECT datname::text AS database, age(datfrozenxid) AS xids, mxid_age(datminmxid) AS multixacts,
-       current_setting('autovacuum_freeze_max_age')::bigint AS freeze_max_age
+       age(datfrozenxid) > 1.1 * current_setting('autovacuum_freeze_max_age')::bigint
+           OR mxid_age(datminmxid) > 1.1 * current_setting('autovacuum_multixact_freeze_max_age')::bigint AS late
 FROM pg_database ORDER BY greatest(age(datfrozenxid), mxid_age(datminmxid)) DESC LIMIT 1000;
 
 -- name: list_horizons

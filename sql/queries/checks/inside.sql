@@ -36,19 +36,23 @@ SELECT count(*) AS sync_errors FROM public.sync_metadata WHERE sync_status = 'er
 
 -- name: list_tables
 -- Tables with indexes and TOAST, by PostgreSQL's own page counts: asking for exact sizes would wait for locks. With the
--- dead rows, from how many on autovacuum works on the table, and whether it does; none for one that is being vacuumed.
+-- dead rows, from how many on autovacuum works on the table, and whether it does; none for one that is being vacuumed,
+-- which its lock tells also to who may not see the progress.
+WITH busy AS MATERIALIZED (
+    SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND granted AND mode = 'ShareUpdateExclusiveLock'
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
 SELECT c.relname::text AS table,
        (c.relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
                                WHERE x.indrelid = c.oid), 0)
         + coalesce((SELECT t.relpages FROM pg_class t WHERE t.oid = c.reltoastrelid), 0))::bigint
            * current_setting('block_size')::bigint AS bytes,
        greatest(c.reltuples, 0)::bigint AS rows,
-       CASE WHEN v.relid IS NULL THEN pg_stat_get_dead_tuples(c.oid) END AS dead,
+       CASE WHEN c.oid NOT IN (SELECT relation FROM busy) THEN pg_stat_get_dead_tuples(c.oid) END AS dead,
        (coalesce(o.threshold, current_setting('autovacuum_vacuum_threshold')::float8)
         + coalesce(o.scale, current_setting('autovacuum_vacuum_scale_factor')::float8) * greatest(c.reltuples, 0)) AS due,
        coalesce(o.enabled, true) AND current_setting('autovacuum')::bool AND current_setting('track_counts')::bool AS automatic
 FROM pg_class c
-LEFT JOIN pg_stat_progress_vacuum v ON v.relid = c.oid
 CROSS JOIN LATERAL (
     SELECT max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_threshold') AS threshold,
            max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_scale_factor') AS scale,
@@ -58,9 +62,9 @@ CROSS JOIN LATERAL (
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace ORDER BY 1;
 
 -- name: list_indexes
--- Indexes: how often each was used, whether it is valid, except those still being built (index_relid of the progress is
--- hidden from other roles, so the builder is told by its lock on the table), and which other index serves its queries:
--- one of the same kind that begins with the same columns.
+-- Indexes: how often each was used, whether it is valid, except those still being built or dropped (index_relid of the
+-- progress is hidden from other roles, so the builder is told by its lock on the table), and which other index serves its
+-- queries: one of the same kind that begins with the same columns.
 WITH known AS MATERIALIZED (
     SELECT x.oid, x.relname::text AS index, t.relname::text AS table, i.indrelid, x.relpages, x.relam, i.indisunique,
            i.indisvalid, i.indexprs IS NULL AS plain, i.indpred::text AS condition, i.indkey::text AS keys,
@@ -71,9 +75,9 @@ WITH known AS MATERIALIZED (
 SELECT i.index, i.table, coalesce(pg_stat_get_numscans(i.oid), 0)::bigint AS scans,
        i.relpages::bigint * current_setting('block_size')::bigint AS bytes, i.indisunique AS is_unique,
        i.indisvalid OR EXISTS (
-           SELECT FROM pg_stat_progress_create_index p JOIN pg_locks l USING (pid)
-           WHERE l.locktype = 'relation' AND l.relation = i.indrelid AND l.granted
-             AND l.mode = 'ShareUpdateExclusiveLock'
+           SELECT FROM pg_locks l LEFT JOIN pg_stat_progress_create_index p USING (pid)
+           WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'ShareUpdateExclusiveLock'
+             AND (l.relation = i.indrelid AND p.pid IS NOT NULL OR l.relation = i.oid)
              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS valid,
        i.indisunique OR EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.oid AND k.conrelid = i.indrelid) AS needed,
        (SELECT min(j.index) FROM known j
@@ -104,10 +108,11 @@ GROUP BY 1, 2, 3 ORDER BY 1, 2;
 -- judged since it enrolled: the one that had its user before may have fetched, too.
 WITH each AS MATERIALIZED (
     SELECT recipient_id, count(*) AS messages, count(*) FILTER (WHERE status = 'pending_sync') AS waiting,
-           max(synced_at) FILTER (WHERE isfinite(synced_at)) AS fetched,
-           max(greatest(synced_at, read_at)) FILTER (WHERE isfinite(greatest(synced_at, read_at))) AS active,
-           min(updated_at) FILTER (WHERE status = 'pending_sync' AND isfinite(updated_at)) AS oldest,
-           array_agg(updated_at) FILTER (WHERE status = 'pending_sync' AND isfinite(updated_at)) AS arrived,
+           max(synced_at) FILTER (WHERE synced_at BETWEEN '1970-01-01' AND '9999-12-31') AS fetched,
+           max(greatest(synced_at, read_at)) FILTER (WHERE greatest(synced_at, read_at) BETWEEN '1970-01-01' AND '9999-12-31') AS active,
+           min(updated_at) FILTER (WHERE status = 'pending_sync' AND updated_at BETWEEN '1970-01-01' AND '9999-12-31') AS oldest,
+           array_agg(updated_at) FILTER (WHERE status = 'pending_sync'
+                                           AND updated_at BETWEEN '1970-01-01' AND '9999-12-31') AS arrived,
            max(created_at) FILTER (WHERE isfinite(created_at)) AS sent,
            max(greatest(updated_at, synced_at)) FILTER (WHERE isfinite(greatest(updated_at, synced_at))) AS noted
     FROM public.messages GROUP BY recipient_id
