@@ -160,6 +160,7 @@ def test_times_in_the_future(posduif: Posduif, server: PgServer, tenant: str, co
     assert findings(posduif, tenant) == []
 
 
+@pytest.mark.one_server
 def test_messages_to_web_users_are_no_backlog(posduif: Posduif, server: PgServer, tenant: str) -> None:
     desk = server.sql("SELECT id FROM users WHERE username = 'desk'", database=tenant)[0][0]
     send(server, tenant, desk, updated_at=f"{NOW} - interval '90 days'")
@@ -300,6 +301,7 @@ def test_the_same_in_many_tenants_is_one_finding_with_one_command(
     assert {f["check"] for f in posduif.json("health", *fleet)["findings"]} == {"sync.failed"}
 
 
+@pytest.mark.one_server
 def test_thresholds_and_switches_of_the_configuration(
     posduif: Posduif, server: PgServer, tenant: str, tmp_path: Any, clean_environ: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +328,7 @@ def test_thresholds_and_switches_of_the_configuration(
     assert report["skipped"][check] == "it is switched off in the configuration"
 
 
+@pytest.mark.one_server
 def test_a_threshold_of_a_server_is_judged_with_that_of_all(
     posduif: Posduif, server: PgServer, tmp_path: Any, clean_environ: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +374,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("check", WRONG)
+@pytest.mark.one_server
 def test_a_wrong_threshold_is_refused_with_its_line(
     posduif: Posduif, tmp_path: Any, check: str, clean_environ: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +386,7 @@ def test_a_wrong_threshold_is_refused_with_its_line(
     assert hint is None or error["try"][0].startswith(hint)
 
 
+@pytest.mark.one_server
 def test_the_origin_of_a_threshold_is_told(
     posduif: Posduif, server: PgServer, tmp_path: Any, clean_environ: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +421,7 @@ def test_a_deep_report_visits_all_and_one_at_a_time_runs(posduif: Posduif, serve
         posduif("health", fleet[0])
 
 
+@pytest.mark.one_server
 def test_a_budget_leaves_tenants_out_and_says_so(posduif: Posduif, server: PgServer, fleet: list[str]) -> None:
     covered = posduif.json("health", "--deep", "--probe", "--budget", "1ms", code=None)["coverage"]
     assert covered["tenants"] >= 3

@@ -60,6 +60,7 @@ def test_nagios_gets_its_exit_codes(
     assert (found, out.split(" - ")[0]) == (3, "POSDUIF UNKNOWN")
 
 
+@pytest.mark.one_server
 def test_what_is_wrong_with_the_command_is_unknown_to_nagios(posduif: Posduif, cli: Posduif, name: str) -> None:
     for words in (
         ("health", "-o", "nagios", "--nosuch"),
@@ -83,6 +84,7 @@ def test_a_server_that_is_away_is_critical_to_nagios(cli: Posduif, tmp_path: Pat
     assert done.out.startswith("POSDUIF CRITICAL - 1 critical in 1 server and 0 tenants | ")
 
 
+@pytest.mark.one_server
 def test_nothing_that_was_not_judged_is_shown_as_fine(
     cli: Posduif, posduif: Posduif, tenant: str, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_nothing_that_was_not_judged_is_shown_as_fine(
         assert posduif("health", "--dsn", dsn, "-o", "nagios", code=3).out.startswith("POSDUIF UNKNOWN")
 
 
+@pytest.mark.one_server
 def test_a_question_without_an_answer_is_told_whatever_is_chosen(
     posduif: Posduif, server: PgServer, tenant: str, tmp_path: Path, clean_environ: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +171,7 @@ def test_prometheus_of_a_server_that_is_away_has_all_families(cli: Posduif, tmp_
     assert [s.labels["check"] for s in critical] == ["server.reach"]
 
 
+@pytest.mark.one_server
 def test_a_file_is_whole_at_every_moment_and_everyone_may_read_it(
     posduif: Posduif, tenant: str, tmp_path: Path
 ) -> None:
@@ -220,6 +224,7 @@ def test_a_report_on_all_tenants_is_small(posduif: Posduif, server: PgServer, te
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "html", "prometheus", "nagios", "tsv", "table"])
+@pytest.mark.one_server
 def test_a_redacted_report_has_no_names(posduif: Posduif, server: PgServer, tenant: str, form: str) -> None:
     secret = "a-very-telling-device"
     phone = user(server, tenant, device_id=secret)
@@ -243,6 +248,7 @@ def test_a_redacted_report_has_no_names(posduif: Posduif, server: PgServer, tena
     assert "server-1" in hidden or form in ("json", "jsonl", "tsv")
 
 
+@pytest.mark.one_server
 def test_watching_shows_the_report_again_until_ctrl_c(posduif: Posduif, server: PgServer, tenant: str) -> None:
     def interrupt(shown: str, process: "subprocess.Popen[bytes]") -> None:
         if shown.count("again every 100ms") >= 3:
@@ -259,6 +265,7 @@ def test_watching_shows_the_report_again_until_ctrl_c(posduif: Posduif, server: 
     assert "--watch needs a terminal" in posduif("health", "--watch", "5s", code=2).err
 
 
+@pytest.mark.one_server
 def test_quickstart_s_report_fits_on_one_screen(posduif: Posduif, tenant: str) -> None:
     out = posduif("health", tenant, "-o", "table").out
     assert len(out.splitlines()) <= 12
