@@ -18,7 +18,7 @@ from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.db import embedded, queries
 from posduif_cli.db.session import Session
 from posduif_cli.models.servers import Server
-from support.findings import about
+from support.findings import about, deep
 from support.runner import Posduif
 from support.servers import PgServer, private
 from support.tenants import forget, user
@@ -370,7 +370,7 @@ def test_tenants_of_one_name_on_two_servers_are_both_told(
         own_server.sql(
             "INSERT INTO sync_metadata (device_id, sync_status) VALUES (%s, 'error')", device, database=tenant
         )
-    [found] = about(posduif.json("health", "--deep", code=None), "sync.failed")
+    [found] = about(deep(posduif, "-o", "json").json, "sync.failed")
     assert (found["value"], found["affected"]) == (2, [tenant])
     assert found["fix"] == f"posduif device list {tenant} --server own"
     posduif("health", tenant, code=5)
