@@ -17,6 +17,15 @@ def quoted(name: str) -> str:
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
+def quoted_text(text: str) -> str:
+    """Quote an SQL literal for a hint that a person pastes into psql.
+
+    >>> quoted_text("o'brien")
+    "'o''brien'"
+    """
+    return sql.Literal(text).as_string(None).strip()
+
+
 def identifier(*names: str) -> sql.Composable:
     """Quote an identifier."""
     return sql.Identifier(*names)

@@ -503,10 +503,15 @@ class Session:
         """Queue a try to take the lock on *subject*, until the session ends; the answer says whether it was taken."""
         return pipeline.execute(queries.load("db/session")["try_lock"], **{"class": LOCK_CLASS, "subject": subject})
 
+    def holders(self, which: Mapping[str, Any]) -> dict[int, str]:
+        """Return the sessions that hold an advisory lock, in words by their pids; *which* has its class and subject."""
+        found = self.tuples(queries.load("db/session")["list_lock_holders"], **which)
+        return {pid: f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in found}
+
     def _held(self, subject: str, which: Mapping[str, Any]) -> Busy:
-        holders = self.tuples(queries.load("db/session")["list_lock_holders"], **which)
-        who = [f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders]
-        ends = [f"or a superuser types: SELECT pg_terminate_backend({pid});" for pid, *_ in holders]
+        holders = self.holders(which)
+        who = list(holders.values())
+        ends = [f"or a superuser types: SELECT pg_terminate_backend({pid});" for pid in holders]
         if not holders:  # a prepared transaction keeps its locks without a session
             prepared = self.tuples(queries.load("db/session")["list_prepared"])
             who = [f"perhaps the prepared transaction {gid} of {owner}" for gid, owner in prepared]

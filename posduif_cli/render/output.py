@@ -141,25 +141,24 @@ class Output:
         elif empty:
             self.say(empty)
 
-    def lines(self, values: Sequence[Any], model: type) -> str:
-        """Return several things of one kind as text: a line of JSON for each, or tab-separated below a header."""
-        rows = [self._pick(tables.row(self.spelled(value)), model) for value in values]
-        if self.format == "jsonl":
-            return "".join(json.dumps(row) + "\n" for row in rows)
-        return "".join(_tsv(rows, list(self._checked(model, changes=False)) or list(tables.keys(model))))
+    @contextmanager
+    def held(self) -> Iterator[io.StringIO]:
+        """Keep what the block writes as a result, and give it the text instead of stdout."""
+        real, held = sys.stdout, _Held(sys.stdout)
+        sys.stdout = held
+        try:
+            yield held
+        finally:
+            sys.stdout = real
 
     @contextmanager
     def screenful(self, last: str) -> Iterator[None]:
         """Clear the terminal, and show what the block writes, as far as there is room, and a *last* line."""
-        real, held = sys.stdout, _Held(sys.stdout)
-        sys.stdout = held
-        try:
+        with self.held() as held:
             yield
-        finally:
-            sys.stdout = real
         lines = held.getvalue().rstrip("\n").split("\n")
         try:
-            room = os.get_terminal_size(real.fileno()).lines - 2
+            room = os.get_terminal_size(sys.stdout.fileno()).lines - 2
         except (OSError, ValueError):
             room = len(lines)
         if len(lines) > room > 0:

@@ -1,6 +1,5 @@
 """Reports: where schemas stand, and the health report in each of its formats."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,11 +52,18 @@ def show(out: Output, health: Health, *, verbose: bool = False, to: Path | None 
 
     With *to* it is written to that file, whole or not at all, for everyone to read. Raises ConfigurationError.
     """
-    text = _text(out, health) if to is not None or out.format not in ("table", "tsv", "json", "jsonl") else None
     if to is not None:
-        files.write_public(to, (text or "").encode())
-    elif text is not None:
-        out.text(text, own=True)
+        with out.held() as held:
+            show(out, health)
+        files.write_public(to, held.getvalue().encode())
+    elif out.format == "html":
+        from posduif_cli.render import page
+
+        out.text(page.html(out.spelled(health)), own=True)
+    elif out.format == "nagios":
+        out.text(monitoring.nagios(out.spelled(health)), own=True)
+    elif out.format == "prometheus":
+        out.text(monitoring.prometheus(out.spelled(health)), own=True)
     elif out.format == "json":
         out.show(health)
     elif out.format != "table" or out.fields:
@@ -70,20 +76,6 @@ def again(out: Output, health: Health, pause: timedelta) -> None:
     """Show a report in the place of the one before, as much of it as the terminal has lines for."""
     with out.screenful(f"{tables.cell(health.checked_at)}, again every {spell(pause)}; ctrl-C ends it"):
         _tables(out, health, False)
-
-
-def _text(out: Output, health: Health) -> str:
-    """Return a report as the text of a file."""
-    spelled = out.spelled(health)
-    if out.format == "html":
-        from posduif_cli.render import page
-
-        return page.html(spelled)
-    if out.format in ("nagios", "prometheus"):
-        return (monitoring.nagios if out.format == "nagios" else monitoring.prometheus)(spelled)
-    if out.format == "json":
-        return json.dumps(tables.row(spelled), indent=2) + "\n"
-    return out.lines(spelled.findings, Finding)
 
 
 def _tables(out: Output, health: Health, verbose: bool) -> None:

@@ -83,12 +83,12 @@ def _finding(group: Sequence[Judged], total: int) -> Finding:
     found = worst.check.finding(worst.subject, worst.verdict, worst.limits)
     if len(group) == 1:
         return replace(found, affected=tenants)
-    more, what = len(group) - 1, worst.verdict.several or worst.verdict.message
     if worst.check.scope == "server":
         others = ", ".join(_name(each) for each in group if each is not worst)
         return replace(found, subject=worst.server, message=f"{found.message} (and {others})", affected=tenants)
     if len(tenants) == 1:
-        return replace(found, message=f"{found.message} (and {more} more)", affected=tenants)
+        return replace(found, message=f"{found.message} (and {len(group) - 1} more)", affected=tenants)
+    what = worst.verdict.several or worst.verdict.message
     return replace(
         found, subject=tenants[0], affected=tenants, fix=_together(group[0], tenants),
         message=f"{len(tenants)} of {total} tenants: {what} ({listed(tenants, SHOWN)})",
@@ -109,7 +109,5 @@ def _together(first: Judged, tenants: Sequence[str]) -> Run | str | None:
         if isinstance(fix, Run):
             return Run(*fix.words, lead=fix.lead or FIRST)
         return fix and f"{FIRST}: {fix}"
-    *words, last = first.check.together
-    options = [last] if last.startswith("--") else []
-    words = words if options else [*words, last]
-    return Run(*words, *(tenants if len(tenants) <= NAMED else ["--all"]), *options)
+    words = first.check.together
+    return Run(*words[:2], *(tenants if len(tenants) <= NAMED else ["--all"]), *words[2:])

@@ -120,8 +120,8 @@ class Check:
     *repair* is called in a transaction under the tenant's lock with the session, the facts and the verdict's thing.
     *tier* says what has to be asked for it: nothing but the server ("listed"), the tenant's database ("visited"), its
     engine ("probed") or the backups ("stored"). *asks* names the queries that it needs the answers of, *monitor* that
-    these take the rights of pg_monitor. *together* are the words of the command that repairs several tenants at once.
-    *hides* says which other findings are symptoms of this one's.
+    these take the rights of pg_monitor. *together* are noun, verb and options of the command that repairs several
+    tenants. *hides* says which other findings are symptoms of this one's.
     """
 
     scope: str

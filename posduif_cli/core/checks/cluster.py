@@ -14,7 +14,7 @@ from posduif_cli.core.fleet.fleet import SIZES_TIMEOUT, Fleet, Session
 from posduif_cli.core.fleet.run import who_is
 from posduif_cli.db import queries
 from posduif_cli.db.admin import CRON_GROUP, HEALTH_GROUP
-from posduif_cli.db.quoting import compose, identifier, quoted
+from posduif_cli.db.quoting import compose, identifier, quoted, quoted_text
 from posduif_cli.db.session import ADMIN_ROLE
 from posduif_cli.errors import Run
 from posduif_cli.models.checks import Level, ServerHealth
@@ -29,7 +29,6 @@ CALLS, SHARE = 5, 0.05  # of a statement: fewer calls, or less of the time of al
 TEXT = 70  # characters of a statement
 FULL = Threshold(0.75, 0.9, "ratio")
 LIMITED = Threshold(0.5, 0.8, "ratio")  # of max_slot_wal_keep_size
-RETAINED = Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes")
 
 # Which words tell a person what was asked.
 SUBJECTS = {
@@ -52,7 +51,7 @@ WITH s AS (
                         AND g.rolname IN ('posduif_health', 'posduif_cron', 'posduif_backup'))
     GROUP BY s.queryid
 )
-SELECT query, calls, total / nullif(calls, 0) AS mean, total / nullif(sum(total) OVER (), 0) AS share, databases,
+SELECT query, calls, total / calls AS mean, total / nullif(sum(total) OVER (), 0) AS share, databases,
        (SELECT dealloc FROM {schema}.pg_stat_statements_info) AS dropped
 FROM s WHERE calls > 0 AND query ~* '^\s*(select|insert|update|delete|merge|with)\y' ORDER BY total DESC LIMIT 100
 """
@@ -139,6 +138,12 @@ def _end(row: Mapping[str, Any]) -> str:
     return f"SELECT pg_terminate_backend({row['pid']}); -- as a superuser, or as {row['role']}"
 
 
+def _session(facts: ServerFacts, row: Mapping[str, Any], seconds: float, what: str) -> Verdict:
+    """Return the verdict that a session has been so for some seconds."""
+    text, names = f"{_who(row)} {what} for {_spelled(seconds)}", facts.names([row["database"]])
+    return Verdict(None, text, int(seconds), fix=_end(row), affected=names, several=what, thing=f"pid {row['pid']}")
+
+
 @health("connections.full", "Connections are left",
     "All roles but superusers share the server's connections. Once none is left, engines and commands are refused.",
     threshold=FULL, hides=Hides(("tenant.reach", "engine.answer"), whole=True))  # fmt: skip
@@ -179,11 +184,7 @@ def idle(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how long each session has been idle in a transaction."""
     for row in facts.rows("list_transactions"):
         if row["idle"] is not None:
-            text = f"{_who(row)} has been idle in a transaction for {_spelled(row['idle'])}"
-            yield Verdict(
-                None, text, int(row["idle"]), fix=_end(row), affected=facts.names([row["database"]]), several="idle",
-                thing=f"pid {row['pid']}",
-            )  # fmt: skip
+            yield _session(facts, row, row["idle"], "has been idle in a transaction")
 
 
 @health("transactions.long", "No transaction takes long",
@@ -193,11 +194,7 @@ def long(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how long each transaction at work has been open."""
     for row in facts.rows("list_transactions"):
         if row["idle"] is None and not row["backup"] and not row["waits"]:
-            text = f"{_who(row)} has been in one transaction for {_spelled(row['age'])}"
-            yield Verdict(
-                None, text, int(row["age"]), fix=_end(row), affected=facts.names([row["database"]]), several="long",
-                thing=f"pid {row['pid']}",
-            )  # fmt: skip
+            yield _session(facts, row, row["age"], "has been in one transaction")
 
 
 @health("sessions.blocked", "No session waits long for a lock",
@@ -206,27 +203,17 @@ def long(facts: ServerFacts) -> Iterator[Verdict]:
 def blocked(facts: ServerFacts) -> Iterator[Verdict]:
     """Tell who blocks others and waits for no one, and how long the longest wait is."""
     known = {row["pid"]: row for row in facts.rows("list_blocked")}
-    for root, behind in _waits(facts).items():
+    waits: dict[int, list[Mapping[str, Any]]] = {}  # the sessions that wait, by that which they wait for in the end
+    for row in known.values():
+        for root in _roots(row["pid"], known) if row["blockers"] else ():
+            waits.setdefault(root, []).append(row)
+    for root, behind in waits.items():
         who = _who(known[root]) if root in known else "a prepared transaction"
-        longest = _longest(behind)
+        longest = max(float(row["waited"] or 0) for row in behind)
         text = f"{who} blocks {counted(len(behind), 'session')}, the longest for {_spelled(longest)}"
         fix = _end(known[root]) if root in known else "look at pg_prepared_xacts, then ROLLBACK PREPARED"
         names = facts.names(row["database"] for row in behind)
         yield Verdict(None, text, int(longest), fix=fix, affected=names, several="blocked", thing=f"pid {root}")
-
-
-def _waits(facts: ServerFacts) -> dict[int, list[Mapping[str, Any]]]:
-    """Return the sessions that wait for a lock, by that which they wait for in the end."""
-    known = {row["pid"]: row for row in facts.rows("list_blocked")}
-    waits: dict[int, list[Mapping[str, Any]]] = {}
-    for row in known.values():
-        for root in _roots(row["pid"], known) if row["blockers"] else ():
-            waits.setdefault(root, []).append(row)
-    return waits
-
-
-def _longest(waiting: Sequence[Mapping[str, Any]]) -> float:
-    return max(float(row["waited"] or 0) for row in waiting)
 
 
 def _roots(pid: int, known: Mapping[int, Mapping[str, Any]]) -> set[int]:
@@ -273,7 +260,7 @@ def _drop(slot: Mapping[str, Any]) -> str:
 @health("slots.retained", "Replication slots keep little WAL",
     "A slot keeps the WAL that its reader has not confirmed, until the disk is full. "
     "Where max_slot_wal_keep_size is set, half of it is a warning and 80 % critical.",
-    threshold=RETAINED, asks=("list_slots",))  # fmt: skip
+    threshold=Threshold(1024 * MIB, 5 * 1024 * MIB, "bytes"), asks=("list_slots",))  # fmt: skip
 def slots(facts: ServerFacts) -> Iterator[Verdict]:
     """Judge how much WAL each replication slot keeps from being recycled."""
     [limit] = [row["mib"] for row in facts.rows("slot_limit")] or [None]
@@ -354,12 +341,12 @@ def horizon(facts: ServerFacts) -> Iterator[Verdict]:
         who = f"{kind} {name}"
         fix = f"look at {kind} {name}"
         if kind == "session":
-            who = who_is(int(name), row["role"], row["application"] or None, row["database"] or None)
-            fix = f"SELECT pg_terminate_backend({name}); -- as a superuser, or as {row['role']}"
+            session = {**row, "pid": name}
+            who, fix = _who(session), _end(session)
         elif kind == "slot":
             fix = f"SELECT pg_drop_replication_slot('{name}');"
         elif kind == "prepared transaction":
-            fix = f"ROLLBACK PREPARED '{name.replace(chr(39), chr(39) * 2)}'; -- in database {row['database']}"
+            fix = f"ROLLBACK PREPARED {quoted_text(name)}; -- in database {row['database']}"
         text = f"{who} holds back VACUUM in all databases, by {row['age']} transactions"
         yield Verdict(None, text, row["age"], fix=fix, affected=facts.names([row["database"]]))
 

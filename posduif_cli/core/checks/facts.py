@@ -6,7 +6,7 @@ Each is gathered once, by one session where a server is asked. What was not aske
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,13 +63,16 @@ class ServerFacts:
 
     def names(self, databases: Iterable[str]) -> tuple[str, ...]:
         """Return those of some databases that are tenants."""
-        known = {tenant.tenant for tenant in self.tenants or ()}
-        return tuple(dict.fromkeys(name for name in databases if name in known))
+        return tuple(dict.fromkeys(name for name in databases if name in self._known))
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(tenant.tenant for tenant in self.tenants or ())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a tenant's url answered: the HTTP *status* within *seconds*, or at which *step* it failed, and why.
+    """What a tenant's url answered: the HTTP *status*, or at which *step* it failed, and why.
 
     *step* is "name", "connect", "certificate", "silence" or "http". *ends* is when the certificate ends.
     """
@@ -78,7 +81,6 @@ class Answer:
     status: int | None = None
     step: str | None = None
     why: str = ""
-    seconds: float = 0.0
     ends: datetime | None = None
 
 
@@ -125,7 +127,6 @@ class VisitedServer:
 
     subject: str
     tenants: Sequence[TenantFacts]
-    now: datetime = field(default_factory=partial(datetime.now, UTC))
 
 
 @dataclass(frozen=True)

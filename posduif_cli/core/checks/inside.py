@@ -14,7 +14,7 @@ from posduif_cli.core.checks.rights import missing_grants
 from posduif_cli.core.fleet.fleet import Session
 from posduif_cli.core.schema import inventory
 from posduif_cli.db import queries
-from posduif_cli.db.quoting import quoted
+from posduif_cli.db.quoting import quoted, quoted_text
 from posduif_cli.errors import Run
 from posduif_cli.models.checks import IndexUse, Level, TableSize
 from posduif_cli.models.tenants import Tenant
@@ -32,6 +32,7 @@ SUBJECTS = {
     "list_tables": "tables", "list_indexes": "indexes", "measure_statistics": "statistics",
     "list_disabled_triggers": "triggers", "judge_messages": "messages", "count_errors": "synchronisation errors",
     "measure_enrollments": "enrollments", "list_displaced": "displaced devices",
+    "measure_tenant": "size, connections", "count_users": "users",
 }  # fmt: skip
 FIGURES = ("measure_tenant", "count_users", "count_errors", "judge_messages", "list_tables", "list_indexes")
 
@@ -55,8 +56,7 @@ def look(
     wanted = [*(FIGURES if named else ()), *(name for each in chosen for name in each.asks)]
     for name in dict.fromkeys(wanted):
         params = {"silent": SILENT.total_seconds()} if name == "judge_messages" else {}
-        subject = SUBJECTS.get(name) or {"measure_tenant": "size, connections", "count_users": "users"}[name]
-        questions.query(name, subject, texts[name], **params)
+        questions.query(name, SUBJECTS[name], texts[name], **params)
     missing: Sequence[str] | None = None
     if session.member and any(each.id == "grants.differ" for each in chosen):
         rights = next((row["rights"] for row in questions.query("rights", "rights", texts["condense_rights"])), "")
@@ -215,7 +215,7 @@ def _word(text: str) -> tuple[str, ...]:
 def _free(facts: TenantFacts, device: str) -> str:
     """Return the SQL that takes a device from a web user, which no command touches."""
     columns = "device_id = NULL, enrolled_at = NULL, enrollment_token_id = NULL"
-    where = f"user_type = 'web' AND device_id = '{device.replace(chr(39), chr(39) * 2)}'"
+    where = f"user_type = 'web' AND device_id = {quoted_text(device)}"
     return f"UPDATE users SET {columns} WHERE {where}; -- in database {facts.subject}"  # noqa: S608 -- shown, not run
 
 

@@ -8,13 +8,12 @@ import http.client
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from posduif_cli.core.checks.check import Threshold, Verdict, check
+from posduif_cli.core.checks.check import Verdict, check
 from posduif_cli.core.checks.facts import Answer, TenantFacts
 from posduif_cli.errors import Run
 from posduif_cli.models.checks import Level
@@ -23,7 +22,7 @@ from posduif_cli.notation import counted
 
 LIMIT = timedelta(seconds=3)  # for all of one answer, the name's resolution included
 PATH, DEVICE = "/api/users", "posduif-probe"
-ENDING = Threshold(14, 3, "days")  # until a certificate ends: fewer is worse
+ENDING_WARNING, ENDING_CRITICAL = 14, 3  # days until a certificate ends; fewer are a warning, or critical
 FAILED = 500  # what an engine says whose query failed
 GATE = (401, 403, 407, 429)  # of something that asks who comes, before the engine
 GATEWAY = (502, 503, 504)  # what a balancer says of an engine that does not answer
@@ -33,13 +32,12 @@ def ask(url: str) -> Answer:
     """Return what a tenant's url answers within LIMIT; nothing is raised."""
     answers: list[Answer] = []
     reached = ["name"]
-    started = time.monotonic()
 
     def work() -> None:
-        answers.append(_ask(url, started, reached))
+        answers.append(_ask(url, reached))
         # An engine notices only by a failed query that the server ended a session: the second one has a new session.
         if answers[0].status == FAILED:
-            answers.append(_ask(url, started, reached))
+            answers.append(_ask(url, reached))
 
     # A thread of its own: no limit ends the resolution of a name.
     thread = threading.Thread(target=work, daemon=True)
@@ -53,7 +51,7 @@ def _late(url: str, reached: Sequence[str]) -> Answer:
     return Answer(url, step=step, why=f"no answer within {LIMIT.total_seconds():.0f} s")
 
 
-def _ask(url: str, started: float, reached: list[str]) -> Answer:
+def _ask(url: str, reached: list[str]) -> Answer:
     """Ask once; each step that is *reached* is noted: "name", "connect" and, once connected, "http"."""
     reached.append("name")
     try:
@@ -69,7 +67,7 @@ def _ask(url: str, started: float, reached: list[str]) -> Answer:
     except (http.client.HTTPException, OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Answer(url, step=reached[-1], why=" ".join(why.split())[:100])  # which may be what a stranger said
-    return Answer(url, status, seconds=round(time.monotonic() - started, 3), ends=ends)
+    return Answer(url, status, ends=ends)
 
 
 def _get(url: str, reached: list[str]) -> tuple[int, datetime | None]:
@@ -182,8 +180,8 @@ def _certificate(answer: Answer, now: datetime) -> Iterator[Verdict]:
     """Judge how many days a certificate has left."""
     if answer.ends is not None:
         days = (answer.ends - now).days
-        if days < ENDING.warning:
-            level = Level.CRITICAL if days < ENDING.critical else Level.WARNING
+        if days < ENDING_WARNING:
+            level = Level.CRITICAL if days < ENDING_CRITICAL else Level.WARNING
             text = f"the certificate of {answer.url} ends in {counted(days, 'day')}"
             fix = "renew the certificate"
             yield Verdict(level, text, days, "days", fix=fix, several="certificates end soon")

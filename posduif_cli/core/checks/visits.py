@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from posduif_cli.core.fleet.crew import Crew
 from posduif_cli.core.fleet.fleet import Fleet
 from posduif_cli.core.fleet.run import DEFAULT_JOBS
 from posduif_cli.db import queries
-from posduif_cli.db.session import HEALTH_CLASS, Session
+from posduif_cli.db.session import HEALTH_CLASS
 from posduif_cli.errors import Busy, PosduifError, ServerUnreachable
 from posduif_cli.models.checks import ServerHealth
 from posduif_cli.models.tenants import State, Tenant
@@ -62,32 +62,23 @@ class Depth:
 @contextmanager
 def turn(fleet: Fleet, servers: Collection[str]) -> Iterator[None]:
     """Hold the lock of deep reports on some servers; raises Busy, naming who has it."""
-    held: list[Session] = []
-    try:
+    which = {"class": HEALTH_CLASS, "subject": TURN}
+    with ExitStack() as held:
         for server in map(fleet.server, servers):
             if server.max_connections == 1:
                 continue  # the only connection is needed for the visits
             try:
-                held.append(fleet.maintenance(server))
+                session = held.enter_context(fleet.maintenance(server))
             except ServerUnreachable:
                 continue  # the visits say so
-            _take(held[-1])
+            if not session.value(queries.load("db/session")["try_lock"], **which):
+                who = ", ".join(session.holders(which).values())
+                raise Busy(
+                    f"another deep report is under way on server {server.name}",
+                    why=f"its lock is held by {who}" if who else None,
+                    hint="try again when that is done",
+                )
         yield
-    finally:
-        for session in held:
-            session.close()
-
-
-def _take(session: Session) -> None:
-    named, which = queries.load("db/session"), {"class": HEALTH_CLASS, "subject": TURN}
-    if not session.value(named["try_lock"], **which):
-        holders = session.tuples(named["list_lock_holders"], **which)
-        who = ", ".join(f"{app or 'a session'} of {user} (pid {pid}{age})" for pid, app, user, age in holders)
-        raise Busy(
-            f"another deep report is under way on server {session.server.name}",
-            why=f"its lock is held by {who}" if who else None,
-            hint="try again when that is done",
-        )
 
 
 def visits(
